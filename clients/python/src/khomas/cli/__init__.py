@@ -1,0 +1,1 @@
+"""The `khomas` command."""

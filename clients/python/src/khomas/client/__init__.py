@@ -1,0 +1,1 @@
+"""Thin client: grpcio and protobuf only."""

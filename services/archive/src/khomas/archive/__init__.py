@@ -1,0 +1,1 @@
+"""Immutable releases served by Virtual Observatory standards."""

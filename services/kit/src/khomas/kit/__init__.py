@@ -1,0 +1,1 @@
+"""What every Khomas service needs, without a domain word."""
