@@ -22,4 +22,4 @@ $(STAMP): pyproject.toml constraints.txt $(MEMBERS:%=%/pyproject.toml) | $(UV)
 	@touch $@
 
 gen: setup
-	tools/gen
+	$(BIN)/python tools/gen
