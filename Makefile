@@ -1,25 +1,71 @@
-# Every target sets up what it needs by itself.
+# Every target sets up by itself what it needs, in `.venv` and from Debian's packages where the tests want a program.
 SHELL := /bin/bash
+.DELETE_ON_ERROR:
 PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv
 MEMBERS := proto/python services/kit services/catalog services/storage services/scheduler \
            services/bookkeeping services/archive clients/python
-STAMP := .venv/.installed
+PROJECTS := pyproject.toml $(MEMBERS:%=%/pyproject.toml)
+COMPILE := uv pip compile --quiet --universal --python-version 3.11 --all-extras --group dev --group demo \
+           --no-emit-index-url --no-annotate --no-header $(foreach m,api kit catalog storage,--no-emit-package khomas-$m)
+# What `make demo` works on and where it keeps its state.
+DATA ?=
+STATE ?= demo-state
+# Passed on to pytest: make test TESTS="services/catalog -x"
+TESTS ?=
+# Contracts are compared with this state; nothing to compare with is no fault.
+BUF_AGAINST ?= main
 
-.PHONY: setup gen
-setup: $(STAMP)
+.PHONY: setup gen lint test check demo bench constraints
+.DEFAULT_GOAL := check
+
+setup: .venv/.installed
 
 $(UV):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
-	  { echo "Khomas needs python3 >= 3.11; point make at one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	  { echo "Khomas needs python3 >= 3.11; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt uv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
 
-$(STAMP): pyproject.toml constraints.txt $(MEMBERS:%=%/pyproject.toml) | $(UV)
-	$(UV) pip install --quiet --constraint constraints.txt --group dev \
+.venv/.installed: $(PROJECTS) constraints.txt | $(UV)
+	$(UV) pip install --quiet --python .venv --constraint constraints.txt --group dev \
 	  $(MEMBERS:%=--editable %) --editable 'clients/python[cli]'
+	@touch $@
+
+.venv/.demo: .venv/.installed
+	$(UV) pip install --quiet --python .venv --constraint constraints.txt --group demo
 	@touch $@
 
 gen: setup
 	$(BIN)/python tools/gen
+
+lint: gen
+	@git diff --exit-code --stat -- proto/python/src typings && \
+	  test -z "$$(git ls-files --others --exclude-standard proto/python/src typings)" || \
+	  { echo "The committed stubs differ from the contracts: commit what 'make gen' wrote." >&2; exit 1; }
+	$(BIN)/buf lint
+	$(BIN)/buf format --path proto/khomas --diff --exit-code
+	@if git cat-file -e $(BUF_AGAINST):buf.yaml 2>/dev/null; then \
+	  echo buf breaking; $(BIN)/buf breaking --path proto/khomas --against '.git#ref=$(BUF_AGAINST)'; \
+	else echo "no contracts at $(BUF_AGAINST): nothing to break"; fi
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python tools/check-manifests
+
+test: setup
+	tools/test-programs
+	$(BIN)/pytest $(TESTS)
+
+check: lint test
+
+demo: .venv/.demo
+	$(BIN)/python examples/hess/demo.py --data "$(DATA)" --state "$(STATE)"
+
+bench: setup
+	tools/test-programs
+	$(BIN)/python tests/performance/bench.py
+
+constraints: $(UV)
+	$(BIN)/$(COMPILE) $(PROJECTS) --output-file constraints.txt --upgrade
