@@ -24,18 +24,16 @@ _sym_db = _symbol_database.Default()
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
-from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from khomas.api.common.v1 import access_pb2 as khomas_dot_api_dot_common_dot_v1_dot_access__pb2
 from khomas.api.common.v1 import event_pb2 as khomas_dot_api_dot_common_dot_v1_dot_event__pb2
 from khomas.api.common.v1 import explanation_pb2 as khomas_dot_api_dot_common_dot_v1_dot_explanation__pb2
 from khomas.api.scheduler.v1 import job_pb2 as khomas_dot_api_dot_scheduler_dot_v1_dot_job__pb2
-from khomas.api.scheduler.v1 import job_spec_pb2 as khomas_dot_api_dot_scheduler_dot_v1_dot_job__spec__pb2
 from khomas.api.scheduler.v1 import placement_pb2 as khomas_dot_api_dot_scheduler_dot_v1_dot_placement__pb2
 from khomas.api.scheduler.v1 import state_pb2 as khomas_dot_api_dot_scheduler_dot_v1_dot_state__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n/khomas/api/scheduler/v1/scheduler_service.proto\x12\x17khomas.api.scheduler.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a!khomas/api/common/v1/access.proto\x1a khomas/api/common/v1/event.proto\x1a&khomas/api/common/v1/explanation.proto\x1a!khomas/api/scheduler/v1/job.proto\x1a&khomas/api/scheduler/v1/job_spec.proto\x1a\'khomas/api/scheduler/v1/placement.proto\x1a#khomas/api/scheduler/v1/state.proto\"\x9e\x01\n\x16\x42\x61tchCreateJobsRequest\x12\x37\n\x04jobs\x18\x01 \x03(\x0b\x32\x1c.khomas.api.scheduler.v1.JobB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x90N\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12\x16\n\x0erender_scripts\x18\x03 \x01(\x08\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\xb4\x01\n\x17\x42\x61tchCreateJobsResponse\x12*\n\x04jobs\x18\x01 \x03(\x0b\x32\x1c.khomas.api.scheduler.v1.Job\x12-\n\x07mergers\x18\x02 \x03(\x0b\x32\x1c.khomas.api.scheduler.v1.Job\x12\x10\n\x08warnings\x18\x03 \x03(\t\x12,\n\x05plans\x18\x04 \x03(\x0b\x32\x1d.khomas.api.scheduler.v1.Plan\"|\n\x04Plan\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x0b\n\x03why\x18\x02 \x01(\t\x12\x0c\n\x04jobs\x18\x03 \x01(\x03\x12\x0e\n\x06inputs\x18\x04 \x03(\t\x12\x38\n\x07scripts\x18\x05 \x03(\x0b\x32\'.khomas.api.scheduler.v1.RenderedScript\"@\n\x0eRenderedScript\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\x12\x0f\n\x07\x63ommand\x18\x03 \x03(\t\"&\n\rGetJobRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\"?\n\x13\x42\x61tchGetJobsRequest\x12\x1a\n\x05names\x18\x01 \x03(\tB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x90N\x12\x0c\n\x04\x66ull\x18\x02 \x01(\x08\"K\n\x14\x42\x61tchGetJobsResponse\x12\x33\n\x07results\x18\x01 \x03(\x0b\x32\".khomas.api.scheduler.v1.JobResult\"g\n\tJobResult\x12+\n\x03job\x18\x01 \x01(\x0b\x32\x1c.khomas.api.scheduler.v1.JobH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"\x9e\x01\n\x0fListJobsRequest\x12\x17\n\x06parent\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x18\n\x06\x66ilter\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80@\x12\x1a\n\x08order_by\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x1a\n\tpage_size\x18\x04 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x12\n\npage_token\x18\x05 \x01(\t\x12\x0c\n\x04\x66ull\x18\x06 \x01(\x08\"W\n\x10ListJobsResponse\x12*\n\x04jobs\x18\x01 \x03(\x0b\x32\x1c.khomas.api.scheduler.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"c\n\x10\x43ountJobsRequest\x12\x17\n\x06parent\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x18\n\x06\x66ilter\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80@\x12\x1c\n\x08group_by\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\"\x8a\x01\n\x11\x43ountJobsResponse\x12\x46\n\x06\x63ounts\x18\x01 \x03(\x0b\x32\x36.khomas.api.scheduler.v1.CountJobsResponse.CountsEntry\x1a-\n\x0b\x43ountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"l\n\x16\x42\x61tchCancelJobsRequest\x12\x1a\n\x05names\x18\x01 \x03(\tB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x90N\x12\x18\n\x06reason\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"W\n\x17\x42\x61tchCancelJobsResponse\x12\x11\n\tcancelled\x18\x01 \x01(\x03\x12\x12\n\ncancelling\x18\x02 \x01(\x03\x12\x15\n\ralready_final\x18\x03 \x01(\x03\"P\n\x14\x42\x61tchHoldJobsRequest\x12\x1a\n\x05names\x18\x01 \x03(\tB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x90N\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"8\n\x15\x42\x61tchHoldJobsResponse\x12\x0c\n\x04held\x18\x01 \x01(\x03\x12\x11\n\tunchanged\x18\x02 \x01(\x03\"S\n\x17\x42\x61tchReleaseJobsRequest\x12\x1a\n\x05names\x18\x01 \x03(\tB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x90N\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"?\n\x18\x42\x61tchReleaseJobsResponse\x12\x10\n\x08released\x18\x01 \x01(\x03\x12\x11\n\tunchanged\x18\x02 \x01(\x03\"\x9c\x02\n\x10RetryJobsRequest\x12\x1a\n\x05names\x18\x01 \x03(\tB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x90N\x12\x30\n\x07reasons\x18\x02 \x03(\x0e\x32\x1f.khomas.api.scheduler.v1.Reason\x12%\n\rmemory_factor\x18\x03 \x01(\x01\x42\x0e\xbaH\x0b\x12\t)\x00\x00\x00\x00\x00\x00\x00\x00\x12\x1d\n\x0cmemory_bytes\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12(\n\x10wall_time_factor\x18\x05 \x01(\x01\x42\x0e\xbaH\x0b\x12\t)\x00\x00\x00\x00\x00\x00\x00\x00\x12,\n\twall_time\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1c\n\nrequest_id\x18\x07 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"P\n\x11RetryJobsResponse\x12*\n\x04jobs\x18\x01 \x03(\x0b\x32\x1c.khomas.api.scheduler.v1.Job\x12\x0f\n\x07retried\x18\x02 \x01(\x03\"*\n\x11\x45xplainJobRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\"\xf3\x01\n\x0eReadLogRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12H\n\x06stream\x18\x02 \x01(\x0e\x32..khomas.api.scheduler.v1.ReadLogRequest.StreamB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\x0e\n\x06\x66ollow\x18\x04 \x01(\x08\x12\x18\n\x07\x61ttempt\x18\x05 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\"F\n\x06Stream\x12\x16\n\x12STREAM_UNSPECIFIED\x10\x00\x12\x11\n\rSTREAM_STDOUT\x10\x01\x12\x11\n\rSTREAM_STDERR\x10\x02\"@\n\x0fReadLogResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\":\n\x1b\x46indMissingSandboxesRequest\x12\x1b\n\x06sha256\x18\x01 \x03(\tB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x90N\".\n\x1c\x46indMissingSandboxesResponse\x12\x0e\n\x06sha256\x18\x01 \x03(\t\"\x84\x01\n\x1b\x42\x61tchCreateSandboxesRequest\x12G\n\tsandboxes\x18\x01 \x03(\x0b\x32\'.khomas.api.scheduler.v1.SandboxContentB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"T\n\x0eSandboxContent\x12%\n\x06sha256\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12\x1b\n\x07\x63ontent\x18\x02 \x01(\x0c\x42\n\xbaH\x07z\x05\x18\x80\x80\x80\x05\"/\n\x1c\x42\x61tchCreateSandboxesResponse\x12\x0f\n\x07\x63reated\x18\x01 \x01(\x05\"m\n\x12ReadSandboxRequest\x12\x10\n\x06sha256\x18\x01 \x01(\tH\x00\x12\x34\n\x06output\x18\x02 \x01(\x0b\x32\".khomas.api.scheduler.v1.JobOutputH\x00\x42\x0f\n\x06source\x12\x05\xbaH\x02\x08\x01\"R\n\tJobOutput\x12\x14\n\x03job\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x15\n\x04path\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x18\n\x07\x61ttempt\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\"#\n\x13ReadSandboxResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"E\n\x13ListBackendsRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x12\n\npage_token\x18\x02 \x01(\t\"c\n\x14ListBackendsResponse\x12\x32\n\x08\x62\x61\x63kends\x18\x01 \x03(\x0b\x32 .khomas.api.scheduler.v1.Backend\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xa7\x10\n\x10SchedulerService\x12\x8a\x01\n\x0f\x42\x61tchCreateJobs\x12/.khomas.api.scheduler.v1.BatchCreateJobsRequest\x1a\x30.khomas.api.scheduler.v1.BatchCreateJobsResponse\"\x14\xb2\xe1\x18\x10\x12\x0e\x63ompute.create\x12\x62\n\x06GetJob\x12&.khomas.api.scheduler.v1.GetJobRequest\x1a\x1c.khomas.api.scheduler.v1.Job\"\x12\xb2\xe1\x18\x0e\x12\x0c\x63ompute.read\x12\x7f\n\x0c\x42\x61tchGetJobs\x12,.khomas.api.scheduler.v1.BatchGetJobsRequest\x1a-.khomas.api.scheduler.v1.BatchGetJobsResponse\"\x12\xb2\xe1\x18\x0e\x12\x0c\x63ompute.read\x12s\n\x08ListJobs\x12(.khomas.api.scheduler.v1.ListJobsRequest\x1a).khomas.api.scheduler.v1.ListJobsResponse\"\x12\xb2\xe1\x18\x0e\x12\x0c\x63ompute.read\x12v\n\tCountJobs\x12).khomas.api.scheduler.v1.CountJobsRequest\x1a*.khomas.api.scheduler.v1.CountJobsResponse\"\x12\xb2\xe1\x18\x0e\x12\x0c\x63ompute.read\x12\x8a\x01\n\x0f\x42\x61tchCancelJobs\x12/.khomas.api.scheduler.v1.BatchCancelJobsRequest\x1a\x30.khomas.api.scheduler.v1.BatchCancelJobsResponse\"\x14\xb2\xe1\x18\x10\x12\x0e\x63ompute.cancel\x12\x84\x01\n\rBatchHoldJobs\x12-.khomas.api.scheduler.v1.BatchHoldJobsRequest\x1a..khomas.api.scheduler.v1.BatchHoldJobsResponse\"\x14\xb2\xe1\x18\x10\x12\x0e\x63ompute.modify\x12\x8d\x01\n\x10\x42\x61tchReleaseJobs\x12\x30.khomas.api.scheduler.v1.BatchReleaseJobsRequest\x1a\x31.khomas.api.scheduler.v1.BatchReleaseJobsResponse\"\x14\xb2\xe1\x18\x10\x12\x0e\x63ompute.modify\x12x\n\tRetryJobs\x12).khomas.api.scheduler.v1.RetryJobsRequest\x1a*.khomas.api.scheduler.v1.RetryJobsResponse\"\x14\xb2\xe1\x18\x10\x12\x0e\x63ompute.create\x12o\n\nExplainJob\x12*.khomas.api.scheduler.v1.ExplainJobRequest\x1a!.khomas.api.common.v1.Explanation\"\x12\xb2\xe1\x18\x0e\x12\x0c\x63ompute.read\x12r\n\x07ReadLog\x12\'.khomas.api.scheduler.v1.ReadLogRequest\x1a(.khomas.api.scheduler.v1.ReadLogResponse\"\x12\xb2\xe1\x18\x0e\x12\x0c\x63ompute.read0\x01\x12\x99\x01\n\x14\x46indMissingSandboxes\x12\x34.khomas.api.scheduler.v1.FindMissingSandboxesRequest\x1a\x35.khomas.api.scheduler.v1.FindMissingSandboxesResponse\"\x14\xb2\xe1\x18\x10\x12\x0e\x63ompute.create\x12\x99\x01\n\x14\x42\x61tchCreateSandboxes\x12\x34.khomas.api.scheduler.v1.BatchCreateSandboxesRequest\x1a\x35.khomas.api.scheduler.v1.BatchCreateSandboxesResponse\"\x14\xb2\xe1\x18\x10\x12\x0e\x63ompute.create\x12~\n\x0bReadSandbox\x12+.khomas.api.scheduler.v1.ReadSandboxRequest\x1a,.khomas.api.scheduler.v1.ReadSandboxResponse\"\x12\xb2\xe1\x18\x0e\x12\x0c\x63ompute.read0\x01\x12\x7f\n\x0cListBackends\x12,.khomas.api.scheduler.v1.ListBackendsRequest\x1a-.khomas.api.scheduler.v1.ListBackendsResponse\"\x12\xb2\xe1\x18\x0e\x12\x0c\x63ompute.read\x12x\n\x0bWatchEvents\x12(.khomas.api.common.v1.WatchEventsRequest\x1a).khomas.api.common.v1.WatchEventsResponse\"\x12\xb2\xe1\x18\x0e\x12\x0c\x63ompute.read0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n/khomas/api/scheduler/v1/scheduler_service.proto\x12\x17khomas.api.scheduler.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\x1a!khomas/api/common/v1/access.proto\x1a khomas/api/common/v1/event.proto\x1a&khomas/api/common/v1/explanation.proto\x1a!khomas/api/scheduler/v1/job.proto\x1a\'khomas/api/scheduler/v1/placement.proto\x1a#khomas/api/scheduler/v1/state.proto\"\x9e\x01\n\x16\x42\x61tchCreateJobsRequest\x12\x37\n\x04jobs\x18\x01 \x03(\x0b\x32\x1c.khomas.api.scheduler.v1.JobB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x90N\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12\x16\n\x0erender_scripts\x18\x03 \x01(\x08\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\xb4\x01\n\x17\x42\x61tchCreateJobsResponse\x12*\n\x04jobs\x18\x01 \x03(\x0b\x32\x1c.khomas.api.scheduler.v1.Job\x12-\n\x07mergers\x18\x02 \x03(\x0b\x32\x1c.khomas.api.scheduler.v1.Job\x12\x10\n\x08warnings\x18\x03 \x03(\t\x12,\n\x05plans\x18\x04 \x03(\x0b\x32\x1d.khomas.api.scheduler.v1.Plan\"|\n\x04Plan\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x0b\n\x03why\x18\x02 \x01(\t\x12\x0c\n\x04jobs\x18\x03 \x01(\x03\x12\x0e\n\x06inputs\x18\x04 \x03(\t\x12\x38\n\x07scripts\x18\x05 \x03(\x0b\x32\'.khomas.api.scheduler.v1.RenderedScript\"@\n\x0eRenderedScript\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\x12\x0f\n\x07\x63ommand\x18\x03 \x03(\t\"&\n\rGetJobRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\"?\n\x13\x42\x61tchGetJobsRequest\x12\x1a\n\x05names\x18\x01 \x03(\tB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x90N\x12\x0c\n\x04\x66ull\x18\x02 \x01(\x08\"K\n\x14\x42\x61tchGetJobsResponse\x12\x33\n\x07results\x18\x01 \x03(\x0b\x32\".khomas.api.scheduler.v1.JobResult\"g\n\tJobResult\x12+\n\x03job\x18\x01 \x01(\x0b\x32\x1c.khomas.api.scheduler.v1.JobH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"\x9e\x01\n\x0fListJobsRequest\x12\x17\n\x06parent\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x18\n\x06\x66ilter\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80@\x12\x1a\n\x08order_by\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x1a\n\tpage_size\x18\x04 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x12\n\npage_token\x18\x05 \x01(\t\x12\x0c\n\x04\x66ull\x18\x06 \x01(\x08\"W\n\x10ListJobsResponse\x12*\n\x04jobs\x18\x01 \x03(\x0b\x32\x1c.khomas.api.scheduler.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"c\n\x10\x43ountJobsRequest\x12\x17\n\x06parent\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x18\n\x06\x66ilter\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80@\x12\x1c\n\x08group_by\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\"\x8a\x01\n\x11\x43ountJobsResponse\x12\x46\n\x06\x63ounts\x18\x01 \x03(\x0b\x32\x36.khomas.api.scheduler.v1.CountJobsResponse.CountsEntry\x1a-\n\x0b\x43ountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"l\n\x16\x42\x61tchCancelJobsRequest\x12\x1a\n\x05names\x18\x01 \x03(\tB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x90N\x12\x18\n\x06reason\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"W\n\x17\x42\x61tchCancelJobsResponse\x12\x11\n\tcancelled\x18\x01 \x01(\x03\x12\x12\n\ncancelling\x18\x02 \x01(\x03\x12\x15\n\ralready_final\x18\x03 \x01(\x03\"P\n\x14\x42\x61tchHoldJobsRequest\x12\x1a\n\x05names\x18\x01 \x03(\tB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x90N\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"8\n\x15\x42\x61tchHoldJobsResponse\x12\x0c\n\x04held\x18\x01 \x01(\x03\x12\x11\n\tunchanged\x18\x02 \x01(\x03\"S\n\x17\x42\x61tchReleaseJobsRequest\x12\x1a\n\x05names\x18\x01 \x03(\tB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x90N\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"?\n\x18\x42\x61tchReleaseJobsResponse\x12\x10\n\x08released\x18\x01 \x01(\x03\x12\x11\n\tunchanged\x18\x02 \x01(\x03\"\x9c\x02\n\x10RetryJobsRequest\x12\x1a\n\x05names\x18\x01 \x03(\tB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x90N\x12\x30\n\x07reasons\x18\x02 \x03(\x0e\x32\x1f.khomas.api.scheduler.v1.Reason\x12%\n\rmemory_factor\x18\x03 \x01(\x01\x42\x0e\xbaH\x0b\x12\t)\x00\x00\x00\x00\x00\x00\x00\x00\x12\x1d\n\x0cmemory_bytes\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12(\n\x10wall_time_factor\x18\x05 \x01(\x01\x42\x0e\xbaH\x0b\x12\t)\x00\x00\x00\x00\x00\x00\x00\x00\x12,\n\twall_time\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1c\n\nrequest_id\x18\x07 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"P\n\x11RetryJobsResponse\x12*\n\x04jobs\x18\x01 \x03(\x0b\x32\x1c.khomas.api.scheduler.v1.Job\x12\x0f\n\x07retried\x18\x02 \x01(\x03\"*\n\x11\x45xplainJobRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\"\xf3\x01\n\x0eReadLogRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12H\n\x06stream\x18\x02 \x01(\x0e\x32..khomas.api.scheduler.v1.ReadLogRequest.StreamB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\x0e\n\x06\x66ollow\x18\x04 \x01(\x08\x12\x18\n\x07\x61ttempt\x18\x05 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\"F\n\x06Stream\x12\x16\n\x12STREAM_UNSPECIFIED\x10\x00\x12\x11\n\rSTREAM_STDOUT\x10\x01\x12\x11\n\rSTREAM_STDERR\x10\x02\"@\n\x0fReadLogResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\":\n\x1b\x46indMissingSandboxesRequest\x12\x1b\n\x06sha256\x18\x01 \x03(\tB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x90N\".\n\x1c\x46indMissingSandboxesResponse\x12\x0e\n\x06sha256\x18\x01 \x03(\t\"\x84\x01\n\x1b\x42\x61tchCreateSandboxesRequest\x12G\n\tsandboxes\x18\x01 \x03(\x0b\x32\'.khomas.api.scheduler.v1.SandboxContentB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"T\n\x0eSandboxContent\x12%\n\x06sha256\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12\x1b\n\x07\x63ontent\x18\x02 \x01(\x0c\x42\n\xbaH\x07z\x05\x18\x80\x80\x80\x05\"/\n\x1c\x42\x61tchCreateSandboxesResponse\x12\x0f\n\x07\x63reated\x18\x01 \x01(\x05\"m\n\x12ReadSandboxRequest\x12\x10\n\x06sha256\x18\x01 \x01(\tH\x00\x12\x34\n\x06output\x18\x02 \x01(\x0b\x32\".khomas.api.scheduler.v1.JobOutputH\x00\x42\x0f\n\x06source\x12\x05\xbaH\x02\x08\x01\"R\n\tJobOutput\x12\x14\n\x03job\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x15\n\x04path\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x18\n\x07\x61ttempt\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\"#\n\x13ReadSandboxResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"E\n\x13ListBackendsRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x12\n\npage_token\x18\x02 \x01(\t\"c\n\x14ListBackendsResponse\x12\x32\n\x08\x62\x61\x63kends\x18\x01 \x03(\x0b\x32 .khomas.api.scheduler.v1.Backend\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xa7\x10\n\x10SchedulerService\x12\x8a\x01\n\x0f\x42\x61tchCreateJobs\x12/.khomas.api.scheduler.v1.BatchCreateJobsRequest\x1a\x30.khomas.api.scheduler.v1.BatchCreateJobsResponse\"\x14\xb2\xe1\x18\x10\x12\x0e\x63ompute.create\x12\x62\n\x06GetJob\x12&.khomas.api.scheduler.v1.GetJobRequest\x1a\x1c.khomas.api.scheduler.v1.Job\"\x12\xb2\xe1\x18\x0e\x12\x0c\x63ompute.read\x12\x7f\n\x0c\x42\x61tchGetJobs\x12,.khomas.api.scheduler.v1.BatchGetJobsRequest\x1a-.khomas.api.scheduler.v1.BatchGetJobsResponse\"\x12\xb2\xe1\x18\x0e\x12\x0c\x63ompute.read\x12s\n\x08ListJobs\x12(.khomas.api.scheduler.v1.ListJobsRequest\x1a).khomas.api.scheduler.v1.ListJobsResponse\"\x12\xb2\xe1\x18\x0e\x12\x0c\x63ompute.read\x12v\n\tCountJobs\x12).khomas.api.scheduler.v1.CountJobsRequest\x1a*.khomas.api.scheduler.v1.CountJobsResponse\"\x12\xb2\xe1\x18\x0e\x12\x0c\x63ompute.read\x12\x8a\x01\n\x0f\x42\x61tchCancelJobs\x12/.khomas.api.scheduler.v1.BatchCancelJobsRequest\x1a\x30.khomas.api.scheduler.v1.BatchCancelJobsResponse\"\x14\xb2\xe1\x18\x10\x12\x0e\x63ompute.cancel\x12\x84\x01\n\rBatchHoldJobs\x12-.khomas.api.scheduler.v1.BatchHoldJobsRequest\x1a..khomas.api.scheduler.v1.BatchHoldJobsResponse\"\x14\xb2\xe1\x18\x10\x12\x0e\x63ompute.modify\x12\x8d\x01\n\x10\x42\x61tchReleaseJobs\x12\x30.khomas.api.scheduler.v1.BatchReleaseJobsRequest\x1a\x31.khomas.api.scheduler.v1.BatchReleaseJobsResponse\"\x14\xb2\xe1\x18\x10\x12\x0e\x63ompute.modify\x12x\n\tRetryJobs\x12).khomas.api.scheduler.v1.RetryJobsRequest\x1a*.khomas.api.scheduler.v1.RetryJobsResponse\"\x14\xb2\xe1\x18\x10\x12\x0e\x63ompute.create\x12o\n\nExplainJob\x12*.khomas.api.scheduler.v1.ExplainJobRequest\x1a!.khomas.api.common.v1.Explanation\"\x12\xb2\xe1\x18\x0e\x12\x0c\x63ompute.read\x12r\n\x07ReadLog\x12\'.khomas.api.scheduler.v1.ReadLogRequest\x1a(.khomas.api.scheduler.v1.ReadLogResponse\"\x12\xb2\xe1\x18\x0e\x12\x0c\x63ompute.read0\x01\x12\x99\x01\n\x14\x46indMissingSandboxes\x12\x34.khomas.api.scheduler.v1.FindMissingSandboxesRequest\x1a\x35.khomas.api.scheduler.v1.FindMissingSandboxesResponse\"\x14\xb2\xe1\x18\x10\x12\x0e\x63ompute.create\x12\x99\x01\n\x14\x42\x61tchCreateSandboxes\x12\x34.khomas.api.scheduler.v1.BatchCreateSandboxesRequest\x1a\x35.khomas.api.scheduler.v1.BatchCreateSandboxesResponse\"\x14\xb2\xe1\x18\x10\x12\x0e\x63ompute.create\x12~\n\x0bReadSandbox\x12+.khomas.api.scheduler.v1.ReadSandboxRequest\x1a,.khomas.api.scheduler.v1.ReadSandboxResponse\"\x12\xb2\xe1\x18\x0e\x12\x0c\x63ompute.read0\x01\x12\x7f\n\x0cListBackends\x12,.khomas.api.scheduler.v1.ListBackendsRequest\x1a-.khomas.api.scheduler.v1.ListBackendsResponse\"\x12\xb2\xe1\x18\x0e\x12\x0c\x63ompute.read\x12x\n\x0bWatchEvents\x12(.khomas.api.common.v1.WatchEventsRequest\x1a).khomas.api.common.v1.WatchEventsResponse\"\x12\xb2\xe1\x18\x0e\x12\x0c\x63ompute.read0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -150,76 +148,76 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCHEDULERSERVICE'].methods_by_name['ListBackends']._serialized_options = b'\262\341\030\016\022\014compute.read'
   _globals['_SCHEDULERSERVICE'].methods_by_name['WatchEvents']._loaded_options = None
   _globals['_SCHEDULERSERVICE'].methods_by_name['WatchEvents']._serialized_options = b'\262\341\030\016\022\014compute.read'
-  _globals['_BATCHCREATEJOBSREQUEST']._serialized_start=458
-  _globals['_BATCHCREATEJOBSREQUEST']._serialized_end=616
-  _globals['_BATCHCREATEJOBSRESPONSE']._serialized_start=619
-  _globals['_BATCHCREATEJOBSRESPONSE']._serialized_end=799
-  _globals['_PLAN']._serialized_start=801
-  _globals['_PLAN']._serialized_end=925
-  _globals['_RENDEREDSCRIPT']._serialized_start=927
-  _globals['_RENDEREDSCRIPT']._serialized_end=991
-  _globals['_GETJOBREQUEST']._serialized_start=993
-  _globals['_GETJOBREQUEST']._serialized_end=1031
-  _globals['_BATCHGETJOBSREQUEST']._serialized_start=1033
-  _globals['_BATCHGETJOBSREQUEST']._serialized_end=1096
-  _globals['_BATCHGETJOBSRESPONSE']._serialized_start=1098
-  _globals['_BATCHGETJOBSRESPONSE']._serialized_end=1173
-  _globals['_JOBRESULT']._serialized_start=1175
-  _globals['_JOBRESULT']._serialized_end=1278
-  _globals['_LISTJOBSREQUEST']._serialized_start=1281
-  _globals['_LISTJOBSREQUEST']._serialized_end=1439
-  _globals['_LISTJOBSRESPONSE']._serialized_start=1441
-  _globals['_LISTJOBSRESPONSE']._serialized_end=1528
-  _globals['_COUNTJOBSREQUEST']._serialized_start=1530
-  _globals['_COUNTJOBSREQUEST']._serialized_end=1629
-  _globals['_COUNTJOBSRESPONSE']._serialized_start=1632
-  _globals['_COUNTJOBSRESPONSE']._serialized_end=1770
-  _globals['_COUNTJOBSRESPONSE_COUNTSENTRY']._serialized_start=1725
-  _globals['_COUNTJOBSRESPONSE_COUNTSENTRY']._serialized_end=1770
-  _globals['_BATCHCANCELJOBSREQUEST']._serialized_start=1772
-  _globals['_BATCHCANCELJOBSREQUEST']._serialized_end=1880
-  _globals['_BATCHCANCELJOBSRESPONSE']._serialized_start=1882
-  _globals['_BATCHCANCELJOBSRESPONSE']._serialized_end=1969
-  _globals['_BATCHHOLDJOBSREQUEST']._serialized_start=1971
-  _globals['_BATCHHOLDJOBSREQUEST']._serialized_end=2051
-  _globals['_BATCHHOLDJOBSRESPONSE']._serialized_start=2053
-  _globals['_BATCHHOLDJOBSRESPONSE']._serialized_end=2109
-  _globals['_BATCHRELEASEJOBSREQUEST']._serialized_start=2111
-  _globals['_BATCHRELEASEJOBSREQUEST']._serialized_end=2194
-  _globals['_BATCHRELEASEJOBSRESPONSE']._serialized_start=2196
-  _globals['_BATCHRELEASEJOBSRESPONSE']._serialized_end=2259
-  _globals['_RETRYJOBSREQUEST']._serialized_start=2262
-  _globals['_RETRYJOBSREQUEST']._serialized_end=2546
-  _globals['_RETRYJOBSRESPONSE']._serialized_start=2548
-  _globals['_RETRYJOBSRESPONSE']._serialized_end=2628
-  _globals['_EXPLAINJOBREQUEST']._serialized_start=2630
-  _globals['_EXPLAINJOBREQUEST']._serialized_end=2672
-  _globals['_READLOGREQUEST']._serialized_start=2675
-  _globals['_READLOGREQUEST']._serialized_end=2918
-  _globals['_READLOGREQUEST_STREAM']._serialized_start=2848
-  _globals['_READLOGREQUEST_STREAM']._serialized_end=2918
-  _globals['_READLOGRESPONSE']._serialized_start=2920
-  _globals['_READLOGRESPONSE']._serialized_end=2984
-  _globals['_FINDMISSINGSANDBOXESREQUEST']._serialized_start=2986
-  _globals['_FINDMISSINGSANDBOXESREQUEST']._serialized_end=3044
-  _globals['_FINDMISSINGSANDBOXESRESPONSE']._serialized_start=3046
-  _globals['_FINDMISSINGSANDBOXESRESPONSE']._serialized_end=3092
-  _globals['_BATCHCREATESANDBOXESREQUEST']._serialized_start=3095
-  _globals['_BATCHCREATESANDBOXESREQUEST']._serialized_end=3227
-  _globals['_SANDBOXCONTENT']._serialized_start=3229
-  _globals['_SANDBOXCONTENT']._serialized_end=3313
-  _globals['_BATCHCREATESANDBOXESRESPONSE']._serialized_start=3315
-  _globals['_BATCHCREATESANDBOXESRESPONSE']._serialized_end=3362
-  _globals['_READSANDBOXREQUEST']._serialized_start=3364
-  _globals['_READSANDBOXREQUEST']._serialized_end=3473
-  _globals['_JOBOUTPUT']._serialized_start=3475
-  _globals['_JOBOUTPUT']._serialized_end=3557
-  _globals['_READSANDBOXRESPONSE']._serialized_start=3559
-  _globals['_READSANDBOXRESPONSE']._serialized_end=3594
-  _globals['_LISTBACKENDSREQUEST']._serialized_start=3596
-  _globals['_LISTBACKENDSREQUEST']._serialized_end=3665
-  _globals['_LISTBACKENDSRESPONSE']._serialized_start=3667
-  _globals['_LISTBACKENDSRESPONSE']._serialized_end=3766
-  _globals['_SCHEDULERSERVICE']._serialized_start=3769
-  _globals['_SCHEDULERSERVICE']._serialized_end=5856
+  _globals['_BATCHCREATEJOBSREQUEST']._serialized_start=385
+  _globals['_BATCHCREATEJOBSREQUEST']._serialized_end=543
+  _globals['_BATCHCREATEJOBSRESPONSE']._serialized_start=546
+  _globals['_BATCHCREATEJOBSRESPONSE']._serialized_end=726
+  _globals['_PLAN']._serialized_start=728
+  _globals['_PLAN']._serialized_end=852
+  _globals['_RENDEREDSCRIPT']._serialized_start=854
+  _globals['_RENDEREDSCRIPT']._serialized_end=918
+  _globals['_GETJOBREQUEST']._serialized_start=920
+  _globals['_GETJOBREQUEST']._serialized_end=958
+  _globals['_BATCHGETJOBSREQUEST']._serialized_start=960
+  _globals['_BATCHGETJOBSREQUEST']._serialized_end=1023
+  _globals['_BATCHGETJOBSRESPONSE']._serialized_start=1025
+  _globals['_BATCHGETJOBSRESPONSE']._serialized_end=1100
+  _globals['_JOBRESULT']._serialized_start=1102
+  _globals['_JOBRESULT']._serialized_end=1205
+  _globals['_LISTJOBSREQUEST']._serialized_start=1208
+  _globals['_LISTJOBSREQUEST']._serialized_end=1366
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1368
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1455
+  _globals['_COUNTJOBSREQUEST']._serialized_start=1457
+  _globals['_COUNTJOBSREQUEST']._serialized_end=1556
+  _globals['_COUNTJOBSRESPONSE']._serialized_start=1559
+  _globals['_COUNTJOBSRESPONSE']._serialized_end=1697
+  _globals['_COUNTJOBSRESPONSE_COUNTSENTRY']._serialized_start=1652
+  _globals['_COUNTJOBSRESPONSE_COUNTSENTRY']._serialized_end=1697
+  _globals['_BATCHCANCELJOBSREQUEST']._serialized_start=1699
+  _globals['_BATCHCANCELJOBSREQUEST']._serialized_end=1807
+  _globals['_BATCHCANCELJOBSRESPONSE']._serialized_start=1809
+  _globals['_BATCHCANCELJOBSRESPONSE']._serialized_end=1896
+  _globals['_BATCHHOLDJOBSREQUEST']._serialized_start=1898
+  _globals['_BATCHHOLDJOBSREQUEST']._serialized_end=1978
+  _globals['_BATCHHOLDJOBSRESPONSE']._serialized_start=1980
+  _globals['_BATCHHOLDJOBSRESPONSE']._serialized_end=2036
+  _globals['_BATCHRELEASEJOBSREQUEST']._serialized_start=2038
+  _globals['_BATCHRELEASEJOBSREQUEST']._serialized_end=2121
+  _globals['_BATCHRELEASEJOBSRESPONSE']._serialized_start=2123
+  _globals['_BATCHRELEASEJOBSRESPONSE']._serialized_end=2186
+  _globals['_RETRYJOBSREQUEST']._serialized_start=2189
+  _globals['_RETRYJOBSREQUEST']._serialized_end=2473
+  _globals['_RETRYJOBSRESPONSE']._serialized_start=2475
+  _globals['_RETRYJOBSRESPONSE']._serialized_end=2555
+  _globals['_EXPLAINJOBREQUEST']._serialized_start=2557
+  _globals['_EXPLAINJOBREQUEST']._serialized_end=2599
+  _globals['_READLOGREQUEST']._serialized_start=2602
+  _globals['_READLOGREQUEST']._serialized_end=2845
+  _globals['_READLOGREQUEST_STREAM']._serialized_start=2775
+  _globals['_READLOGREQUEST_STREAM']._serialized_end=2845
+  _globals['_READLOGRESPONSE']._serialized_start=2847
+  _globals['_READLOGRESPONSE']._serialized_end=2911
+  _globals['_FINDMISSINGSANDBOXESREQUEST']._serialized_start=2913
+  _globals['_FINDMISSINGSANDBOXESREQUEST']._serialized_end=2971
+  _globals['_FINDMISSINGSANDBOXESRESPONSE']._serialized_start=2973
+  _globals['_FINDMISSINGSANDBOXESRESPONSE']._serialized_end=3019
+  _globals['_BATCHCREATESANDBOXESREQUEST']._serialized_start=3022
+  _globals['_BATCHCREATESANDBOXESREQUEST']._serialized_end=3154
+  _globals['_SANDBOXCONTENT']._serialized_start=3156
+  _globals['_SANDBOXCONTENT']._serialized_end=3240
+  _globals['_BATCHCREATESANDBOXESRESPONSE']._serialized_start=3242
+  _globals['_BATCHCREATESANDBOXESRESPONSE']._serialized_end=3289
+  _globals['_READSANDBOXREQUEST']._serialized_start=3291
+  _globals['_READSANDBOXREQUEST']._serialized_end=3400
+  _globals['_JOBOUTPUT']._serialized_start=3402
+  _globals['_JOBOUTPUT']._serialized_end=3484
+  _globals['_READSANDBOXRESPONSE']._serialized_start=3486
+  _globals['_READSANDBOXRESPONSE']._serialized_end=3521
+  _globals['_LISTBACKENDSREQUEST']._serialized_start=3523
+  _globals['_LISTBACKENDSREQUEST']._serialized_end=3592
+  _globals['_LISTBACKENDSRESPONSE']._serialized_start=3594
+  _globals['_LISTBACKENDSRESPONSE']._serialized_end=3693
+  _globals['_SCHEDULERSERVICE']._serialized_start=3696
+  _globals['_SCHEDULERSERVICE']._serialized_end=5783
 # @@protoc_insertion_point(module_scope)
