@@ -1,0 +1,1 @@
+"""Adapters to batch and grid systems."""
