@@ -1,0 +1,1 @@
+"""What every call passes between the wire and its handler."""

@@ -1,0 +1,28 @@
+"""Checks requests against the protovalidate rules of their message."""
+
+from typing import Any
+
+import protovalidate
+from google.protobuf.message import Message
+
+from khomas.kit.errors import FieldInvalid, FieldViolation
+
+_validator = protovalidate.Validator()
+
+
+def check(message: Message) -> None:
+    """Raise FieldInvalid with every field that breaks its rule."""
+    violations = _validator.collect_violations(message)
+    if violations:
+        raise FieldInvalid.all_of([_violation(violation) for violation in violations])
+
+
+def _violation(violation: protovalidate.Violation) -> FieldViolation:
+    proto = violation.proto
+    elements = proto.field.elements if proto.field else ()
+    path = ".".join(f"{element.field_name}{_subscript(element.subscript)}" for element in elements)
+    return FieldViolation(path, proto.message or f"breaks the rule {proto.rule_id}")
+
+
+def _subscript(subscript: Any) -> str:  # Any: a oneof of protobuf-py, of int, bool or str
+    return "" if subscript is None else f"[{subscript.value}]"

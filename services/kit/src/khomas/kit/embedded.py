@@ -1,0 +1,107 @@
+"""Hosts services in one process on one loopback port, for one person or a test."""
+
+import socket
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from khomas.kit.auth.issuer import DevelopmentIssuer
+from khomas.kit.auth.tokens import IssuedTokens
+from khomas.kit.auth.verifier import Verifier
+from khomas.kit.boundary.boundary import Boundary
+from khomas.kit.channel import ServiceChannel, open_channel
+from khomas.kit.config import AuthSettings, ServerSettings
+from khomas.kit.hosting import Place, hosted, reserved_socket
+from khomas.kit.server import Server
+from khomas.kit.service import Host, Running, Service
+from khomas.kit.telemetry.recorder import PlainRecorder, Recorder
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where an embedded installation lives and listens."""
+
+    state: Path
+    vo: str = "local"
+    listen: str = "127.0.0.1:0"
+    # Service name to the address of its HTTP door; others take a free port.
+    http_listen: Mapping[str, str] = field(default_factory=dict)
+    # Service name to database address; others have a SQLite file in the state folder.
+    database_urls: Mapping[str, str] = field(default_factory=dict)
+    # Service name to values of its settings that shall differ from the default.
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    drain_pause: timedelta = timedelta(0)
+    drain_grace: timedelta = timedelta(seconds=5)
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """A running embedded installation."""
+
+    endpoint: str
+    issuer: DevelopmentIssuer
+    verifier: Verifier
+    services: Mapping[str, Running]
+    # Addresses of the HTTP doors, by service name.
+    http: Mapping[str, str]
+
+
+@asynccontextmanager
+async def embedded(
+    services: Sequence[Service[Any]], layout: Layout, recorder: Recorder | None = None
+) -> AsyncIterator[Installation]:
+    """Bring the databases up to date and run the services until the block ends."""
+    layout.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    issuer = DevelopmentIssuer.open(layout.state, layout.vo)
+    verifier = Verifier([issuer.trusted], AuthSettings(audiences=(issuer.audience,)))
+    settings = ServerSettings(drain_pause=layout.drain_pause, drain_grace=layout.drain_grace)
+    boundary = Boundary(verifier, recorder or PlainRecorder(), settings.max_calls, settings.max_streams)
+    server = Server(settings, boundary)
+    host, _, _ = layout.listen.rpartition(":")
+    endpoint = f"{host}:{server.bind(layout.listen)}"
+    async with AsyncExitStack() as stack:
+        connection = await stack.enter_async_context(open_channel(endpoint, plaintext=True))
+        places = [_place(service, layout, issuer, verifier, connection) for service in services]
+        for place in places:
+            if place.service.migrate is not None:
+                await place.service.migrate(place.host.database_url)
+        running = await stack.enter_async_context(hosted(server, places))
+        doors = {place.host.service: place.host.http_url for place in places if running[place.host.service].http}
+        yield Installation(endpoint, issuer, verifier, running, doors)
+
+
+def _place(
+    service: Service[Any],
+    layout: Layout,
+    issuer: DevelopmentIssuer,
+    verifier: Verifier,
+    connection: grpc.aio.Channel,
+) -> Place:
+    folder = layout.state / service.name
+    folder.mkdir(exist_ok=True, mode=0o700)
+    tokens = IssuedTokens(issuer, f"service:{service.name}")
+    door = reserved_socket(layout.http_listen.get(service.name, "127.0.0.1:0"))
+    host = Host(
+        service=service.name,
+        vo=layout.vo,
+        state=folder,
+        database_url=layout.database_urls.get(
+            service.name, f"sqlite+aiosqlite:///{(folder / service.name).absolute()}.sqlite"
+        ),
+        verifier=verifier,
+        tokens=tokens,
+        issuer=issuer,
+        channel=lambda area: ServiceChannel(connection, area, tokens),
+        http_url=_http_url(door),
+    )
+    return Place(service, service.settings(**layout.settings.get(service.name, {})), host, door)
+
+
+def _http_url(door: socket.socket) -> str:
+    host, port = door.getsockname()[:2]
+    return f"http://{host}:{port}"
