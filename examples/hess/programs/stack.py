@@ -56,12 +56,12 @@ significance = excess.sqrt_ts.sum_over_axes(keepdims=False)
 write(sky.counts.sum_over_axes(keepdims=False).to_hdulist(hdu="COUNTS"), "counts.fits")
 write(significance.to_hdulist(hdu="SIGNIFICANCE"), "significance.fits")
 
-figure = Figure(figsize=(6, 5.4))
+figure = Figure(figsize=(6.4, 5.6), layout="constrained")
 axes = figure.add_subplot(projection=significance.geom.wcs)
 significance.plot(ax=axes)
 figure.colorbar(axes.images[0], label="significance")
 axes.set_title(f"{origin['OBJECT']}, {len(spectra)} runs")
-figure.text(0.02, 0.02, CREDITS.get(origin["ORIGIN"], origin["ORIGIN"]), fontsize=8)
+figure.supxlabel(CREDITS.get(origin["ORIGIN"], origin["ORIGIN"]), fontsize="small")
 figure.savefig("significance.png", dpi=120)
 
 result = {
