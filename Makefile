@@ -25,7 +25,8 @@ setup: .venv/.installed
 $(UV):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "Khomas needs python3 >= 3.11; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv .venv || \
+	  { echo "python3 could not make a virtual environment; on Debian: sudo apt-get install python3-venv" >&2; exit 1; }
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
 
 .venv/.installed: $(PROJECTS) constraints.txt | $(UV)
