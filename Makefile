@@ -9,7 +9,7 @@ MEMBERS := proto/python services/kit services/catalog services/storage services/
 PROJECTS := pyproject.toml $(MEMBERS:%=%/pyproject.toml)
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --all-extras --group dev --group demo \
            --no-emit-index-url --no-annotate --no-header $(foreach m,api kit catalog storage,--no-emit-package khomas-$m)
-# What `make demo` works on and where it keeps its state.
+# What `make demo` works on (nothing: simulated runs) and where it keeps its state.
 DATA ?=
 STATE ?= demo-state
 # Passed on to pytest: make test TESTS="services/catalog -x"
@@ -62,7 +62,7 @@ test: setup
 check: lint test
 
 demo: .venv/.demo
-	$(BIN)/python examples/hess/demo.py --data "$(DATA)" --state "$(STATE)"
+	$(BIN)/python examples/hess/demo.py $(if $(DATA),--data "$(DATA)") --state "$(STATE)"
 
 bench: setup
 	tools/test-programs
