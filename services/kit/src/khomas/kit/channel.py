@@ -13,9 +13,7 @@ from khomas.kit.boundary.status import name_upstream
 from khomas.kit.telemetry.trace import HEADER, current_trace, new_trace
 
 DEFAULT_DEADLINE = 30.0
-_SERVICE_CONFIG = (
-    '{"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": "readiness"}}'
-)
+_SERVICE_CONFIG = '{"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": "readiness"}}'
 _MESSAGE_BYTES = 64 * 1024 * 1024
 OPTIONS: list[tuple[str, Any]] = [
     ("grpc.service_config", _SERVICE_CONFIG),

@@ -1,7 +1,7 @@
 """The gRPC server: every handler behind the boundary, health, reflection, graceful drain."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import grpc
@@ -34,14 +34,14 @@ class Server(grpc.aio.Server):
             return self.add_secure_port(listen, _credentials(self._settings.tls))
         host = listen.rpartition(":")[0]
         if host not in _LOOPBACK and not listen.startswith("unix:"):
-            raise ConfigError(f"Without TLS the server listens on loopback only, not at {listen}; configure server.tls.")
+            raise ConfigError(f"Without TLS the server listens on loopback only, not at {listen}; set server.tls.")
         return self.add_insecure_port(listen)
 
     def add_registered_method_handlers(
         self, service_name: str, method_handlers: Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]
     ) -> None:
         """Add a service, each method behind the boundary with its own policy."""
-        service = descriptor_pool.Default().FindServiceByName(service_name)  # type: ignore[no-untyped-call]
+        service = descriptor_pool.Default().FindServiceByName(service_name)
         policies = policies_of(service)
         handlers = {
             name: self._boundary.around(f"/{service_name}/{name}", policies[name], handler)
@@ -50,7 +50,7 @@ class Server(grpc.aio.Server):
         self._inner.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service_name, handlers),))
         self._guarded.add(service_name)
 
-    def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
         """Note what is offered; only what `add_registered_method_handlers` guards is served."""
         for handler in generic_rpc_handlers:
             if not isinstance(handler, grpc.ServiceRpcHandler):

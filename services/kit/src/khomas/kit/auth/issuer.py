@@ -95,9 +95,7 @@ class DevelopmentIssuer:
 
 def _fresh_identity() -> str:
     key = ec.generate_private_key(ec.SECP256R1())
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     identity = {
         "installation": uuid.uuid4().hex,
         "key_id": os.urandom(8).hex(),

@@ -99,5 +99,5 @@ def _texts(field: FieldDescriptor) -> Getter:
         raise PolicyInvalid(f"{field.full_name} is not a text")
     name = field.name
     if field.is_repeated:
-        return lambda request: getattr(request, name)  # type: ignore[no-any-return]  # by the check above
+        return lambda request: getattr(request, name)
     return lambda request: (getattr(request, name),)

@@ -64,9 +64,9 @@ def discover(environment: Mapping[str, str]) -> str | None:
         return _content(Path(named), must_exist=True)
     name = f"bt_u{os.geteuid()}"
     if runtime := environment.get("XDG_RUNTIME_DIR"):
-        token = _content(Path(runtime, name), must_exist=False)
-        if token:
-            return token
+        held = _content(Path(runtime, name), must_exist=False)
+        if held is not None:
+            return held
     # The path is the specification's; the file's owner is checked because anybody may write there.
     return _content(Path("/tmp", name), must_exist=False)  # noqa: S108
 

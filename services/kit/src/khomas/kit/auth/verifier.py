@@ -36,14 +36,10 @@ class Issuer:
 class Verifier:
     """Verify tokens of the trusted issuers. Verdicts are kept for at most five minutes."""
 
-    def __init__(
-        self, issuers: list[Issuer], settings: AuthSettings, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, issuers: list[Issuer], settings: AuthSettings, clock: Callable[[], float] = time.time) -> None:
         self._issuers: Mapping[str, Issuer] = {issuer.url: issuer for issuer in issuers}
         self._settings = settings
-        self._audiences = frozenset(settings.audiences) | (
-            {_ANY_AUDIENCE} if settings.accept_any_audience else set()
-        )
+        self._audiences = frozenset(settings.audiences) | ({_ANY_AUDIENCE} if settings.accept_any_audience else set())
         self._clock = clock
         self._verdicts: dict[bytes, tuple[Principal, float]] = {}
 

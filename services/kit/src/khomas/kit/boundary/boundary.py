@@ -152,7 +152,7 @@ class Boundary:
     async def _admit(self, method: _Method, context: Context, metadata: Mapping[str, str | bytes]) -> Call:
         principal = None if method.policy.public else await self._caller(method.policy, metadata)
         origin = metadata.get(ORIGIN_HEADER, "")
-        remaining = context.time_remaining()
+        remaining: Any = context.time_remaining()  # None without a deadline, whatever its type says
         return Call(
             method=method.name,
             principal=principal,

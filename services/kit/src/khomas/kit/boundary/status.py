@@ -102,8 +102,7 @@ def _upstream(error: BaseException) -> str:
 
 def _disk_is_full(error: BaseException) -> bool:
     return any(
-        (isinstance(cause, OSError) and cause.errno == errno.ENOSPC)
-        or "database or disk is full" in str(cause)
+        (isinstance(cause, OSError) and cause.errno == errno.ENOSPC) or "database or disk is full" in str(cause)
         for cause in _causes(error)
     )
 

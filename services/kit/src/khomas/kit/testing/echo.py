@@ -61,7 +61,7 @@ def _descriptor() -> descriptor_pb2.FileDescriptorProto:
     return file
 
 
-descriptor_pool.Default().AddSerializedFile(_descriptor().SerializeToString())  # type: ignore[no-untyped-call]
+descriptor_pool.Default().AddSerializedFile(_descriptor().SerializeToString())
 
 
 class EchoSettings(ServiceSettings, env_prefix="KHOMAS_ECHO_"):
