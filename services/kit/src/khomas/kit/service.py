@@ -1,6 +1,6 @@
 """What a service gives to whoever hosts it, and what it gets."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -70,4 +70,4 @@ class Service(Generic[S]):
     start: Callable[[S, Host], Awaitable[Running]]
     # Brings the schema of the database at this address up to date. Hosts call it before start in embedded
     # mode; in production it is a command of its own.
-    migrate: Callable[[str], Awaitable[None]] | None = None
+    migrate: Callable[[str], Coroutine[Any, Any, None]] | None = None

@@ -36,7 +36,6 @@ class RemoteKeys:
         folder: Path,
         *,
         jwks_url: str = "",
-        changed: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._issuer_url = issuer_url
@@ -44,7 +43,7 @@ class RemoteKeys:
         for url in filter(None, (issuer_url, jwks_url)):
             _require_https(url)
         self._file = folder / f"{hashlib.sha256(issuer_url.encode()).hexdigest()}.json"
-        self._changed = changed
+        self._changed: Callable[[], None] = lambda: None
         self._clock = clock
         self._fetching: asyncio.Task[None] | None = None
         self._tried_at = float("-inf")
@@ -52,6 +51,10 @@ class RemoteKeys:
         self._keys: Mapping[str, Key] = {}
         self._fetched_at = float("-inf")
         self._load()
+
+    def when_changed(self, call: Callable[[], None]) -> None:
+        """Call this after the issuer's keys turn out to be others."""
+        self._changed = call
 
     async def key(self, key_id: str) -> Key | None:
         """Return a key; ask the issuer only when ours are old or lack it, once for all callers."""

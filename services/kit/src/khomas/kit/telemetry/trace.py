@@ -29,7 +29,7 @@ _current: ContextVar[Trace | None] = ContextVar("khomas_trace", default=None)
 def new_trace() -> Trace:
     """Return a fresh trace."""
     # Identifiers, not secrets: the fast generator is enough.
-    return Trace(f"{random.getrandbits(128) | 1:032x}", f"{random.getrandbits(64) | 1:016x}")  # noqa: S311
+    return Trace(f"{random.getrandbits(128) | 1:032x}", f"{random.getrandbits(64) | 1:016x}")
 
 
 def trace_of(traceparent: str | None) -> Trace:
