@@ -178,8 +178,9 @@ class NotSupportedError(Exception):
 class Backend(Protocol):
     """The way to one batch or grid system.
 
-    Every call takes many ids (up to `max_batch`) and has an outcome an id, in the same order. An exception means that the whole
-    call did not happen or that its effect is unknown. A backend keeps nothing that the service needs after a restart.
+    Every call takes many ids (up to `max_batch`) and has an outcome an id, in the same order. An exception means that
+    the whole call did not happen or that its effect is unknown. A backend keeps nothing that the service needs after
+    a restart.
     """
 
     @property

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-# ruff: noqa: ASYNC, C901, PTH, S, UP, BLE, DTZ  (runs on Python 3.6 and newer, with the standard library alone)
+# Runs on Python 3.6 and newer with the standard library alone, hence:
+# ruff: noqa: BLE001, PTH, S103, S310, SIM105, UP
 """Run one Khomas job on a node and leave an exit record: `python3 khomas_job.py run JOBDIR`.
 
 JOBDIR holds `job.json`, the manifest (README.md beside this file describes every field). What is left there:
@@ -12,11 +13,13 @@ outputs/     other outputs by index, when the manifest names no place to upload 
 outputs.json what was made
 exit.json    the exit record, written last and at once: state, reason, usage, outputs
 
-Everything else (work/, tmp/) is removed. Sections: records, processes, inputs, FITS, outputs, run.
+What was in work/ and tmp/ is removed. Sections: records, processes, inputs, FITS, outputs, run.
 """
 
 import base64
+import contextlib
 import errno
+import functools
 import glob
 import hashlib
 import json
@@ -64,9 +67,7 @@ HEARTBEAT_SECONDS = 10.0
 POST_SECONDS = 300.0
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
-OUT_OF_MEMORY = re.compile(
-    rb"MemoryError|std::bad_alloc|[Cc]annot allocate memory|OutOfMemoryError|[Oo]ut of memory"
-)
+OUT_OF_MEMORY = re.compile(rb"MemoryError|std::bad_alloc|[Cc]annot allocate memory|OutOfMemoryError|[Oo]ut of memory")
 
 Record = Dict[str, Any]
 
@@ -121,11 +122,15 @@ def claim(jobdir: str) -> bool:
         handle = os.open(os.path.join(jobdir, "started"), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         return False
-    pid = os.getpid()
-    owner = {"pid": pid, "ticks": start_ticks(pid), "boot": boot_id(), "host": HOST, "time": now()}
-    with os.fdopen(handle, "w") as stream:
-        stream.write(json.dumps(owner))
+    os.write(handle, json.dumps(dict(identity(os.getpid()), host=HOST, time=now())).encode())
+    os.close(handle)
     return True
+
+
+@functools.lru_cache(maxsize=None)
+def identity(pid: int) -> Record:
+    """What tells this process from every other one, also after its end."""
+    return {"pid": pid, "ticks": start_ticks(pid), "boot": boot_id()}
 
 
 HOST = socket.gethostname()
@@ -151,9 +156,14 @@ def exit_record(manifest: Record, state: str, reason: str, message: str) -> Reco
 
 
 class Signals:
-    """Signals to the wrapper: a byte in a pipe wakes the supervisor; SIGTERM and SIGINT mean cancel."""
+    """Signals to the wrapper: a byte in a pipe wakes the supervisor; SIGTERM and SIGINT mean cancel.
 
-    def __init__(self) -> None:
+    A process that runs one job after the other gets signals that were meant for the one before; then a signal only
+    counts when the file `confirm` is there.
+    """
+
+    def __init__(self, confirm: Optional[str] = None) -> None:
+        self.confirm = confirm
         self.asked = False  # to end
         self.deferred = False  # True: the supervisor looks at `asked` itself
         self.reader, self.writer = os.pipe()
@@ -163,18 +173,28 @@ class Signals:
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self.cancel)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+
+    def begin(self, folder: str) -> None:
+        """A new job."""
+        self.asked = self.deferred = False
+        if self.confirm is not None:
+            self.confirm = os.path.join(folder, "cancel")
+            self.deferred = self.asked = os.path.exists(self.confirm)
+            if self.asked:
+                raise Cancelled
 
     def cancel(self, number: int, frame: Any) -> None:
-        self.asked = True
-        if not self.deferred:
+        if self.confirm is not None and not os.path.exists(self.confirm):
+            return
+        again, self.asked = self.asked, True
+        if not self.deferred and not again:
             raise Cancelled
 
     def wait(self, seconds: float) -> None:
         select.select([self.reader], [], [], max(0.0, seconds))
-        try:
+        with contextlib.suppress(BlockingIOError):
             os.read(self.reader, 512)
-        except BlockingIOError:
-            pass
 
 
 def become_subreaper() -> None:
@@ -211,10 +231,8 @@ def descendants() -> List[int]:
 def signal_tree(number: int) -> int:
     pids = descendants()
     for pid in pids:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
-        except ProcessLookupError:
-            pass
     return len(pids)
 
 
@@ -307,8 +325,10 @@ class Monitor:
         self.limits = job.manifest.get("resources", {})
         self.log_bytes = job.manifest.get("log_bytes") or DEFAULT_LOG_BYTES
         self.memory = 0
+        self.peak = 0  # of one process, from the kernel
         self.disk = 0
         self.cpu = 0.0
+        self.cpu_before = cpu_of([])
         self.disk_due = 0.0
 
     def interval(self, elapsed: float) -> float:
@@ -322,7 +342,7 @@ class Monitor:
         self.memory = max(self.memory, memory)
         if limit and memory > limit:
             return Failure("LIMIT_MEMORY", "used %d bytes of memory, %d are allowed" % (memory, limit))
-        self.cpu = cpu_of(pids)
+        self.cpu = cpu_of(pids) - self.cpu_before
         limit = self.limits.get("cpu_time_s")
         if limit and self.cpu > limit:
             return Failure("LIMIT_CPU", "used %.1f s of CPU time, %g s are allowed" % (self.cpu, limit))
@@ -350,55 +370,78 @@ class Monitor:
 class Ended:
     """How a process ended: by an exit code or by a signal, and whether we ended it."""
 
-    def __init__(self, status: int, verdict: Optional[Exception], peak_kib: int, seconds: float) -> None:
+    def __init__(self, status: int, verdict: Optional[Exception], seconds: float) -> None:
         self.signal = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
         self.code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
         self.verdict = verdict
-        self.peak_bytes = peak_kib * 1024
         self.seconds = seconds
 
 
+class Supervisor:
+    """Watches one running command, and ends it when a limit is passed or somebody cancels."""
+
+    def __init__(self, job: "Job", wall: Optional[float]) -> None:
+        self.job = job
+        self.wall = wall
+        self.started = time.monotonic()
+        self.verdict = None  # type: Optional[Exception]
+        self.kill_at = float("inf")
+        self.sample_at = self.started + job.monitor.interval(0)
+        self.beat_at = self.started + HEARTBEAT_SECONDS / 2
+
+    def look(self, moment: float) -> None:
+        """One round: judge, act, note when to look again."""
+        if self.verdict is None:
+            self.verdict = self.judge(moment)
+            if isinstance(self.verdict, Failure) and self.verdict.reason in GROWING:
+                self.kill_at = moment
+            elif self.verdict is not None:
+                signal_tree(signal.SIGTERM)
+                self.kill_at = moment + self.job.kill_grace()
+        if moment >= self.kill_at:
+            signal_tree(signal.SIGKILL)
+        if moment >= self.sample_at:
+            self.sample_at = moment + self.job.monitor.interval(moment - self.started)
+        if moment >= self.beat_at:
+            self.job.beat()
+            self.beat_at = moment + HEARTBEAT_SECONDS
+
+    def judge(self, moment: float) -> Optional[Exception]:
+        if self.job.signals.asked:
+            return Cancelled()
+        if self.wall and moment - self.started >= self.wall:
+            return Failure("LIMIT_WALL", "ran %.1f s, %g s are allowed" % (moment - self.started, self.wall))
+        return self.job.monitor.sample() if moment >= self.sample_at else None
+
+    def pause(self, moment: float) -> float:
+        """Seconds until the next look; a signal ends the pause earlier."""
+        deadline = self.started + self.wall if self.wall and self.verdict is None else float("inf")
+        return min(self.sample_at, self.beat_at, deadline, max(self.kill_at, moment + 0.01)) - moment
+
+
+# A pause between SIGTERM and SIGKILL would let these grow further.
+GROWING = ("LIMIT_MEMORY", "LIMIT_DISK", "LIMIT_LOG_SIZE")
+
+
 def supervise(job: "Job", command: List[str], env: Dict[str, str], wall: Optional[float]) -> Ended:
-    """Run a command in the work directory to its end, or end it when a limit is passed."""
-    monitor, signals = job.monitor, job.signals
-    started = time.monotonic()
-    signals.deferred = True
+    """Run a command in the work directory to its end."""
+    job.signals.deferred = True  # the supervisor looks at them
     try:
         process = job.spawn(command, env)
-        verdict = None  # type: Optional[Exception]
-        kill_at = None  # type: Optional[float]
-        beat_at = started + HEARTBEAT_SECONDS / 2
-        sample_at = started + monitor.interval(0)
+        supervisor = Supervisor(job, wall)
         while True:
             pid, status, usage = os.wait4(-1, os.WNOHANG)
+            job.monitor.peak = max(job.monitor.peak, usage.ru_maxrss * 1024)
             if pid == process.pid:
-                process.returncode = 0
-                return Ended(status, verdict, usage.ru_maxrss, time.monotonic() - started)
+                process.returncode = 0  # nobody else waits for it
+                return Ended(status, supervisor.verdict, time.monotonic() - supervisor.started)
             if pid:
                 continue  # an orphan that became ours
             moment = time.monotonic()
-            if verdict is None and signals.asked:
-                verdict = Cancelled()
-            if verdict is None and wall and moment - started >= wall:
-                verdict = Failure("LIMIT_WALL", "ran %.1f s, %g s are allowed" % (moment - started, wall))
-            if verdict is None and moment >= sample_at:
-                verdict = monitor.sample()
-                if verdict is not None and verdict.reason != "LIMIT_CPU":
-                    kill_at = moment  # a pause would let it go on growing
-            if verdict is not None and kill_at is None:
-                signal_tree(signal.SIGTERM)
-                kill_at = moment + job.kill_grace()
-            if kill_at is not None and moment >= kill_at:
-                signal_tree(signal.SIGKILL)
-            if moment >= beat_at:
-                job.beat()
-                beat_at = moment + HEARTBEAT_SECONDS
-            if moment >= sample_at:
-                sample_at = moment + monitor.interval(moment - started)
-            alarms = [sample_at, started + wall if wall and verdict is None else sample_at, beat_at]
-            signals.wait(min(alarms + ([max(kill_at, moment + 0.01)] if kill_at else [])) - moment)
+            supervisor.look(moment)
+            job.signals.wait(supervisor.pause(moment))
     finally:
-        signals.deferred = False
+        job.signals.deferred = False
 
 
 # ----------------------------------------------------------------------------------------------- inputs
@@ -427,7 +470,7 @@ def open_source(source: Record) -> Any:
         return open(url2pathname(url[7:]), "rb")
     if not url.startswith(("http://", "https://")):
         raise Failure("DATA_STAGE_IN", "cannot read from %s: only http, https and file" % url.split("?")[0])
-    return opener().open(Request(url, headers=source.get("headers", {})), timeout=60)
+    return opener().open(Request(url, headers=source.get("headers", {})), timeout=60)  # noqa: S310  checked above
 
 
 def copy_checked(reader: BinaryIO, target: str, entry: Record) -> None:
@@ -507,7 +550,7 @@ def stage_in(job: "Job") -> None:
         else:
             fetch(entry, target, transfer.get("attempts", 4), transfer.get("pause_s", 1.0))
         if entry.get("executable"):
-            os.chmod(target, 0o755)
+            os.chmod(target, 0o755)  # noqa: S103  what the job asked for
 
 
 # ------------------------------------------------------------------------------------------------- FITS
@@ -710,7 +753,8 @@ def stage_out(job: "Job", found: List[Record]) -> None:
         else:
             record["index"], index = index, index + 1
             record["location"] = "upload" if upload else "outputs/%d" % record["index"]
-    write_json(os.path.join(job.folder, "outputs.json"), found)
+    if found:
+        write_json(os.path.join(job.folder, "outputs.json"), found)
     for record in found:
         path = os.path.join(job.work, record["path"])
         if record["location"] == "upload":
@@ -733,12 +777,12 @@ def put(job: "Job", path: str, record: Record, upload: Record) -> None:
     headers["Digest"] = digest
     headers.update(upload.get("headers", {}))
     url = "%s%d" % (upload["url_prefix"], record["index"])
-    failure = None  # type: Optional[Failure]
+    failure = Failure("DATA_STAGE_OUT", "%s was not sent" % record["path"])
     attempts = transfer.get("attempts", 4)
     for attempt in range(attempts):
         try:
             with open(path, "rb") as body:
-                request = Request(url, data=body, headers=headers, method="PUT")
+                request = Request(url, data=body, headers=headers, method="PUT")  # noqa: S310  the storage said so
                 with opener().open(request, timeout=60) as answer:
                     received = answer.headers.get("Digest") or digest
             if received.lower() == digest:
@@ -750,7 +794,6 @@ def put(job: "Job", path: str, record: Record, upload: Record) -> None:
                 break
         if attempt + 1 < attempts:
             time.sleep(transfer.get("pause_s", 1.0) * 2**attempt)
-    assert failure is not None
     raise failure
 
 
@@ -799,8 +842,7 @@ class Job:
 
     def spawn(self, command: List[str], env: Dict[str, str]) -> Any:
         stdin = self.manifest.get("stdin")
-        source = open(inside(self.work, stdin), "rb") if stdin else open(os.devnull, "rb")
-        with source:
+        with open(inside(self.work, stdin) if stdin else os.devnull, "rb") as source:
             try:
                 return subprocess.Popen(
                     command,
@@ -860,11 +902,9 @@ class Job:
         stage_in(self)
         limits = self.manifest.get("resources", {})
         memory, wall = limits.get("memory_bytes"), limits.get("wall_time_s")
-        if memory:
-            # A backstop for one huge allocation; more than the limit, since not all that is mapped gets used.
-            most = int(memory) + max(int(memory) // 4, 1024 * MIB)
-            resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        # A backstop for one huge allocation; more than the limit, since not all that is mapped gets used.
+        soft_limit(resource.RLIMIT_DATA, int(memory) + max(int(memory) // 4, 1024 * MIB) if memory else None)
+        soft_limit(resource.RLIMIT_CORE, 0)
         started, before, io_before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN), io_bytes()
         self.record["payload_start_time"] = now()
         env = self.environment()
@@ -889,9 +929,10 @@ class Job:
         if ended.verdict is not None:
             raise ended.verdict
         memory = limits.get("memory_bytes")
-        if memory and ended.peak_bytes > max(memory, 64 * MIB) and ended.seconds < 1:
+        peak = self.monitor.peak
+        if memory and peak > max(memory, 64 * MIB) and ended.seconds < 1:
             # Too fast for the samples. (64 MiB: the kernel's peak begins with that of this wrapper.)
-            raise Failure("LIMIT_MEMORY", "used %d bytes of memory, %d are allowed" % (ended.peak_bytes, memory))
+            raise Failure("LIMIT_MEMORY", "used %d bytes of memory, %d are allowed" % (peak, memory))
         self.monitor.disk_due = 0
         failure = self.monitor.sample_files()
         if failure is not None:
@@ -908,7 +949,7 @@ class Job:
     def after(self, env: Dict[str, str]) -> None:
         """Run `post_command`; its failure fails a job that had succeeded until then."""
         already = sys.exc_info()[0] is not None
-        self.signals.asked = False
+        self.signals.asked = False  # only a second cancel ends this one too
         ended = supervise(self, ["/bin/sh", "-c", self.manifest["post_command"]], env, POST_SECONDS)
         end_stragglers()
         if already:
@@ -927,7 +968,7 @@ class Job:
             "wall_s": round(wall, 6),
             "cpu_user_s": round(used.ru_utime - before.ru_utime, 6),
             "cpu_system_s": round(used.ru_stime - before.ru_stime, 6),
-            "max_memory_bytes": max(self.monitor.memory, used.ru_maxrss * 1024),
+            "max_memory_bytes": max(self.monitor.memory, self.monitor.peak),
             "max_disk_bytes": self.monitor.disk,
             "read_bytes": io_after[0] - io_before[0],
             "write_bytes": io_after[1] - io_before[1],
@@ -940,7 +981,10 @@ class Job:
             return stream.read()
 
     def clean(self) -> None:
-        """Leave logs of the allowed size and nothing of the work directory."""
+        """Leave logs of the allowed size and nothing in the work directory.
+
+        Empty folders stay: ext4 gets slow where thousands of inodes were freed in the last seconds.
+        """
         for handle in self.logs:
             size = os.fstat(handle).st_size
             if size > self.monitor.log_bytes:
@@ -949,12 +993,22 @@ class Job:
             os.close(handle)
         if not self.manifest.get("keep_workdir"):
             for folder in (self.work, self.tmp):
-                try:
-                    os.rmdir(folder)  # most often empty
-                except OSError:
-                    shutil.rmtree(folder, ignore_errors=True)
+                for entry in list(os.scandir(folder)):
+                    if entry.is_dir(follow_symlinks=False):
+                        shutil.rmtree(entry.path, ignore_errors=True)
+                    else:
+                        os.unlink(entry.path)
 
 
+def soft_limit(which: int, value: Optional[int]) -> None:
+    """Set a limit that children inherit; None = as high as allowed."""
+    hard = resource.getrlimit(which)[1]
+    if value is None or (hard != resource.RLIM_INFINITY and value > hard):
+        value = hard
+    resource.setrlimit(which, (value, hard))
+
+
+@functools.lru_cache(maxsize=None)
 def user_name() -> str:
     try:
         return pwd.getpwuid(os.getuid()).pw_name
@@ -1005,22 +1059,25 @@ def work_through(job: Job) -> Optional[BaseException]:
     return cause
 
 
-def run(folder: str) -> Optional[Record]:
+def run(folder: str, signals: Optional[Signals] = None) -> Optional[Record]:
     """Run the job of this folder to its exit record; None when another run has it."""
     folder = os.path.abspath(folder)
     if not claim(folder):
         return None
     manifest, job, record = {}, None, {}  # type: Record, Optional[Job], Record
     try:
-        signals = Signals()
         manifest = read_json(os.path.join(folder, "job.json"))
-        become_subreaper()
+        if signals is None:
+            become_subreaper()
+            signals = Signals()
+        signals.begin(folder)
         job = Job(folder, manifest, signals)
         error = work_through(job)
+        signals.deferred = True  # from here on it is too late to be cancelled
     except Exception as failure:
         error = failure
     if job is not None:
-        signals.deferred = True  # too late to be cancelled
+        job.signals.deferred = True
         record.update(job.record, application_status=job.reported("progress"))
         try:
             job.clean()
