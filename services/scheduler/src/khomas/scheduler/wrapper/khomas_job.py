@@ -462,12 +462,18 @@ def opener() -> Any:
     return build_opener(Redirect)
 
 
+def local_path(url: str) -> str:
+    from urllib.parse import unquote
+
+    return unquote(url[len("file://") :])
+
+
 def open_source(source: Record) -> Any:
-    from urllib.request import Request, url2pathname
+    from urllib.request import Request
 
     url = source["url"]
     if url.startswith("file://"):
-        return open(url2pathname(url[7:]), "rb")
+        return open(local_path(url), "rb")
     if not url.startswith(("http://", "https://")):
         raise Failure("DATA_STAGE_IN", "cannot read from %s: only http, https and file" % url.split("?")[0])
     return opener().open(Request(url, headers=source.get("headers", {})), timeout=60)  # noqa: S310  checked above
@@ -509,8 +515,8 @@ def fetch(entry: Record, target: str, attempts: int, pause: float) -> None:
         for source in list(sources):
             try:
                 if source.get("link") and source["url"].startswith("file://"):
-                    os.stat(source["url"][7:])
-                    return os.symlink(source["url"][7:], target)
+                    os.stat(local_path(source["url"]))
+                    return os.symlink(local_path(source["url"]), target)
                 with open_source(source) as reader:
                     return copy_checked(reader, target, entry)
             except Failure as error:
