@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from sqlalchemy import ColumnElement, Row, Select, and_, literal, or_, tuple_
+from sqlalchemy import ColumnElement, Select, and_, literal, or_, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from khomas.kit.database import AnyRow
 from khomas.kit.errors import FieldInvalid, OrderInvalid, PageTokenInvalid
 from khomas.kit.filtering.fields import nearest
 
@@ -26,7 +27,7 @@ class ListRequest(Protocol):
     page_size: int
     page_token: str
 
-    def SerializeToString(self, deterministic: bool = ...) -> bytes:  # noqa: N802  protobuf's name
+    def SerializeToString(self, *, deterministic: bool = ...) -> bytes:  # noqa: N802  protobuf's name
         """Return the wire form."""
 
 
@@ -34,7 +35,7 @@ class ListRequest(Protocol):
 class Page:
     """Rows and how to go on."""
 
-    rows: Sequence[Row[Any]]
+    rows: Sequence[AnyRow]
     # Empty at the end of the list.
     next_page_token: str
 
@@ -67,7 +68,7 @@ class Ordering:
 
 async def list_page(
     connection: AsyncConnection,
-    query: Select[Any],
+    query: Select[*tuple[Any, ...]],
     request: ListRequest,
     ordering: Ordering,
     *,

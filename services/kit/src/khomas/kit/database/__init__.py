@@ -4,9 +4,10 @@ from khomas.kit.database.bulk import in_values, insert_many, insert_new, rows_ta
 from khomas.kit.database.engine import Database
 from khomas.kit.database.migrations import SchemaOutdated
 from khomas.kit.database.statements import count_statements
-from khomas.kit.database.types import KeyText, RowId, UtcTime
+from khomas.kit.database.types import AnyRow, KeyText, RowId, UtcTime
 
 __all__ = [
+    "AnyRow",
     "Database",
     "KeyText",
     "RowId",

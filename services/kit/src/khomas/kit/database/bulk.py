@@ -9,7 +9,6 @@ from sqlalchemy import (
     ColumnElement,
     FromClause,
     LargeBinary,
-    Row,
     String,
     Table,
     Text,
@@ -27,6 +26,8 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine
+
+from khomas.kit.database.types import AnyRow
 
 
 class _Many(TypeDecorator[Any]):
@@ -135,7 +136,7 @@ async def insert_new(
     table: Table,
     rows: Sequence[Mapping[str, Any]],
     *returning: ColumnElement[Any],
-) -> Sequence[Row[Any]]:
+) -> Sequence[AnyRow]:
     """Insert the rows that break no unique constraint, with one statement, and return columns of those.
 
     The order of the answer is not that of `rows`. Bytes work on PostgreSQL only.

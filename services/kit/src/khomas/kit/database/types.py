@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, Integer, String, TypeDecorator
+from sqlalchemy import BigInteger, DateTime, Integer, Row, String, TypeDecorator
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeEngine
@@ -45,3 +45,6 @@ KeyText = String().with_variant(postgresql.TEXT(collation="C"), "postgresql")
 
 # A bigint that SQLite accepts as its row id.
 RowId = BigInteger().with_variant(Integer(), "sqlite")
+
+# A row of a query whose columns the type checker cannot know.
+AnyRow = Row[*tuple[Any, ...]]
