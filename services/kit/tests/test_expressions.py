@@ -90,3 +90,7 @@ def test_any_text_computes_to_a_scalar_or_is_refused(source: str) -> None:
     except ExpressionError:
         return
     assert isinstance(result, str) or math.isfinite(result)
+
+
+def test_an_expression_knows_the_keys_that_it_uses() -> None:
+    assert parse_expression("emin / cos(radians(zenith))").names == {"emin", "zenith"}

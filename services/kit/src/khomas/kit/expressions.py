@@ -59,7 +59,8 @@ def parse_expression(source: str) -> Expression:
     except (ValueError, RecursionError, MemoryError):
         raise ExpressionError(source, 0, "does not parse") from None
     compiler = _Compiler(source)
-    return Expression(source, frozenset(compiler.names), compiler.build(tree.body, 0))
+    evaluate = compiler.build(tree.body, 0)
+    return Expression(source, frozenset(compiler.names), evaluate)
 
 
 def _power(base: float, exponent: float) -> float:
