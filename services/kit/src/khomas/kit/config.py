@@ -52,6 +52,8 @@ class ServerSettings(_Part):
     # Between NOT_SERVING and refusing new calls, for clients to notice.
     drain_pause: timedelta = timedelta(seconds=2)
     drain_grace: timedelta = timedelta(seconds=20)
+    # A stream that sent nothing for so long is a watcher: the drain sends it away instead of waiting.
+    drain_idle: timedelta = timedelta(seconds=1)
 
 
 class HttpSettings(_Part):

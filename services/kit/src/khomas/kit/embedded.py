@@ -22,21 +22,28 @@ from khomas.kit.service import Host, Running, Service
 from khomas.kit.telemetry.recorder import PlainRecorder, Recorder
 
 
+# A free port, and a quick drain because nobody balances over several such servers.
+SETTINGS = ServerSettings(
+    listen="127.0.0.1:0",
+    drain_pause=timedelta(0),
+    drain_grace=timedelta(seconds=5),
+    drain_idle=timedelta(milliseconds=100),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Where an embedded installation lives and listens."""
 
     state: Path
     vo: str = "local"
-    listen: str = "127.0.0.1:0"
+    server: ServerSettings = SETTINGS
     # Service name to the address of its HTTP door; others take a free port.
     http_listen: Mapping[str, str] = field(default_factory=dict)
     # Service name to database address; others have a SQLite file in the state folder.
     database_urls: Mapping[str, str] = field(default_factory=dict)
     # Service name to values of its settings that shall differ from the default.
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    drain_pause: timedelta = timedelta(0)
-    drain_grace: timedelta = timedelta(seconds=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +66,9 @@ async def embedded(
     layout.state.mkdir(parents=True, exist_ok=True, mode=0o700)
     issuer = DevelopmentIssuer.open(layout.state, layout.vo)
     verifier = Verifier([issuer.trusted], AuthSettings(audiences=(issuer.audience,)))
-    settings = ServerSettings(drain_pause=layout.drain_pause, drain_grace=layout.drain_grace)
-    boundary = Boundary(verifier, recorder or PlainRecorder(), settings.max_calls, settings.max_streams)
-    server = Server(settings, boundary)
-    host, _, _ = layout.listen.rpartition(":")
-    endpoint = f"{host}:{server.bind(layout.listen)}"
+    limits = layout.server
+    server = Server(limits, Boundary(verifier, recorder or PlainRecorder(), limits.max_calls, limits.max_streams))
+    endpoint = f"{limits.listen.rpartition(':')[0]}:{server.bind()}"
     async with AsyncExitStack() as stack:
         connection = await stack.enter_async_context(open_channel(endpoint, plaintext=True))
         places = [_place(service, layout, issuer, verifier, connection) for service in services]

@@ -86,7 +86,7 @@ async def _until_signal(service: Service[Any], settings: ServiceSettings) -> Non
         verifier, tokens, issuer = _identity(service, settings)
         limits = settings.server
         server = Server(limits, Boundary(verifier, recorder, limits.max_calls, limits.max_streams))
-        server.bind(limits.listen)
+        server.bind()
         channel = _channels(settings, tokens, stack)
         door = reserved_socket(settings.http.listen)
         host = Host(

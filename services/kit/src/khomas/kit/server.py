@@ -6,14 +6,14 @@ from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pool
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from khomas.kit.auth.policy import policies_of
 from khomas.kit.boundary.boundary import Boundary
 from khomas.kit.config import ConfigError, ServerSettings, TlsSettings
+from khomas.kit.health import Health
 
-_SERVING = health_pb2.HealthCheckResponse.SERVING
 _LOOPBACK = ("127.0.0.1", "[::1]", "localhost")
 
 
@@ -23,13 +23,14 @@ class Server(grpc.aio.Server):
     def __init__(self, settings: ServerSettings, boundary: Boundary) -> None:
         self._settings = settings
         self._boundary = boundary
-        self._health = health.aio.HealthServicer()
+        self._health = Health()
         self._inner = grpc.aio.server(options=_options(settings))
         self._offered: set[str] = set()
         self._guarded: set[str] = set()
 
-    def bind(self, listen: str) -> int:
-        """Listen at an address and return the port."""
+    def bind(self) -> int:
+        """Listen where the settings say and return the port."""
+        listen = self._settings.listen
         if self._settings.tls is not None:
             return self.add_secure_port(listen, _credentials(self._settings.tls))
         host = listen.rpartition(":")[0]
@@ -73,14 +74,18 @@ class Server(grpc.aio.Server):
         names = (*sorted(self._guarded), health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._inner)
         await self._inner.start()
-        for name in ("", "readiness", *names):
-            await self._health.set(name, _SERVING)
+        await self._health.serve(names)
 
     async def drain(self) -> None:
         """Stop without failing a call: NOT_SERVING, a pause for clients to see it, then finish calls."""
-        await self._health.enter_graceful_shutdown()
+        await self._health.leave()
         await asyncio.sleep(self._settings.drain_pause.total_seconds())
-        await self.stop(self._settings.drain_grace.total_seconds())
+        stopping = asyncio.create_task(self.stop(self._settings.drain_grace.total_seconds()))
+        while not stopping.done():
+            self._health.end_watches()
+            self._boundary.end_idle_streams(self._settings.drain_idle)
+            await asyncio.wait([stopping], timeout=0.02)
+        await stopping
 
     async def stop(self, grace: float | None) -> None:
         """Refuse new calls at once and end the running ones after the grace, in seconds."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from khomas.kit.auth.issuer import DevelopmentIssuer
 from khomas.kit.config import ConfigError, TelemetrySettings
-from khomas.kit.embedded import Installation, Layout, embedded
+from khomas.kit.embedded import SETTINGS, Installation, Layout, embedded
 from khomas.kit.files import write_atomically
 from khomas.kit.hosting import reserved_socket
 from khomas.kit.plugins import PluginBroken, load_all
@@ -25,7 +25,7 @@ from khomas.kit.telemetry.logs import log_to
 from khomas.kit.telemetry.setup import recording
 
 DEFAULT_PORT = 7443
-_TOKEN_LIFETIME = timedelta(hours=6)
+_TOKEN_LIFETIME = timedelta(hours=5)
 _TOKEN_RENEWAL = timedelta(hours=1)
 
 
@@ -115,9 +115,8 @@ def _layout(services: Sequence[Service[Any]], options: Options) -> Layout:
     return Layout(
         state=options.state,
         vo=_vo(options),
-        listen=f"127.0.0.1:{grpc_port}",
+        server=SETTINGS.model_copy(update={"listen": f"127.0.0.1:{grpc_port}"}),
         http_listen={service.name: f"127.0.0.1:{ports[service.name]}" for service in services},
-        drain_pause=timedelta(milliseconds=300),
     )
 
 

@@ -54,11 +54,11 @@ def _key(entry: dict[str, Any]) -> Key | None:
     key_id = entry.get("kid")
     if not isinstance(key_id, str) or entry.get("use", "sig") != "sig":
         return None
-    if entry.get("alg", algorithm) != algorithm:
+    if not algorithm or entry.get("alg", algorithm) != algorithm:
         return None
     try:
         key = jwt.PyJWK(entry, algorithm=algorithm).key
-    except jwt.PyJWTError:
+    except (jwt.PyJWTError, KeyError, ValueError):
         return None
     strong = (isinstance(key, RSAPublicKey) and key.key_size >= 2048) or (
         isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1)

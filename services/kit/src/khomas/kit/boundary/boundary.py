@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -19,7 +18,8 @@ from khomas.kit.auth.verifier import Verifier
 from khomas.kit.boundary import validation
 from khomas.kit.boundary.call import ORIGIN_HEADER, Call, Context, enter_call
 from khomas.kit.boundary.status import DETAILS_KEY, translated
-from khomas.kit.errors import Overloaded, TokenExpired, TokenMissing
+from khomas.kit.boundary.streams import Watches, until_expiry
+from khomas.kit.errors import Overloaded, TokenMissing
 from khomas.kit.telemetry.recorder import Recorder
 from khomas.kit.telemetry.trace import enter_trace
 
@@ -65,6 +65,11 @@ class Boundary:
         self._recorder = recorder
         self._calls = _Limit(max_calls)
         self._streams = _Limit(max_streams)
+        self._watches = Watches()
+
+    def end_idle_streams(self, idle: timedelta) -> None:
+        """Send away the callers of streams that have sent nothing for so long: they only watch."""
+        self._watches.end_idle(idle)
 
     def around(
         self, method: str, policy: Policy, handler: "grpc.RpcMethodHandler[Any, Any]"
@@ -94,8 +99,8 @@ class Boundary:
         async def handle(request: Message, context: Context) -> None:
             async def body(call: Call) -> None:
                 method.check(call, request)
-                async with _until_expiry(call):
-                    await _send(inner(request, context), context)
+                async with self._watches.stream(call) as stream:
+                    await stream.send(inner(request, context), context)
 
             await self._pass(method, context, self._streams, body)
 
@@ -104,7 +109,7 @@ class Boundary:
     def _stream_unary(self, method: _Method, inner: Any) -> Any:
         async def handle(requests: AsyncIterator[Message], context: Context) -> Any:
             async def body(call: Call) -> Any:
-                async with _until_expiry(call):
+                async with until_expiry(call):
                     return await inner(_checked(method, call, requests), context)
 
             return await self._pass(method, context, self._streams, body)
@@ -114,8 +119,8 @@ class Boundary:
     def _stream_stream(self, method: _Method, inner: Any) -> Any:
         async def handle(requests: AsyncIterator[Message], context: Context) -> None:
             async def body(call: Call) -> None:
-                async with _until_expiry(call):
-                    await _send(inner(_checked(method, call, requests), context), context)
+                async with self._watches.stream(call) as stream:
+                    await stream.send(inner(_checked(method, call, requests), context), context)
 
             await self._pass(method, context, self._streams, body)
 
@@ -173,34 +178,7 @@ async def _abort(context: Context, code: grpc.StatusCode, status: status_pb2.Sta
     await context.abort(code, status.message, ((DETAILS_KEY, status.SerializeToString()),))
 
 
-async def _send(answer: Any, context: Context) -> None:
-    """Send what a streaming handler yields; one that writes by itself is only awaited."""
-    if not isinstance(answer, AsyncIterator):
-        answer = await answer
-    if answer is None:
-        return
-    async with aclosing(answer) as messages:
-        async for message in messages:
-            await context.write(message)
-
-
 async def _checked(method: _Method, call: Call, requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
     async for request in requests:
         method.check(call, request)
         yield request
-
-
-@asynccontextmanager
-async def _until_expiry(call: Call) -> AsyncIterator[None]:
-    """End a stream when the token that opened it expires."""
-    if call.principal is None:
-        yield
-        return
-    expires_at = call.principal.expires_at
-    try:
-        async with asyncio.timeout(expires_at.timestamp() - time.time()) as timeout:
-            yield
-    except TimeoutError:
-        if timeout.expired():
-            raise TokenExpired(expired_at=expires_at) from None
-        raise

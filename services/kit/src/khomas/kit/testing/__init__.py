@@ -13,8 +13,10 @@ import grpc
 from khomas.kit.auth.scopes import EVERYTHING
 from khomas.kit.auth.tokens import IssuedTokens
 from khomas.kit.channel import ServiceChannel, open_channel
-from khomas.kit.embedded import Installation, Layout, embedded
+from khomas.kit.config import ServerSettings
+from khomas.kit.embedded import SETTINGS, Installation, Layout, embedded
 from khomas.kit.service import Running, Service
+from khomas.kit.telemetry.recorder import Recorder
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,8 @@ async def serve(
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     database_urls: Mapping[str, str] | None = None,
     vo: str = "hess",
+    server: ServerSettings = SETTINGS,
+    recorder: Recorder | None = None,
 ) -> AsyncIterator[Served]:
     """Run services for a test, on a free loopback port.
 
@@ -87,8 +91,8 @@ async def serve(
     async with AsyncExitStack() as stack:
         if state is None:
             state = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="khomas-")))
-        layout = Layout(state, vo=vo, settings=settings or {}, database_urls=database_urls or {})
-        installation = await stack.enter_async_context(embedded(services, layout))
+        layout = Layout(state, vo=vo, server=server, settings=settings or {}, database_urls=database_urls or {})
+        installation = await stack.enter_async_context(embedded(services, layout, recorder))
         bare = await stack.enter_async_context(open_channel(installation.endpoint, plaintext=True))
         tokens = IssuedTokens(installation.issuer, "tester")
         yield Served(installation, state, ServiceChannel(bare, "server", tokens), bare)

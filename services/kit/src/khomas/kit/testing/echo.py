@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool
+from google.protobuf.descriptor import ServiceDescriptor
 
 from khomas.api.common.v1 import access_pb2, event_pb2
 from khomas.kit.boundary.call import Context, current_principal
@@ -62,6 +63,7 @@ def _descriptor() -> descriptor_pb2.FileDescriptorProto:
 
 
 descriptor_pool.Default().AddSerializedFile(_descriptor().SerializeToString())
+DESCRIPTOR: ServiceDescriptor = descriptor_pool.Default().FindServiceByName(SERVICE)
 
 
 class EchoSettings(ServiceSettings, env_prefix="KHOMAS_ECHO_"):
@@ -93,8 +95,9 @@ class _Servicer:
             yield await self._answer(request)
 
 
-def _add(servicer: _Servicer, server: grpc.aio.Server) -> None:
+def add_echo(server: grpc.aio.Server, answer: Answer = _same) -> None:
     """Do what a generated add_EchoServiceServicer_to_server would."""
+    servicer = _Servicer(answer)
     one, many = servicer.echo, servicer.repeat
     behaviours = {"Repeat": many, "Join": servicer.join, "Chat": servicer.chat}
     handlers = {
@@ -110,8 +113,7 @@ def echo_service(answer: Answer = _same, name: str = "echo") -> Service[EchoSett
     """Return the service; `answer` is asked for each reply and may raise."""
 
     async def start(_: EchoSettings, __: Host) -> Running:
-        servicer = _Servicer(answer)
-        return Running(add_to=lambda server: _add(servicer, server))
+        return Running(add_to=lambda server: add_echo(server, answer))
 
     return Service(name, EchoSettings, start)
 
