@@ -1,0 +1,48 @@
+"""Reading: GET and HEAD, with ranges, sent by the kernel."""
+
+import asyncio
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from khomas.storage.door.grant import GRANT
+from khomas.storage.elements import Element, Elements, Protocols, known
+from khomas.storage.errors import PathNotFound
+from khomas.storage.paths import for_content
+
+_TYPE: Final = "application/octet-stream"
+
+
+class PlainFile(web.FileResponse):
+    """A file as it lies there. Never its neighbour: the base class would send `x.gz` for `x` to who accepts gzip."""
+
+    def __init__(self, path: Path, adler32: str) -> None:
+        headers = {"Content-Type": _TYPE, "Accept-Ranges": "bytes"}
+        if adler32:
+            headers["Digest"] = f"adler32={adler32}"
+        super().__init__(path, headers=headers)
+
+    def _make_response(self, request: web.BaseRequest, accept_encoding: str):  # type: ignore[no-untyped-def]  # noqa: ANN202  the base class's private types
+        return super()._make_response(request, "")  # type: ignore[arg-type]  # its annotation is narrower than its use
+
+
+class Reading:
+    """Serves replicas."""
+
+    def __init__(self, elements: Elements, protocols: Protocols) -> None:
+        self._elements = elements
+        self._protocols = protocols
+
+    async def get(self, request: web.Request) -> web.StreamResponse:
+        """Answer GET and HEAD."""
+        element = known(await self._elements.all(), request.match_info["element"])
+        path = for_content(request.match_info["path"])
+        local = await asyncio.to_thread(self._existing, element, path)
+        return PlainFile(local, request[GRANT].adler32)
+
+    def _existing(self, element: Element, path: str) -> Path:
+        local = self._protocols.local(element, path)
+        if not local.is_file():
+            raise PathNotFound(storage_element=element.id, path=path)
+        return local

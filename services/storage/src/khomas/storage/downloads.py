@@ -1,0 +1,78 @@
+"""Where the bytes of files can be read."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
+from khomas.api.catalog.v1 import file_pb2
+from khomas.api.storage.v1 import storage_element_pb2, storage_service_pb2
+from khomas.kit.boundary.status import status_of
+from khomas.storage.catalog import Catalog
+from khomas.storage.elements import Element, Elements, Protocols
+from khomas.storage.errors import NoReplica, PathRefused
+from khomas.storage.granting import Granting
+
+
+def reading_order(
+    file: file_pb2.File, elements: Mapping[str, Element], site: str
+) -> list[tuple[Element, file_pb2.Replica]]:
+    """Return the replicas that can be read, the best first: near, on disk, reachable at the last look."""
+    usable = [
+        (elements[replica.storage_element], replica)
+        for replica in file.replicas
+        if replica.state == file_pb2.Replica.STATE_AVAILABLE and replica.storage_element in elements
+    ]
+
+    def rank(pair: tuple[Element, file_pb2.Replica]) -> tuple[bool, bool, bool, str]:
+        element = pair[0]
+        far = bool(site) and element.site != site
+        return not element.reachable, far, element.media != storage_element_pb2.StorageElement.MEDIA_DISK, element.id
+
+    return sorted(usable, key=rank)
+
+
+class Downloads:
+    """Grants reading."""
+
+    def __init__(self, catalog: Catalog, elements: Elements, protocols: Protocols, granting: Granting) -> None:
+        self._catalog = catalog
+        self._elements = elements
+        self._protocols = protocols
+        self._granting = granting
+
+    async def create(
+        self, request: storage_service_pb2.BatchCreateDownloadsRequest
+    ) -> storage_service_pb2.BatchCreateDownloadsResponse:
+        """Answer for every name with grants, or with why there is none."""
+        lifetime = request.lifetime if request.HasField("lifetime") else None
+        end = self._granting.end(lifetime, datetime.now(UTC))
+        elements = await self._elements.all()
+        results = await self._catalog.files(request.names)
+        return storage_service_pb2.BatchCreateDownloadsResponse(
+            downloads=[
+                self._download(name, result, elements, request.site, end)
+                for name, result in zip(request.names, results, strict=True)
+            ]
+        )
+
+    def _download(
+        self, name: str, result: catalog_pb.FileResult, elements: Mapping[str, Element], site: str, end: datetime
+    ) -> storage_service_pb2.Download:
+        if result.HasField("error"):
+            return storage_service_pb2.Download(name=name, error=result.error)
+        file = result.file
+        download = storage_service_pb2.Download(
+            name=name, size_bytes=file.size_bytes, checksums=file.checksums, uid=file.uid
+        )
+        for element, replica in reading_order(file, elements, site):
+            try:
+                local = self._protocols.local(element, replica.path)
+            except PathRefused:
+                # It has become a link that leads out of the root; another copy may be fine.
+                continue
+            download.grants.append(
+                self._granting.download(replica.path, file.checksums.adler32, element.id, local, end)
+            )
+        if not download.grants:
+            download.error.CopyFrom(status_of(NoReplica(file=name)))
+        return download

@@ -1,0 +1,195 @@
+"""StorageElements as records, and the protocols that reach them."""
+
+import asyncio
+import difflib
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Row, select
+
+from khomas.api.storage.v1 import storage_element_pb2 as pb
+from khomas.kit.database import Database
+from khomas.kit.errors import NotInstalled
+from khomas.kit.plugins import load_all
+from khomas.storage.errors import (
+    AddressInvalid,
+    PathRefused,
+    ProtocolUnknown,
+    StorageElementNotFound,
+    StorageElementUnreachable,
+)
+from khomas.storage.protocols.interface import Plugin, ProtocolFault, Room, StorageProtocol
+from khomas.storage.tables import storage_element
+
+PREFIX = "storageElements/"
+_PROBE_SECONDS = 10.0
+_KEEP_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """A StorageElement as it is stored."""
+
+    id: str
+    uid: str
+    description: str
+    site: str
+    media: int
+    access_points: tuple[tuple[str, str], ...]
+    read_only: bool
+    capacity_bytes: int
+    create_time: datetime
+    update_time: datetime
+    version: int
+    free_bytes: int
+    reachable: bool
+    message: str
+    check_time: datetime
+
+    @property
+    def takes_files(self) -> bool:
+        """Tell whether new files may go there."""
+        return not self.read_only and self.media == pb.StorageElement.MEDIA_DISK
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What we know that lies on a StorageElement or is on its way to it."""
+
+    used_bytes: int = 0
+    file_count: int = 0
+    reserved_bytes: int = 0
+
+
+def element_of(row: Row[Any]) -> Element:
+    """Return a row of the table as a record."""
+    values = dict(row._mapping)  # noqa: SLF001  SQLAlchemy's public name for it
+    values["access_points"] = tuple((protocol, address) for protocol, address in values["access_points"])
+    return Element(**values)
+
+
+class Elements:
+    """Reads StorageElements. There are tens, not thousands, and they hardly change: all are kept for a moment."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._known: Mapping[str, Element] = {}
+        self._until = 0.0
+
+    async def all(self) -> Mapping[str, Element]:
+        """Return all, by id in order; a change by another process is seen within two seconds."""
+        if time.monotonic() >= self._until:
+            query = select(storage_element).order_by(storage_element.c.id)
+            async with self._database.read() as connection:
+                rows = (await connection.execute(query)).all()
+            self._known = {row.id: element_of(row) for row in rows}
+            self._until = time.monotonic() + _KEEP_SECONDS
+        return self._known
+
+    def forget(self) -> None:
+        """Read again the next time: something was changed."""
+        self._until = 0.0
+
+
+def known(elements: Mapping[str, Element], name: str) -> Element:
+    """Return the one of this id, or raise StorageElementNotFound with the nearest ids."""
+    if (element := elements.get(name)) is not None:
+        return element
+    nearest = difflib.get_close_matches(name, elements, n=3, cutoff=0.4) or list(elements)[:3]
+    raise StorageElementNotFound(storage_element=name, nearest=nearest)
+
+
+def element_proto(element: Element, usage: Usage) -> pb.StorageElement:
+    """Return a StorageElement as callers see it."""
+    message = pb.StorageElement(
+        name=PREFIX + element.id,
+        description=element.description,
+        site=element.site,
+        media=pb.StorageElement.Media.ValueType(element.media),
+        access_points=[pb.AccessPoint(protocol=name, address=address) for name, address in element.access_points],
+        read_only=element.read_only,
+        capacity_bytes=element.capacity_bytes,
+        create_time=element.create_time,
+        update_time=element.update_time,
+        etag=str(element.version),
+        uid=element.uid,
+    )
+    message.health.reachable = element.reachable
+    message.health.message = element.message
+    message.health.check_time.FromDatetime(element.check_time)
+    message.space.used_bytes = usage.used_bytes
+    message.space.file_count = usage.file_count
+    message.space.reserved_bytes = usage.reserved_bytes
+    message.space.free_bytes = element.free_bytes
+    message.space.observe_time.FromDatetime(element.check_time)
+    return message
+
+
+class Protocols:
+    """The open protocols of all StorageElements."""
+
+    def __init__(self, plugins: Mapping[str, Plugin]) -> None:
+        self._plugins = plugins
+        self._open: dict[tuple[str, str, bool], StorageProtocol] = {}
+
+    @classmethod
+    def installed(cls) -> "Protocols":
+        """Find the plug-ins of the entry-point group."""
+        return cls(load_all("khomas.storage.protocols"))
+
+    def check(self, access_points: Iterable[tuple[str, str]]) -> None:
+        """Raise ProtocolUnknown or AddressInvalid for access points that cannot be used."""
+        for name, address in access_points:
+            if name not in self._plugins:
+                raise ProtocolUnknown(protocol=name, nearest=sorted(self._plugins))
+            try:
+                self._plugins[name].open(address, False)
+            except ValueError as error:
+                raise AddressInvalid(f"The address {address} cannot be used: {error}.", address=address) from error
+
+    def of(self, element: Element) -> StorageProtocol:
+        """Return the first protocol of a StorageElement that is installed."""
+        for name, address in element.access_points:
+            if name in self._plugins:
+                key = (name, address, element.read_only)
+                if key not in self._open:
+                    self._open[key] = self._plugins[name].open(address, element.read_only)
+                return self._open[key]
+        raise ProtocolUnknown(protocol=element.access_points[0][0], nearest=sorted(self._plugins))
+
+    def local(self, element: Element, path: str) -> Path:
+        """Return where a file lies on this machine, or raise PathRefused."""
+        try:
+            found = self.of(element).local_path(path)
+        except ProtocolFault as fault:
+            raise PathRefused(fault.message + ".", path=path) from fault
+        if found is None:
+            raise NotInstalled(needed=f"a way to reach the files of {element.id} on this machine")
+        return found
+
+    async def room(self, element: Element) -> Room:
+        """Ask a storage for its space, or raise StorageElementUnreachable."""
+        try:
+            async with asyncio.timeout(_PROBE_SECONDS):
+                return await self.of(element).probe()
+        except ProtocolFault as fault:
+            message = fault.message
+        except TimeoutError:
+            message = f"no answer in {_PROBE_SECONDS:.0f} s"
+        raise StorageElementUnreachable(storage_element=element.id, message=message)
+
+    async def rooms(self, elements: Sequence[Element]) -> list[Room | StorageElementUnreachable]:
+        """Ask many storages at once."""
+        answers = await asyncio.gather(*map(self.room, elements), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, StorageElementUnreachable):
+                raise answer
+        return list(answers)  # type: ignore[arg-type]  # others are raised above
+
+    async def close(self) -> None:
+        """End all connections."""
+        await asyncio.gather(*(protocol.close() for protocol in self._open.values()))

@@ -1,0 +1,160 @@
+"""Commits of uploads as they stand in the database: recorded first, done after, answered once."""
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Row, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
+from khomas.api.storage.v1 import grant_pb2, storage_service_pb2
+from khomas.kit.database import Database, in_values
+from khomas.kit.errors import RequestIdReused
+from khomas.kit.events import EventLog
+from khomas.storage.errors import UploadState
+from khomas.storage.staging import Placement
+from khomas.storage.tables import upload, upload_commit, uploaded_file
+from khomas.storage.uploads import PREFIX, upload_event
+
+Answer = storage_service_pb2.BatchCommitUploadsResponse
+_OPEN = grant_pb2.Upload.STATE_OPEN
+_RETENTION = timedelta(hours=24)
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What one commit is about to do."""
+
+    uid: str
+    # Digest of the caller and the request_id, and of the request.
+    request_key: str
+    request_digest: bytes
+    placements: tuple[Placement, ...]
+    catalog_request: catalog_pb.BatchCreateFilesRequest
+    # Datasets that only some of the files join, with those files.
+    memberships: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+class Intents:
+    """Stores intents."""
+
+    def __init__(self, database: Database, log: EventLog, lease: timedelta) -> None:
+        self._database = database
+        self._log = log
+        self._lease = lease
+
+    async def uploads(self, uids: Sequence[str]) -> list[Row[Any]]:
+        """Read uploads, one row a file that has arrived, or one without a file."""
+        query = (
+            select(upload, *(column for column in uploaded_file.c if column is not uploaded_file.c.upload_uid))
+            .select_from(upload.outerjoin(uploaded_file, uploaded_file.c.upload_uid == upload.c.uid))
+            .where(in_values(upload.c.uid, uids))
+        )
+        async with self._database.read() as connection:
+            return list((await connection.execute(query)).all())
+
+    async def before(self, request_key: str, request_digest: bytes) -> tuple[Intent, Answer | None] | None:
+        """Return the intent of the same request and its answer, if it was made before."""
+        query = select(upload_commit).where(upload_commit.c.request_key == request_key)
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        if row is None:
+            return None
+        if row.request_digest != request_digest:
+            raise RequestIdReused(request_id="of this commit")
+        return _intent(row), None if row.answer is None else Answer.FromString(row.answer)
+
+    async def record(self, intent: Intent) -> None:
+        """Record an intent and take its uploads, or raise why that is not possible; it is leased to us."""
+        now = datetime.now(UTC)
+        row = {
+            "uid": intent.uid,
+            "request_key": intent.request_key,
+            "request_digest": intent.request_digest,
+            "placements": [astuple(placement) for placement in intent.placements],
+            "catalog_request": intent.catalog_request.SerializeToString(),
+            "memberships": intent.memberships,
+            "lease_end": now + self._lease,
+            "create_time": now,
+        }
+        uids = {placement.upload for placement in intent.placements}
+        claim = (
+            update(upload)
+            .where(in_values(upload.c.uid, uids), upload.c.state == _OPEN, upload.c.commit_uid.is_(None))
+            .values(commit_uid=intent.uid)
+            .returning(upload.c.uid)
+        )
+        try:
+            async with self._database.write() as connection:
+                await connection.execute(insert(upload_commit), row)
+                claimed = set((await connection.scalars(claim)).all())
+                if lost := uids - claimed:
+                    raise UploadState(name=PREFIX + min(lost), state="being committed")
+        except IntegrityError as error:
+            raise RequestIdReused(request_id="of this commit") from error
+
+    async def lease(self, uid: str) -> bool:
+        """Take an unfinished intent that nobody works on; tell whether that succeeded."""
+        now = datetime.now(UTC)
+        statement = (
+            update(upload_commit)
+            .where(upload_commit.c.uid == uid, upload_commit.c.answer.is_(None), upload_commit.c.lease_end < now)
+            .values(lease_end=now + self._lease)
+        )
+        async with self._database.write() as connection:
+            return bool((await connection.execute(statement)).rowcount)
+
+    async def release(self, uid: str | None = None, pause: timedelta = timedelta(0)) -> None:
+        """Let others go on with an unfinished intent (all of them when none is named) after a pause."""
+        statement = update(upload_commit).where(upload_commit.c.answer.is_(None))
+        if uid is not None:
+            statement = statement.where(upload_commit.c.uid == uid)
+        async with self._database.write() as connection:
+            await connection.execute(statement.values(lease_end=datetime.now(UTC) + pause))
+
+    async def unfinished(self, limit: int = 100) -> list[Intent]:
+        """Return intents that nobody works on."""
+        now = datetime.now(UTC)
+        query = select(upload_commit).where(upload_commit.c.answer.is_(None), upload_commit.c.lease_end < now)
+        async with self._database.read() as connection:
+            return [_intent(row) for row in (await connection.execute(query.limit(limit))).all()]
+
+    async def finish(self, uid: str, answer: Answer) -> None:
+        """Store the answer; the uploads are COMMITTED."""
+        commit = update(upload_commit).where(upload_commit.c.uid == uid).values(answer=answer.SerializeToString())
+        uploads = (
+            update(upload)
+            .where(upload.c.commit_uid == uid)
+            .values(state=grant_pb2.Upload.STATE_COMMITTED)
+            .returning(upload)
+        )
+        async with self._database.write() as connection:
+            await connection.execute(commit)
+            rows = (await connection.execute(uploads)).all()
+            await self._log.append(connection, [upload_event(row, "committed") for row in rows])
+
+    async def forget(self, uid: str) -> None:
+        """Take an intent back; the uploads are open again."""
+        async with self._database.write() as connection:
+            await connection.execute(update(upload).where(upload.c.commit_uid == uid).values(commit_uid=None))
+            await connection.execute(delete(upload_commit).where(upload_commit.c.uid == uid))
+
+    async def prune(self) -> None:
+        """Forget answers that nobody may ask for any more."""
+        old = datetime.now(UTC) - _RETENTION
+        statement = delete(upload_commit).where(upload_commit.c.create_time < old, upload_commit.c.answer.is_not(None))
+        async with self._database.write() as connection:
+            await connection.execute(statement)
+
+
+def _intent(row: Row[Any]) -> Intent:
+    return Intent(
+        uid=row.uid,
+        request_key=row.request_key,
+        request_digest=row.request_digest,
+        placements=tuple(Placement(*placement) for placement in row.placements),
+        catalog_request=catalog_pb.BatchCreateFilesRequest.FromString(row.catalog_request),
+        memberships=tuple((dataset, tuple(names)) for dataset, names in row.memberships),
+    )

@@ -1,0 +1,59 @@
+"""The rule for paths on StorageElements: refuse what is odd, never normalise it."""
+
+import re
+
+from khomas.storage.errors import PathRefused
+
+# Where the service keeps what is not visible yet, at the root of every StorageElement.
+PRIVATE = ".khomas"
+_MAX_BYTES = 2048
+# A control character, an escaped dot or slash; empty, "." and ".." segments; a slash at either end.
+_ODD = re.compile(r"[\x00-\x1f\x7f-\x9f]|%2[eEfF]|^/|/$|//|(^|/)\.{1,2}(/|$)")
+
+
+def checked(path: str) -> str:
+    """Return a path relative to a root as it is, or raise PathRefused."""
+    if not path or len(path.encode(errors="replace")) > _MAX_BYTES or _ODD.search(path) or not _encodable(path):
+        raise PathRefused(path=path)
+    return path
+
+
+def for_content(path: str) -> str:
+    """Return a path that may hold the bytes of a file: `checked`, and not in the private folder."""
+    if checked(path).partition("/")[0] == PRIVATE:
+        raise PathRefused(path=path)
+    return path
+
+
+def for_file(name: str) -> str:
+    """Return where the bytes of an LFN lie by default: the name without its first slash."""
+    return for_content(name.removeprefix("/"))
+
+
+def staging(upload: str, index: int | None = None) -> str:
+    """Return the staging folder of an upload, or the path of one of its files."""
+    folder = f"{PRIVATE}/uploads/{upload}"
+    return folder if index is None else f"{folder}/{index}"
+
+
+def beside(path: str, uid: str) -> str:
+    """Return the path to use when `path` is taken."""
+    return f"{path}~{_random_part(uid)}"
+
+
+def apart(path: str, uid: str) -> str:
+    """Return the path to use when there is a file where `path` wants a folder."""
+    return f"~{_random_part(uid)}/{path.rpartition('/')[2]}"
+
+
+def _encodable(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _random_part(uid: str) -> str:
+    # A UUIDv7 begins with the time.
+    return uid.replace("-", "")[-12:]

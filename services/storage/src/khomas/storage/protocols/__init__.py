@@ -1,0 +1,1 @@
+"""How bytes are reached: one module for each protocol."""

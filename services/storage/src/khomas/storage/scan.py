@@ -1,0 +1,196 @@
+"""Walks a tree that lies on a StorageElement, in path order, and reads its files once."""
+
+import asyncio
+import os
+import stat
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from khomas.api.common.v1 import value_pb2
+from khomas.api.storage.v1 import storage_service_pb2 as pb
+from khomas.storage import fits, staging
+from khomas.storage.elements import Element, Elements, Protocols, known
+from khomas.storage.errors import DomainError, PathNotFound, PathRefused
+from khomas.storage.paths import PRIVATE, checked
+
+_BATCH_FILES: Final = 200
+_BATCH_BYTES: Final = 512 * 1024 * 1024
+# One reads from the disk while another one computes.
+_READERS: Final = 2
+_MAX_INTEGER: Final = 2**63
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file met on the way; with an error it could not even be looked at."""
+
+    path: str
+    size_bytes: int
+    modify_time: float
+    error: str = ""
+
+
+class Scans:
+    """Answers ScanTree."""
+
+    def __init__(self, elements: Elements, protocols: Protocols) -> None:
+        self._elements = elements
+        self._protocols = protocols
+
+    async def scan(self, request: pb.ScanTreeRequest) -> AsyncIterator[pb.ScanTreeResponse]:
+        """Stream what lies below a path; the walk and the reading run in threads."""
+        element = known(await self._elements.all(), request.storage_element)
+        local = self._local(element)
+        top = checked(request.path) if request.path else ""
+        if not await asyncio.to_thread(local(top).is_dir):
+            raise PathNotFound(storage_element=element.id, path=request.path or "/")
+        found = _wanted(Walk(local, follow=element.read_only).below(top, request.after_path), request, top)
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="storage-scan") as readers:
+            batches = _batches(found, read=bool(request.checksums or request.cards))
+            while batch := await asyncio.to_thread(next, batches, None):
+                loop = asyncio.get_running_loop()
+                reads = [loop.run_in_executor(readers, _scanned, one, local, request) for one in batch]
+                yield pb.ScanTreeResponse(files=await asyncio.gather(*reads))
+
+    def _local(self, element: Element) -> Callable[[str], Path]:
+        return lambda path: self._protocols.local(element, path)
+
+
+class Walk:
+    """Visits files in the order of their paths as texts."""
+
+    def __init__(self, local: Callable[[str], Path], *, follow: bool) -> None:
+        self._local = local
+        # Links to folders are followed in trees that were adopted as they are.
+        self._follow = follow
+
+    def below(self, folder: str, after: str, inside: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Found]:
+        """Yield the files of a folder and its folders, from `after` on. `inside` are the folders above."""
+        prefix = f"{folder}/" if folder else ""
+        for name, entry in self._entries(folder):
+            path = prefix + name
+            if name.endswith("/"):
+                if (path < after and not after.startswith(path)) or path == f"{PRIVATE}/":
+                    continue
+                yield from self._folder(path[:-1], entry, after, inside)
+            elif path > after:
+                yield self._file(path, entry)
+
+    def _entries(self, folder: str) -> list[tuple[str, "os.DirEntry[str]"]]:
+        """Return what is in a folder, folders with a slash: so that sorting gives the order of whole paths."""
+        with os.scandir(self._local(folder)) as entries:
+            return sorted(((f"{entry.name}/" if self._is_folder(entry) else entry.name), entry) for entry in entries)
+
+    def _is_folder(self, entry: "os.DirEntry[str]") -> bool:
+        try:
+            return entry.is_dir(follow_symlinks=self._follow)
+        except OSError:
+            return False
+
+    def _folder(
+        self, path: str, entry: "os.DirEntry[str]", after: str, inside: frozenset[tuple[int, int]]
+    ) -> Iterator[Found]:
+        try:
+            status = entry.stat()
+            identity = (status.st_dev, status.st_ino)
+            if identity in inside:
+                yield Found(path, 0, 0, "a link to a folder above it")
+                return
+            yield from self.below(path, after, inside | {identity})
+        except OSError as error:
+            yield Found(path, 0, 0, f"cannot be listed: {error.strerror}")
+
+    def _file(self, path: str, entry: "os.DirEntry[str]") -> Found:
+        try:
+            checked(path)
+            if entry.is_symlink():
+                self._local(path)
+            status = entry.stat()
+        except (OSError, DomainError) as error:
+            reason = error.message if isinstance(error, DomainError) else str(error.strerror)
+            return Found(_printable(path), 0, 0, reason)
+        if not stat.S_ISREG(status.st_mode):
+            return Found(path, 0, 0, "not a regular file")
+        return Found(path, status.st_size, status.st_mtime)
+
+
+def _wanted(found: Iterator[Found], request: pb.ScanTreeRequest, top: str) -> Iterator[Found]:
+    start = len(top) + 1 if top else 0
+    include = list(request.include)
+    matching = (
+        one for one in found if not include or any(fnmatchcase(one.path[start:], pattern) for pattern in include)
+    )
+    return islice(matching, request.limit or None)
+
+
+def _batches(found: Iterator[Found], *, read: bool) -> Iterator[list[Found]]:
+    """Cut into batches that are answered soon, also where files are large and have to be read."""
+    batch: list[Found] = []
+    size = 0
+    for one in found:
+        batch.append(one)
+        size += one.size_bytes if read else 0
+        if len(batch) == _BATCH_FILES or size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _scanned(one: Found, local: Callable[[str], Path], request: pb.ScanTreeRequest) -> pb.ScannedFile:
+    if one.error:
+        return pb.ScannedFile(path=one.path, error=one.error)
+    file = pb.ScannedFile(path=one.path, size_bytes=one.size_bytes)
+    file.modify_time.FromDatetime(datetime.fromtimestamp(one.modify_time, UTC))
+    try:
+        path = local(one.path)
+        if request.checksums:
+            sums = staging.sums_of(path, sha256=True)
+            file.size_bytes = sums.size_bytes
+            file.checksums.adler32, file.checksums.sha256 = sums.adler32, sums.sha256
+        if fits.looks_like_fits(one.path) and (request.checksums or request.cards):
+            _add_fits(file, path, request)
+    except fits.NotFits as error:
+        return pb.ScannedFile(path=one.path, error=f"is no FITS file: {error}")
+    except (OSError, PathRefused) as error:
+        return pb.ScannedFile(path=one.path, error=f"cannot be read: {error}")
+    return file
+
+
+def _add_fits(file: pb.ScannedFile, path: Path, request: pb.ScanTreeRequest) -> None:
+    try:
+        hdus = fits.read_hdus(path, datasums=request.checksums)
+    except fits.NotFits:
+        if request.cards:
+            raise
+        return
+    if request.checksums:
+        file.checksums.content_digest = fits.content_digest(hdus)
+    file.cards.extend(
+        pb.HeaderCard(hdu=hdu.name, card=card, value=_value(hdu.cards[card]))
+        for hdu in hdus
+        for card in request.cards
+        if card in hdu.cards
+    )
+
+
+def _value(value: fits.CardValue) -> value_pb2.Value:
+    match value:
+        case bool():
+            return value_pb2.Value(boolean=value)
+        case int() if -_MAX_INTEGER <= value < _MAX_INTEGER:
+            return value_pb2.Value(integer=value)
+        case int() | float():
+            return value_pb2.Value(number=float(value))
+        case str():
+            return value_pb2.Value(text=value)
+
+
+def _printable(path: str) -> str:
+    return os.fsencode(path).decode(errors="replace")

@@ -1,0 +1,91 @@
+"""The rpcs: each reads its request, asks one thing, builds its answer."""
+
+from collections.abc import AsyncIterator
+
+from khomas.api.common.v1 import event_pb2
+from khomas.api.storage.v1 import storage_element_pb2
+from khomas.api.storage.v1 import storage_service_pb2 as pb
+from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceServicer
+from khomas.kit.boundary.call import Context
+from khomas.kit.events import EventLog
+from khomas.storage.administration import Administration
+from khomas.storage.commits import Commits
+from khomas.storage.downloads import Downloads
+from khomas.storage.scan import Scans
+from khomas.storage.uploads import Uploads
+
+
+class StorageServicer(StorageServiceServicer):
+    """Implements khomas.api.storage.v1.StorageService."""
+
+    def __init__(
+        self,
+        administration: Administration,
+        uploads: Uploads,
+        commits: Commits,
+        downloads: Downloads,
+        scans: Scans,
+        log: EventLog,
+    ) -> None:
+        self._administration = administration
+        self._uploads = uploads
+        self._commits = commits
+        self._downloads = downloads
+        self._scans = scans
+        self._log = log
+
+    async def CreateStorageElement(
+        self, request: pb.CreateStorageElementRequest, context: Context
+    ) -> storage_element_pb2.StorageElement:
+        return await self._administration.create(request)
+
+    async def GetStorageElement(
+        self, request: pb.GetStorageElementRequest, context: Context
+    ) -> storage_element_pb2.StorageElement:
+        return await self._administration.get(request.name)
+
+    async def ListStorageElements(
+        self, request: pb.ListStorageElementsRequest, context: Context
+    ) -> pb.ListStorageElementsResponse:
+        return await self._administration.list(request)
+
+    async def UpdateStorageElement(
+        self, request: pb.UpdateStorageElementRequest, context: Context
+    ) -> storage_element_pb2.StorageElement:
+        return await self._administration.update(request)
+
+    async def DeleteStorageElement(
+        self, request: pb.DeleteStorageElementRequest, context: Context
+    ) -> pb.DeleteStorageElementResponse:
+        return await self._administration.delete(request)
+
+    async def BatchCreateUploads(
+        self, request: pb.BatchCreateUploadsRequest, context: Context
+    ) -> pb.BatchCreateUploadsResponse:
+        return await self._uploads.create(request)
+
+    async def BatchCommitUploads(
+        self, request: pb.BatchCommitUploadsRequest, context: Context
+    ) -> pb.BatchCommitUploadsResponse:
+        return await self._commits.commit(request)
+
+    async def BatchAbandonUploads(
+        self, request: pb.BatchAbandonUploadsRequest, context: Context
+    ) -> pb.BatchAbandonUploadsResponse:
+        return await self._uploads.abandon(request)
+
+    async def BatchGetUploads(self, request: pb.BatchGetUploadsRequest, context: Context) -> pb.BatchGetUploadsResponse:
+        return pb.BatchGetUploadsResponse(uploads=await self._uploads.get(request.names))
+
+    async def BatchCreateDownloads(
+        self, request: pb.BatchCreateDownloadsRequest, context: Context
+    ) -> pb.BatchCreateDownloadsResponse:
+        return await self._downloads.create(request)
+
+    def ScanTree(self, request: pb.ScanTreeRequest, context: Context) -> AsyncIterator[pb.ScanTreeResponse]:
+        return self._scans.scan(request)
+
+    def WatchEvents(
+        self, request: event_pb2.WatchEventsRequest, context: Context
+    ) -> AsyncIterator[event_pb2.WatchEventsResponse]:
+        return self._log.watch(request)

@@ -1,0 +1,107 @@
+"""How full StorageElements are, and which of them takes the next file."""
+
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy import Select, case, func, literal, select, union_all
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from khomas.api.storage.v1 import grant_pb2, transfer_pb2
+from khomas.storage.elements import Element, Usage, known
+from khomas.storage.errors import DomainError, NoSpace, StorageElementReadOnly
+from khomas.storage.protocols.interface import Room
+from khomas.storage.tables import space, transfer, upload, uploaded_file
+
+_UNDER_WAY = (transfer_pb2.Transfer.STATE_WAITING, transfer_pb2.Transfer.STATE_RUNNING)
+
+
+async def usages(connection: AsyncConnection) -> dict[str, Usage]:
+    """Add up, for each StorageElement, its replicas, its open uploads and the transfers on their way to it."""
+    catalogued = select(
+        space.c.storage_element, space.c.used_bytes, space.c.file_count, literal(0).label("reserved_bytes")
+    )
+    moving = select(transfer.c.destination, literal(0), literal(0), transfer.c.size_bytes).where(
+        transfer.c.state.in_(_UNDER_WAY)
+    )
+    parts = union_all(catalogued, _uploading(), moving).subquery()
+    total = select(
+        parts.c.storage_element,
+        func.sum(parts.c.used_bytes),
+        func.sum(parts.c.file_count),
+        func.sum(parts.c.reserved_bytes),
+    ).group_by(parts.c.storage_element)
+    rows = (await connection.execute(total)).all()
+    return {name: Usage(int(used), int(count), int(reserved)) for name, used, count, reserved in rows}
+
+
+def _uploading() -> Select[tuple[str, int, int, int]]:
+    """Count what has arrived as used, and of the reservation only what is still to come."""
+    arrived = (
+        select(
+            uploaded_file.c.upload_uid,
+            func.sum(uploaded_file.c.size_bytes).label("size_bytes"),
+            func.count().label("file_count"),
+        )
+        .group_by(uploaded_file.c.upload_uid)
+        .subquery()
+    )
+    size = func.coalesce(arrived.c.size_bytes, 0)
+    to_come = case((upload.c.reserve_bytes > size, upload.c.reserve_bytes - size), else_=0)
+    return (
+        select(upload.c.storage_element, size, func.coalesce(arrived.c.file_count, 0), to_come)
+        .select_from(upload.outerjoin(arrived, arrived.c.upload_uid == upload.c.uid))
+        .where(upload.c.state == grant_pb2.Upload.STATE_OPEN)
+    )
+
+
+def available(element: Element, usage: Usage, room: Room) -> int | None:
+    """Return how many bytes may still be promised there; None if nobody can tell."""
+    limits = [room.free_bytes] if room.free_bytes is not None else []
+    if element.capacity_bytes:
+        limits.append(element.capacity_bytes - usage.used_bytes)
+    return min(limits) - usage.reserved_bytes if limits else None
+
+
+class Chooser:
+    """Chooses StorageElements for new files, and remembers what it has promised."""
+
+    def __init__(
+        self,
+        elements: Mapping[str, Element],
+        free: Mapping[str, int | None | DomainError],
+        default: str,
+    ) -> None:
+        self._elements = elements
+        self._free = dict(free)
+        self._default = default
+
+    def choose(self, wanted: Sequence[str], need_bytes: int) -> Element:
+        """Return the first of the wanted ones that has the space; raise why there is none."""
+        problem: DomainError | None = None
+        for name in wanted or (self._default,):
+            element = known(self._elements, name)
+            refusal = self._refusal(element, need_bytes)
+            if refusal is None:
+                free = self._free[name]
+                self._free[name] = free - need_bytes if isinstance(free, int) else free
+                return element
+            problem = problem or refusal
+        assert problem is not None
+        raise problem
+
+    def _refusal(self, element: Element, need_bytes: int) -> DomainError | None:
+        if not element.takes_files:
+            return StorageElementReadOnly(storage_element=element.id)
+        free = self._free[element.id]
+        if isinstance(free, DomainError):
+            return free
+        # A full storage takes nothing, even if nothing is reserved.
+        if free is not None and free < max(need_bytes, 1):
+            return NoSpace(storage_element=element.id, free_bytes=max(free, 0))
+        return None
+
+
+def default_element(elements: Mapping[str, Element], preferred: str) -> str:
+    """Return where files go for which nobody wants a place."""
+    if preferred in elements:
+        return preferred
+    return next((name for name, element in elements.items() if element.takes_files), preferred)

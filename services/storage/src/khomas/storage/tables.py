@@ -1,0 +1,164 @@
+"""The storage's tables. States and reasons are stored as the numbers of their enums in the contract."""
+
+from sqlalchemy import JSON, BigInteger, Boolean, Column, Double, Index, Integer, LargeBinary, MetaData, String, Table
+
+from khomas.kit.database import KeyText, UtcTime
+from khomas.kit.events import cursor_table, event_table
+from khomas.kit.idempotency import answer_table
+
+metadata = MetaData()
+answer = answer_table(metadata)
+event = event_table(metadata)
+cursor = cursor_table(metadata)
+
+# One row: the key that signs grants.
+secret = Table(
+    "secret",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("value", LargeBinary, nullable=False),
+)
+
+storage_element = Table(
+    "storage_element",
+    metadata,
+    Column("id", KeyText, primary_key=True),
+    Column("uid", String, nullable=False),
+    Column("description", String, nullable=False),
+    Column("site", String, nullable=False),
+    Column("media", Integer, nullable=False),
+    # [[protocol, address], …]
+    Column("access_points", JSON, nullable=False),
+    Column("read_only", Boolean, nullable=False),
+    Column("capacity_bytes", BigInteger, nullable=False),
+    Column("create_time", UtcTime, nullable=False),
+    Column("update_time", UtcTime, nullable=False),
+    Column("version", Integer, nullable=False),
+    # The last look at it; -1 free bytes where the storage cannot tell.
+    Column("free_bytes", BigInteger, nullable=False),
+    Column("reachable", Boolean, nullable=False),
+    Column("message", String, nullable=False),
+    Column("check_time", UtcTime, nullable=False),
+)
+
+# What the catalogue has on each StorageElement, kept by its events.
+space = Table(
+    "space",
+    metadata,
+    Column("storage_element", KeyText, primary_key=True),
+    Column("used_bytes", BigInteger, nullable=False),
+    Column("file_count", BigInteger, nullable=False),
+)
+replica = Table(
+    "replica",
+    metadata,
+    Column("file_uid", KeyText, primary_key=True),
+    Column("storage_element", KeyText, primary_key=True),
+    Column("size_bytes", BigInteger, nullable=False),
+)
+
+upload = Table(
+    "upload",
+    metadata,
+    Column("uid", KeyText, primary_key=True),
+    Column("storage_element", KeyText, nullable=False),
+    Column("max_files", Integer, nullable=False),
+    Column("reserve_bytes", BigInteger, nullable=False),
+    Column("origin", String, nullable=False),
+    Column("owner", String, nullable=False),
+    Column("state", Integer, nullable=False),
+    # The commit that has taken it; nothing more is written to it then.
+    Column("commit_uid", KeyText, nullable=True),
+    Column("create_time", UtcTime, nullable=False),
+    Column("expire_time", UtcTime, nullable=False),
+    Index("upload_by_state", "state", "expire_time"),
+)
+uploaded_file = Table(
+    "uploaded_file",
+    metadata,
+    Column("upload_uid", KeyText, primary_key=True),
+    Column("index", Integer, primary_key=True),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("adler32", String, nullable=False),
+    Column("sha256", String, nullable=False),
+    Column("content_digest", String, nullable=False),
+    # Identity of the file on disk that the checksums are of.
+    Column("stamp", String, nullable=False),
+)
+# An intent to commit uploads; with an answer it is done.
+upload_commit = Table(
+    "upload_commit",
+    metadata,
+    Column("uid", KeyText, primary_key=True),
+    Column("request_key", KeyText, nullable=False, unique=True),
+    Column("request_digest", LargeBinary, nullable=False),
+    # [[upload uid, index, storage element, path, stamp], …]
+    Column("placements", JSON, nullable=False),
+    Column("catalog_request", LargeBinary, nullable=False),
+    # [[dataset, [LFNs]], …] that not all of the files join.
+    Column("memberships", JSON, nullable=False),
+    Column("answer", LargeBinary, nullable=True),
+    Column("lease_end", UtcTime, nullable=True),
+    Column("create_time", UtcTime, nullable=False, index=True),
+)
+
+transfer = Table(
+    "transfer",
+    metadata,
+    Column("uid", KeyText, primary_key=True),
+    Column("file", KeyText, nullable=False),
+    Column("file_uid", String, nullable=False),
+    Column("destination", KeyText, nullable=False),
+    Column("sources", JSON, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("max_attempts", Integer, nullable=False),
+    Column("origin", String, nullable=False, index=True),
+    Column("owner", String, nullable=False),
+    Column("state", Integer, nullable=False),
+    Column("reason", Integer, nullable=False),
+    Column("message", String, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    # Where the copy goes, noted before it gets its name there.
+    Column("path", String, nullable=False),
+    Column("next_attempt_time", UtcTime, nullable=False),
+    Column("lease_end", UtcTime, nullable=True),
+    Column("epoch", Integer, nullable=False),
+    Column("create_time", UtcTime, nullable=False),
+    Column("state_time", UtcTime, nullable=False),
+    Column("end_time", UtcTime, nullable=True),
+    Index("transfer_queue", "state", "next_attempt_time"),
+    Index("transfer_wanted", "file", "destination", "state"),
+)
+transfer_attempt = Table(
+    "transfer_attempt",
+    metadata,
+    Column("transfer_uid", KeyText, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("source", String, nullable=False),
+    Column("reason", Integer, nullable=False),
+    Column("message", String, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("start_time", UtcTime, nullable=False),
+    Column("elapsed_seconds", Double, nullable=False),
+)
+
+deletion = Table(
+    "deletion",
+    metadata,
+    Column("uid", KeyText, primary_key=True),
+    Column("file", KeyText, nullable=False),
+    Column("file_uid", KeyText, nullable=False),
+    Column("storage_element", KeyText, nullable=False),
+    Column("path", String, nullable=False),
+    Column("state", Integer, nullable=False),
+    Column("message", String, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("next_attempt_time", UtcTime, nullable=False),
+    Column("lease_end", UtcTime, nullable=True),
+    Column("epoch", Integer, nullable=False),
+    Column("create_time", UtcTime, nullable=False),
+    Column("end_time", UtcTime, nullable=True),
+    Index("deletion_queue", "state", "next_attempt_time"),
+    Index("deletion_of_file", "file_uid", "storage_element"),
+)

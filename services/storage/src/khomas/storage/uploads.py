@@ -1,0 +1,263 @@
+"""Uploads: opened, filled through the door or on the disk, given up, expired."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Row, Select, and_, func, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from khomas.api.storage.v1 import grant_pb2, storage_service_pb2
+from khomas.kit.auth.principal import allows
+from khomas.kit.boundary.call import current_principal
+from khomas.kit.database import Database, in_values, insert_many
+from khomas.kit.events import EventLog, NewEvent
+from khomas.kit.idempotency import Once
+from khomas.kit.ids import new_uids
+from khomas.storage import staging
+from khomas.storage.checksums import Sums
+from khomas.storage.elements import Element, Elements, Protocols, Usage
+from khomas.storage.errors import DomainError, UploadNotFound, UploadState
+from khomas.storage.granting import Granting
+from khomas.storage.paths import staging as staging_path
+from khomas.storage.space import Chooser, available, default_element, usages
+from khomas.storage.tables import upload, uploaded_file
+
+PREFIX = "uploads/"
+State = grant_pb2.Upload.State
+_EXPIRE_BATCH = 1000
+
+
+class Uploads:
+    """Opens uploads, knows what has arrived, and clears what was given up."""
+
+    def __init__(
+        self,
+        database: Database,
+        once: Once,
+        log: EventLog,
+        elements: Elements,
+        protocols: Protocols,
+        granting: Granting,
+        default: str,
+    ) -> None:
+        self._database = database
+        self._once = once
+        self._log = log
+        self._elements = elements
+        self._protocols = protocols
+        self._granting = granting
+        self._default = default
+
+    async def create(
+        self, request: storage_service_pb2.BatchCreateUploadsRequest
+    ) -> storage_service_pb2.BatchCreateUploadsResponse:
+        """Open uploads on the StorageElements that they prefer, all or none."""
+        now = datetime.now(UTC)
+        end = self._granting.end(request.lifetime if request.HasField("lifetime") else None, now)
+        elements = await self._elements.all()
+        async with self._database.read() as connection:
+            used = await usages(connection)
+        wanted = {name for one in request.uploads for name in one.storage_elements}
+        default = default_element(elements, self._default)
+        free = await self._free([element for name, element in elements.items() if name in wanted | {default}], used)
+        chooser = Chooser(elements, free, default)
+        places = [chooser.choose(one.storage_elements, one.reserve_bytes) for one in request.uploads]
+        rows = self._rows(request.uploads, places, now, end)
+
+        async def work(connection: AsyncConnection) -> storage_service_pb2.BatchCreateUploadsResponse:
+            await insert_many(connection, upload, rows)
+            answers = [self._opened(row, place) for row, place in zip(rows, places, strict=True)]
+            return storage_service_pb2.BatchCreateUploadsResponse(uploads=answers)
+
+        answer = await self._once(request, storage_service_pb2.BatchCreateUploadsResponse, work)
+        # Also for a repeated request: the first one may have ended before it came to this.
+        folders = [Path(one.grant.local_path) for one in answer.uploads]
+        await asyncio.to_thread(staging.make_folders, folders)
+        return answer
+
+    async def get(self, names: Sequence[str]) -> list[grant_pb2.Upload]:
+        """Read uploads of the caller with what has arrived; others are left out."""
+        uids = [name.removeprefix(PREFIX) for name in names]
+        async with self._database.read() as connection:
+            rows = (await connection.execute(_with_files(uids).where(_mine()))).all()
+        found: dict[str, grant_pb2.Upload] = {}
+        for row in rows:
+            message = found.setdefault(row.uid, upload_proto(row))
+            if row.index is not None:
+                message.files.add(
+                    index=row.index,
+                    size_bytes=row.size_bytes,
+                    checksums={"adler32": row.adler32, "sha256": row.sha256, "content_digest": row.content_digest},
+                )
+        return [found[uid] for uid in dict.fromkeys(uids) if uid in found]
+
+    async def abandon(
+        self, request: storage_service_pb2.BatchAbandonUploadsRequest
+    ) -> storage_service_pb2.BatchAbandonUploadsResponse:
+        """Give uploads up and delete their bytes."""
+        uids = [name.removeprefix(PREFIX) for name in request.names]
+
+        async def work(connection: AsyncConnection) -> storage_service_pb2.BatchAbandonUploadsResponse:
+            await self._give_up(connection, and_(in_values(upload.c.uid, uids), _mine()))
+            rows = (await connection.execute(select(upload).where(in_values(upload.c.uid, uids), _mine()))).all()
+            states = {row.uid: row for row in rows}
+            for uid in uids:
+                if uid not in states:
+                    raise UploadNotFound(name=PREFIX + uid)
+                if states[uid].state != State.STATE_ABANDONED:
+                    raise UploadState(name=PREFIX + uid, state=state_word(states[uid]))
+            return storage_service_pb2.BatchAbandonUploadsResponse()
+
+        answer = await self._once(request, storage_service_pb2.BatchAbandonUploadsResponse, work)
+        await self.clear(uids)
+        return answer
+
+    async def expire(self) -> None:
+        """Give up what was not committed in time."""
+        now = datetime.now(UTC)
+        old = select(upload.c.uid).where(upload.c.state == State.STATE_OPEN, upload.c.expire_time < now)
+        async with self._database.write() as connection:
+            gone = await self._give_up(connection, upload.c.uid.in_(old.limit(_EXPIRE_BATCH)))
+        await self.clear(gone)
+
+    async def receiver(self, uid: str) -> tuple[Row[Any], Element]:
+        """Return an open upload and its StorageElement for the door; raise why it takes nothing."""
+        async with self._database.read() as connection:
+            row = (await connection.execute(select(upload).where(upload.c.uid == uid))).one_or_none()
+        if row is None:
+            raise UploadNotFound(name=PREFIX + uid)
+        if row.state != State.STATE_OPEN or row.commit_uid is not None:
+            raise UploadState(name=PREFIX + uid, state=state_word(row))
+        return row, (await self._elements.all())[row.storage_element]
+
+    async def received(self, uid: str, index: int, sums: Sums, stamp: str) -> None:
+        """Note that a file has arrived, or has arrived again."""
+        row = {
+            "upload_uid": uid,
+            "index": index,
+            "size_bytes": sums.size_bytes,
+            "adler32": sums.adler32,
+            "sha256": sums.sha256,
+            "content_digest": "",
+            "stamp": stamp,
+        }
+        insert = (postgresql if self._database.dialect == "postgresql" else sqlite).insert(uploaded_file)
+        statement = insert.values(row).on_conflict_do_update(index_elements=["upload_uid", "index"], set_=row)
+        async with self._database.write() as connection:
+            await connection.execute(statement)
+
+    async def forgotten(self, uid: str, index: int) -> None:
+        """Note that a file was taken away again."""
+        statement = uploaded_file.delete().where(uploaded_file.c.upload_uid == uid, uploaded_file.c.index == index)
+        async with self._database.write() as connection:
+            await connection.execute(statement)
+
+    async def clear(self, uids: Iterable[str]) -> None:
+        """Delete the staging folders of uploads that are final."""
+        wanted = list(uids)
+        if not wanted:
+            return
+        async with self._database.read() as connection:
+            rows = (await connection.execute(select(upload).where(in_values(upload.c.uid, wanted)))).all()
+        elements = await self._elements.all()
+        final = [row for row in rows if row.state != State.STATE_OPEN and row.storage_element in elements]
+        folders = [self._folder(elements[row.storage_element], row.uid) for row in final]
+        await asyncio.to_thread(staging.remove_folders, folders)
+
+    async def _free(self, candidates: Sequence[Element], used: dict[str, Usage]) -> dict[str, int | None | DomainError]:
+        rooms = await self._protocols.rooms(candidates)
+        return {
+            element.id: room
+            if isinstance(room, DomainError)
+            else available(element, used.get(element.id, Usage()), room)
+            for element, room in zip(candidates, rooms, strict=True)
+        }
+
+    def _rows(
+        self, wanted: Sequence[grant_pb2.Upload], places: Sequence[Element], now: datetime, end: datetime
+    ) -> list[dict[str, Any]]:
+        owner = current_principal().subject
+        return [
+            {
+                "uid": uid,
+                "storage_element": place.id,
+                "max_files": one.max_files or 1,
+                "reserve_bytes": one.reserve_bytes,
+                "origin": one.origin,
+                "owner": owner,
+                "state": State.STATE_OPEN,
+                "create_time": now,
+                "expire_time": end,
+            }
+            for uid, one, place in zip(new_uids(len(wanted)), wanted, places, strict=True)
+        ]
+
+    def _opened(self, row: dict[str, Any], place: Element) -> grant_pb2.Upload:
+        message = _message(row)
+        folder = self._folder(place, row["uid"])
+        message.grant.CopyFrom(self._granting.upload(row["uid"], place.id, folder, row["expire_time"]))
+        return message
+
+    def _folder(self, element: Element, uid: str) -> Path:
+        return self._protocols.local(element, staging_path(uid))
+
+    async def _give_up(self, connection: AsyncConnection, which: Any) -> list[str]:
+        statement = (
+            update(upload)
+            .where(which, upload.c.state == State.STATE_OPEN, upload.c.commit_uid.is_(None))
+            .values(state=State.STATE_ABANDONED)
+            .returning(upload)
+        )
+        rows = (await connection.execute(statement)).all()
+        await self._log.append(connection, [upload_event(row, "abandoned") for row in rows])
+        return [row.uid for row in rows]
+
+
+def state_word(row: Row[Any]) -> str:
+    """Return the state of an upload as people read it."""
+    if row.state == State.STATE_OPEN and row.commit_uid is not None:
+        return "being committed"
+    return State.Name(row.state).removeprefix("STATE_")
+
+
+def upload_event(row: Row[Any], verb: str) -> NewEvent:
+    """Tell that an upload has reached a final state."""
+    return NewEvent(f"storage.upload.{verb}", PREFIX + row.uid, row.uid, row.origin, upload_proto(row))
+
+
+def upload_proto(row: Row[Any]) -> grant_pb2.Upload:
+    """Return an upload without its grant, which is a secret of the one who opened it."""
+    return _message(row._mapping)  # noqa: SLF001  SQLAlchemy's public name for it
+
+
+def _message(row: Any) -> grant_pb2.Upload:
+    return grant_pb2.Upload(
+        name=PREFIX + row["uid"],
+        storage_elements=[row["storage_element"]],
+        max_files=row["max_files"],
+        reserve_bytes=row["reserve_bytes"],
+        origin=row["origin"],
+        state=row["state"],
+        create_time=row["create_time"],
+    )
+
+
+def _mine() -> Any:
+    """Return the condition that an upload is the caller's; an administrator sees all."""
+    principal = current_principal()
+    return or_(upload.c.owner == principal.subject, func.true() if allows(principal, "admin") else func.false())
+
+
+def _with_files(uids: Sequence[str]) -> Select[Any]:
+    joined = upload.outerjoin(uploaded_file, uploaded_file.c.upload_uid == upload.c.uid)
+    files = [column for column in uploaded_file.c if column is not uploaded_file.c.upload_uid]
+    return (
+        select(upload, *files)
+        .select_from(joined)
+        .where(in_values(upload.c.uid, uids))
+        .order_by(upload.c.uid, uploaded_file.c.index)
+    )

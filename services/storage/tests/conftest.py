@@ -1,0 +1,40 @@
+"""A storage with a catalogue in memory."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceStub
+from khomas.kit.testing import serve
+from khomas.kit.testing.postgresql import database_url, postgresql, postgresql_url
+from khomas.storage.app import service
+from khomas.storage.testing import MemoryCatalog, Storage, memory_catalog
+
+__all__ = ["database_url", "postgresql", "postgresql_url"]
+
+
+@pytest.fixture
+def catalog() -> MemoryCatalog:
+    return MemoryCatalog()
+
+
+@pytest.fixture
+def settings() -> dict[str, Any]:
+    """Settings of the storage; tests override them."""
+    return {}
+
+
+@pytest.fixture
+async def storage(tmp_path: Path, catalog: MemoryCatalog, settings: dict[str, Any]) -> AsyncIterator[Storage]:
+    fast = {"poll": 0.05, "transfer_pause": 0.05, "deletion_pause": 0.05, "catalog_deadline": 2.0}
+    async with (
+        serve(
+            memory_catalog(catalog), service, state=tmp_path / "state", settings={"storage": fast | settings}
+        ) as served,
+        aiohttp.ClientSession() as http,
+    ):
+        root = tmp_path / "state" / "storage" / "local"
+        yield Storage(served, StorageServiceStub(served.channel), catalog, http, root)
