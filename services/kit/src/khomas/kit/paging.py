@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from sqlalchemy import ColumnElement, Select, and_, literal, or_, tuple_
+from sqlalchemy import Column, ColumnElement, Select, and_, literal, or_, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.kit.database import AnyRow
@@ -50,6 +50,11 @@ class Ordering:
     fields: Mapping[str, ColumnElement[Any]]
     unique: ColumnElement[Any]
     default: str = ""
+
+    def __post_init__(self) -> None:
+        nullable = [name for name, field in self.fields.items() if isinstance(field, Column) and field.nullable]
+        if nullable:
+            raise ValueError(f"nothing comes after NULL, so a list cannot be ordered by {nullable}; use coalesce")
 
     def terms(self, order_by: str) -> list[tuple[ColumnElement[Any], bool]]:
         """Return expressions and whether they descend. Raises `OrderInvalid`."""

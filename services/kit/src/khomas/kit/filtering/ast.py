@@ -34,7 +34,7 @@ class Value:
     def __str__(self) -> str:
         if self.text and _BARE.fullmatch(self.text) and not self.open_start:
             return self.text + "*" * self.open_end
-        if not self.text and self.open_start:
+        if not self.text and self.open_start and not self.open_end:
             return "*"
         quoted = re.sub(r'(["\\*])', r"\\\1", self.text)
         return f'"{"*" * self.open_start}{quoted}{"*" * self.open_end}"'

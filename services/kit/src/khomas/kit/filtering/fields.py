@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
 
-from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from sqlalchemy import ColumnElement, String
 
 from khomas.kit.filtering.ast import Operator, Value
@@ -29,6 +28,18 @@ class Unfit(ValueError):
     def __init__(self, problem: str, nearest: Sequence[str] = ()) -> None:
         super().__init__(problem)
         self.nearest = tuple(nearest)
+
+
+class EnumType(Protocol):
+    """A protobuf enum as the generated code has it."""
+
+    def Name(self, number: Any) -> str:  # noqa: N802  protobuf's name
+        """Return the name of a value."""
+        ...
+
+    def items(self) -> Iterable[tuple[str, int]]:
+        """Return names and numbers."""
+        ...
 
 
 class Field(Protocol):
@@ -105,7 +116,7 @@ def duration(column: ColumnElement[Any], unit: timedelta = timedelta(seconds=1))
     return _Scalar(column, lambda written: read_duration(written) / unit)
 
 
-def enum(column: ColumnElement[Any], values: EnumTypeWrapper) -> Field:
+def enum(column: ColumnElement[Any], values: EnumType) -> Field:
     """Values of a protobuf enum, written with or without its prefix; the column has numbers or full names."""
     prefix = values.Name(0).removesuffix("UNSPECIFIED")
     by_name = {name.removeprefix(prefix): (number, name) for name, number in values.items() if number}

@@ -17,7 +17,7 @@ _OPERATOR = re.compile(r"<=|>=|!=|=|<|>|:")
 _NAME = re.compile(r"[^\s()\"'<>=!:.,*\\-][^\s()\"'<>=!:.,*\\]*")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"|\'((?:[^\'\\]|\\.)*)\'', re.DOTALL)
 # Moments and paths need no quotes, so a bare value may hold nearly everything.
-_BARE = re.compile(r"[^\s()\"'\\]+")
+_BARE = re.compile(r"[^\s()\"'\\<>=!][^\s()\"'\\]*")
 _WORD = re.compile(r"(AND|OR|NOT)(?=[\s(]|$)")
 
 
