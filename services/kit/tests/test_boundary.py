@@ -94,7 +94,7 @@ async def test_invalid_field_is_named_in_message_and_details(echo: Served, name:
     assert error.details() == "cursor: must be at most 128 characters"
     status = received_status(error)
     assert status is not None
-    assert (info_of(status).reason, info_of(status).metadata) == ("FIELD_INVALID", {"field": "cursor"})
+    assert (info_of(status).reason, dict(info_of(status).metadata)) == ("FIELD_INVALID", {"field": "cursor"})
     bad_request = error_details_pb2.BadRequest()
     assert status.details[1].Unpack(bad_request)
     assert [violation.field for violation in bad_request.field_violations] == ["cursor"]
@@ -128,7 +128,7 @@ async def test_domain_error_reaches_the_caller_with_reason_metadata_and_retry() 
     status = received_status(error)
     assert status is not None
     info, retry = info_of(status), error_details_pb2.RetryInfo()
-    assert (info.reason, info.domain, info.metadata) == ("ETAG_MISMATCH", "khomas", {"name": "jobs/1"})
+    assert (info.reason, info.domain, dict(info.metadata)) == ("ETAG_MISMATCH", "khomas", {"name": "jobs/1"})
     assert status.details[1].Unpack(retry)
     assert retry.retry_delay.seconds == 2
     assert error.details() == "jobs/1 was changed meanwhile; read it again, then repeat."

@@ -50,12 +50,15 @@ class FakeIssuer:
     fetches: int = 0
     body: bytes | None = None
     jwks_uri: str = ""
+    fetched_twice: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def discovery(self, _: web.Request) -> web.Response:
         return web.json_response({"issuer": self.url, "jwks_uri": self.jwks_uri or f"{self.url}/jwks"})
 
     async def jwks(self, _: web.Request) -> web.Response:
         self.fetches += 1
+        if self.fetches == 2:
+            self.fetched_twice.set()
         if not self.up:
             raise web.HTTPServiceUnavailable
         return web.Response(body=self.body) if self.body else web.json_response({"keys": self.keys})
@@ -140,9 +143,7 @@ async def test_old_keys_are_used_while_they_are_refreshed(issuer: FakeIssuer, tm
     await keys.key("1")
     clock.now += REFRESH + 1
     assert await keys.key("1") is not None
-    async with asyncio.timeout(5):
-        while issuer.fetches < 2:
-            await asyncio.sleep(0.01)
+    await asyncio.wait_for(issuer.fetched_twice.wait(), 5)
 
 
 async def test_issuer_that_never_answered_is_unavailable_and_not_hammered(issuer: FakeIssuer, tmp_path: Path) -> None:
@@ -171,10 +172,14 @@ async def test_keys_on_another_host_are_not_fetched_unless_configured(issuer: Fa
 
 async def test_keys_at_hand_survive_a_broken_file(issuer: FakeIssuer, tmp_path: Path) -> None:
     await RemoteKeys(issuer.url, tmp_path).key("1")
-    [file] = tmp_path.iterdir()
+    _break_the_only_file(tmp_path)
+    assert await RemoteKeys(issuer.url, tmp_path).key("1") is not None
+
+
+def _break_the_only_file(folder: Path) -> None:
+    [file] = folder.iterdir()
     assert file.stat().st_mode & 0o777 == 0o600
     file.write_text("{")
-    assert await RemoteKeys(issuer.url, tmp_path).key("1") is not None
 
 
 def test_issuer_without_https_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from khomas.kit.auth.issuer import DEVELOPMENT_HOST, DevelopmentIssuer
 from khomas.kit.auth.tokens import IssuedTokens
-from khomas.kit.channel import OPTIONS, ServiceChannel, open_channel
+from khomas.kit.channel import ServiceChannel, open_channel
 from khomas.kit.run import run
 from khomas.kit.testing.echo import Request, echo_service, method
 

@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from khomas.kit.auth.verifier import Verifier
 from khomas.kit.boundary.boundary import Boundary
-from khomas.kit.boundary.status import received_status, reason_of
+from khomas.kit.boundary.status import reason_of, received_status
 from khomas.kit.config import AuthSettings, ConfigError, ServerSettings, TlsSettings
 from khomas.kit.embedded import SETTINGS
 from khomas.kit.server import Server

@@ -40,7 +40,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 def collector() -> Iterator[tuple[str, Collector]]:
     server = grpc.server(ThreadPoolExecutor(2))
     kept = Collector()
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(kept, server)
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(kept, server)  # type: ignore[no-untyped-call]
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     yield f"127.0.0.1:{port}", kept
@@ -91,7 +91,7 @@ async def test_unsampled_caller_makes_no_span(collector: tuple[str, Collector]) 
 
 async def test_calls_are_counted_by_method_and_status() -> None:
     with reserved_socket("127.0.0.1:0") as bound:
-        listen = "127.0.0.1:{}".format(bound.getsockname()[1])
+        listen = f"127.0.0.1:{bound.getsockname()[1]}"
     with recording("echo", settings(metrics_listen=listen)) as recorder:
         async with serve(echo_service(answer), recorder=recorder) as served:
             for cursor in ("", "", "missing"):
@@ -105,7 +105,7 @@ async def test_calls_are_counted_by_method_and_status() -> None:
 
 
 def _scraped(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=5) as answer:
+    with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310  # our own loopback address
         return str(answer.read().decode())
 
 

@@ -36,8 +36,8 @@ class Token:
         return self.text
 
 
-def options(state: Path, **changes: Any) -> Options:
-    return Options(**({"state": state, "port": 0, "ready_file": None, "vo": ""} | changes))
+def options(state: Path, port: int = 0, ready_file: Path | None = None, vo: str = "") -> Options:
+    return Options(state, port, ready_file, vo)
 
 
 @asynccontextmanager
@@ -47,27 +47,42 @@ async def started(chosen: Options) -> AsyncIterator[dict[str, Any]]:
     task = asyncio.create_task(up([echo_service()], chosen, stop, TelemetrySettings()))
     file = chosen.ready_file or chosen.state / "endpoint.json"
     try:
-        async with asyncio.timeout(10):
-            while not file.exists() and not task.done():
-                await asyncio.sleep(0.01)
-        yield json.loads(file.read_text())
+        await asyncio.wait([task, asyncio.create_task(_appeared(file))], timeout=10, return_when="FIRST_COMPLETED")
+        yield _facts(file)
     finally:
         stop.set()
         await task
 
 
+async def _appeared(file: Path) -> None:
+    for _ in range(1000):
+        if await asyncio.to_thread(file.exists):
+            return
+        await asyncio.sleep(0.01)
+
+
+def _facts(file: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(file.read_text())
+    return facts
+
+
+def _token(facts: dict[str, Any]) -> Token:
+    file = Path(facts["token_file"])
+    assert file.stat().st_mode & 0o777 == 0o600
+    return Token(file.read_text())
+
+
 async def echoed(facts: dict[str, Any]) -> str:
     async with open_channel(facts["endpoint"], plaintext=True) as bare:
-        channel = ServiceChannel(bare, "echo", Token(Path(facts["token_file"]).read_text()))
+        channel = ServiceChannel(bare, "echo", _token(facts))
         return str((await method(channel, "Echo")(Request(cursor="a"))).cursor)
 
 
 async def test_token_and_endpoint_files_are_all_that_a_client_needs(tmp_path: Path) -> None:
     async with started(options(tmp_path, ready_file=tmp_path / "ready")) as facts:
         assert await echoed(facts) == "a"
-        assert Path(facts["token_file"]).stat().st_mode & 0o777 == 0o600
-        assert json.loads((tmp_path / "endpoint.json").read_text()) == facts
-    assert not (tmp_path / "endpoint.json").exists()
+        assert _facts(tmp_path / "endpoint.json") == facts
+    assert not await asyncio.to_thread((tmp_path / "endpoint.json").exists)
 
 
 async def test_second_run_on_the_same_state_is_refused(tmp_path: Path) -> None:
@@ -84,9 +99,8 @@ async def test_restart_takes_the_former_ports(tmp_path: Path) -> None:
 
 
 async def test_port_in_use_is_refused_with_a_remedy(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        with pytest.raises(ConfigError, match="--port"):
-            await up([], options(tmp_path, port=taken.getsockname()[1]), asyncio.Event(), TelemetrySettings())
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="--port"):
+        await up([], options(tmp_path, port=taken.getsockname()[1]), asyncio.Event(), TelemetrySettings())
 
 
 async def test_vo_is_fixed_at_the_first_start(tmp_path: Path) -> None:
@@ -114,10 +128,10 @@ async def test_process_drains_on_sigterm(tmp_path: Path) -> None:
     )
     assert process.stdout is not None
     exports = [(await process.stdout.readline()).decode().strip() for _ in range(2)]
-    facts = json.loads((state / "endpoint.json").read_text())
+    facts = _facts(state / "endpoint.json")
     assert exports == [f"export KHOMAS_ENDPOINT={facts['endpoint']}", f"export BEARER_TOKEN_FILE={state}/token"]
     async with open_channel(facts["endpoint"], plaintext=True) as bare:
-        channel = ServiceChannel(bare, "echo", Token((state / "token").read_text()))
+        channel = ServiceChannel(bare, "echo", _token(facts))
         stream = method(channel, "Repeat")(Request(cursor="a"))
         assert (await stream.read()).cursor == "a"
         process.send_signal(signal.SIGTERM)

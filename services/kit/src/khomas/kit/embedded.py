@@ -21,7 +21,6 @@ from khomas.kit.server import Server
 from khomas.kit.service import Host, Running, Service
 from khomas.kit.telemetry.recorder import PlainRecorder, Recorder
 
-
 # A free port, and a quick drain because nobody balances over several such servers.
 SETTINGS = ServerSettings(
     listen="127.0.0.1:0",

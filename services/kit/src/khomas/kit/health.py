@@ -9,7 +9,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from khomas.kit.boundary.call import Context
 
 
-class Health(health_pb2_grpc.HealthServicer):
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the library has no types
     """Answers "" (alive), "readiness" and the name of every service."""
 
     def __init__(self) -> None:

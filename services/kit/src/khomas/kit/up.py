@@ -14,6 +14,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings
+
 from khomas.kit.auth.issuer import DevelopmentIssuer
 from khomas.kit.config import ConfigError, TelemetrySettings
 from khomas.kit.embedded import SETTINGS, Installation, Layout, embedded
@@ -27,6 +30,12 @@ from khomas.kit.telemetry.setup import recording
 DEFAULT_PORT = 7443
 _TOKEN_LIFETIME = timedelta(hours=5)
 _TOKEN_RENEWAL = timedelta(hours=1)
+
+
+class UpSettings(BaseSettings, env_prefix="KHOMAS_UP_", env_nested_delimiter="__"):
+    """What is not for the command line: `KHOMAS_UP_TELEMETRY__LOG_LEVEL` and the like."""
+
+    telemetry: TelemetrySettings = TelemetrySettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,22 +85,23 @@ async def up(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT, then let calls finish."""
     options = parsed(arguments)
-    log_to(level=os.environ.get("KHOMAS_LOG_LEVEL", "INFO"))
     try:
+        telemetry = UpSettings().telemetry
+        log_to(level=telemetry.log_level)
         services = list(load_all("khomas.services").values())
-        asyncio.run(_until_signal(services, options))
-    except (ConfigError, PluginBroken) as error:
+        asyncio.run(_until_signal(services, options, telemetry))
+    except (ConfigError, PluginBroken, ValidationError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     return 0
 
 
-async def _until_signal(services: Sequence[Service[Any]], options: Options) -> None:
+async def _until_signal(services: Sequence[Service[Any]], options: Options, telemetry: TelemetrySettings) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await up(services, options, stop, TelemetrySettings())
+    await up(services, options, stop, telemetry)
 
 
 @contextmanager
