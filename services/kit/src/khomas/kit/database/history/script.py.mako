@@ -1,8 +1,9 @@
 """${message}."""
 
-${imports}
 import sqlalchemy as sa
 from alembic import op
+
+${imports}
 
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
@@ -12,4 +13,4 @@ depends_on = None
 
 def upgrade() -> None:
     """Apply."""
-    ${upgrades}
+    ${"\n".join(line for line in upgrades.splitlines() if "###" not in line).strip()}
