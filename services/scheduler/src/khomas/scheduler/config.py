@@ -1,0 +1,48 @@
+"""Settings of the scheduler."""
+
+from datetime import timedelta
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from khomas.kit.config import ServiceSettings
+
+
+class BackendSettings(BaseModel):
+    """One backend: which plug-in, where it is, how much it gets."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # Plug-in of the entry-point group `khomas.scheduler.backends`.
+    kind: str
+    site: str = "local"
+    # Jobs handed over that have not ended; the rest waits here, where priorities count.
+    max_jobs: int = Field(default=1000, gt=0)
+    # What the plug-in's own settings take.
+    options: dict[str, Any] = {}
+
+
+class SchedulerSettings(ServiceSettings, env_prefix="KHOMAS_SCHEDULER_"):
+    """What can be set; every default works on a laptop."""
+
+    # By name. Empty = this machine, as `local`.
+    backends: dict[str, BackendSettings] = {}
+    # Attempts of a job whose policy does not say.
+    max_attempts: int = Field(default=3, gt=0)
+    initial_backoff: timedelta = timedelta(seconds=5)
+    max_backoff: timedelta = timedelta(minutes=10)
+    heartbeat_timeout: timedelta = timedelta(minutes=5)
+    # An attempt is lost after so many complete polls without it, over at least this time.
+    lost_after_polls: int = Field(default=3, gt=1)
+    lost_after: timedelta = timedelta(seconds=20)
+    # How often what others may have changed is looked at.
+    poll: timedelta = timedelta(seconds=1)
+    # Patience with a backend and with another service.
+    backend_deadline: timedelta = timedelta(seconds=60)
+    service_deadline: timedelta = timedelta(seconds=30)
+    # Grants live as long as a job may wait and run.
+    grant_lifetime: timedelta = timedelta(days=7)
+    # Only one process works on the jobs of a database; another one takes over after this time.
+    lease: timedelta = timedelta(seconds=30)
+    # Folders of ended jobs are taken away from the backend after this time, logs and sandbox files are kept here.
+    collect_after: timedelta = timedelta(seconds=10)

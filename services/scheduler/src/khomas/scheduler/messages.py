@@ -1,0 +1,128 @@
+"""From rows to messages of the contract."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from google.protobuf import json_format
+from google.protobuf.duration_pb2 import Duration
+
+from khomas.api.scheduler.v1 import job_pb2 as pb
+from khomas.api.scheduler.v1.job_spec_pb2 import JobSpec
+from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
+from khomas.scheduler.records import Attempt, Counts, Job, ReasonCode, State
+
+
+def state_name(state: State) -> str:
+    """ "FAILED"."""
+    return JobState.Name(state).removeprefix("JOB_STATE_")
+
+
+def reason_name(reason: ReasonCode) -> str:
+    """ "APP_EXIT_CODE", empty for none."""
+    return Reason.Name(reason).removeprefix("REASON_") if reason else ""
+
+
+def job_message(
+    job: Job,
+    *,
+    spec: JobSpec | None = None,
+    attempts: Iterable[Attempt] = (),
+    counts: Counts | None = None,
+    site: Mapping[str, str] | None = None,
+) -> pb.Job:
+    """Write a job; spec, attempts and counts only where given."""
+    return pb.Job(
+        name=job.name,
+        spec=spec,
+        origin=job.origin,
+        uid=job.uid,
+        parent=f"jobs/{job.parent}" if job.parent else "",
+        index=job.index,
+        status=_status(job),
+        attempts=[attempt_message(attempt, (site or {}).get(attempt.backend, "")) for attempt in attempts],
+        counts=counts_message(counts) if counts is not None else None,
+        parameters=job.parameters,
+        create_time=_time(job.create_time),
+        update_time=_time(job.update_time),
+        end_time=_time(job.end_time),
+        owner=job.owner,
+        etag=str(job.version),
+        merges=f"jobs/{job.merges}" if job.merges else "",
+    )
+
+
+def _status(job: Job) -> pb.JobStatus:
+    return pb.JobStatus(
+        state=job.state,
+        reason=job.reason,
+        message=job.message,
+        since=_time(job.since),
+        desired=job.desired,
+        attempt=job.attempt,
+        version=job.version,
+        application_status=job.application_status,
+        next_attempt_time=_time(job.next_attempt_time),
+    )
+
+
+def counts_message(counts: Counts) -> pb.JobCounts:
+    """Write counts by name."""
+    by_state: dict[str, int] = {}
+    by_reason: dict[str, int] = {}
+    for (state, reason), number in counts.numbers.items():
+        if number:
+            by_state[state_name(state)] = by_state.get(state_name(state), 0) + number
+        if number and reason:
+            by_reason[reason_name(reason)] = by_reason.get(reason_name(reason), 0) + number
+    return pb.JobCounts(total=counts.total, by_state=by_state, by_reason=by_reason)
+
+
+def attempt_message(attempt: Attempt, site: str = "") -> pb.Attempt:
+    """Write an attempt."""
+    return pb.Attempt(
+        number=attempt.number,
+        uid=attempt.uid,
+        backend=attempt.backend,
+        native_id=attempt.native_id,
+        queue=attempt.queue,
+        node=attempt.node,
+        site=site,
+        state=attempt.state,
+        reason=attempt.reason,
+        message=attempt.message,
+        native_state=attempt.native_state,
+        exit_code=attempt.exit_code,
+        signal=attempt.signal,
+        usage=_usage(attempt.usage) if attempt.usage else None,
+        outputs=[json_format.ParseDict(output, pb.OutputFile()) for output in attempt.outputs],
+        create_time=_time(attempt.create_time),
+        submit_time=_time(attempt.submit_time),
+        start_time=_time(attempt.start_time),
+        end_time=_time(attempt.end_time),
+        script_sha256=attempt.script_sha256,
+        inputs=attempt.inputs,
+    )
+
+
+def _usage(usage: Mapping[str, Any]) -> pb.Usage:
+    return pb.Usage(
+        wall_time=_duration(usage.get("wall_s", 0.0)),
+        cpu_user_time=_duration(usage.get("cpu_user_s", 0.0)),
+        cpu_system_time=_duration(usage.get("cpu_system_s", 0.0)),
+        **{key: usage.get(key, 0) for key in _COUNTED},
+    )
+
+
+_COUNTED: Sequence[str] = ("max_memory_bytes", "max_disk_bytes", "read_bytes", "write_bytes", "events")
+
+
+def _time(value: datetime | None) -> Any:
+    """protobuf takes datetimes where its types say Timestamp."""
+    return value
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(round(seconds * 1e9))
+    return duration

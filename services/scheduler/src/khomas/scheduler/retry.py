@@ -1,0 +1,104 @@
+"""What happens after a failed attempt."""
+
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+
+from khomas.api.scheduler.v1.placement_pb2 import RetryPolicy, RetryRule
+from khomas.api.scheduler.v1.state_pb2 import Reason
+
+# Infrastructure, and passing trouble with data. The payload's own failures would only happen again.
+_PASSING_DATA = frozenset({Reason.REASON_DATA_STAGE_IN, Reason.REASON_DATA_STAGE_OUT, Reason.REASON_DATA_CHECKSUM})
+# Nobody's fault: these do not use up attempts.
+_UNCOUNTED = frozenset({Reason.REASON_INFRA_PREEMPTED})
+_DEFAULT_GROWTH = 1.5
+_LOG_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a policy that does not say means."""
+
+    max_attempts: int = 3
+    initial_backoff: timedelta = timedelta(seconds=5)
+    max_backoff: timedelta = timedelta(minutes=10)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A failed attempt."""
+
+    reason: Reason.ValueType
+    exit_code: int | None = None
+    # Ends of stderr and stdout; needed only when `needs_log`.
+    log: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do."""
+
+    action: RetryRule.Action.ValueType
+    backoff: timedelta = timedelta(0)
+    memory_factor: float = 1.0
+    wall_factor: float = 1.0
+
+    @property
+    def again(self) -> bool:
+        """Whether there is another attempt."""
+        return self.action not in (RetryRule.ACTION_FAIL, RetryRule.ACTION_HOLD)
+
+    @property
+    def counts(self) -> bool:
+        """Whether the failed attempt uses up one of the policy's."""
+        return self.action != RetryRule.ACTION_RETRY_UNCOUNTED
+
+
+def needs_log(policy: RetryPolicy) -> bool:
+    """Whether rules look at what was printed."""
+    return any(rule.log_regex for rule in policy.rules)
+
+
+def decide(policy: RetryPolicy, failure: Failure, counted: int, defaults: Defaults) -> Decision:
+    """Choose by the first rule that matches, else by the default. `counted` attempts counted before this one."""
+    rule = next((rule for rule in policy.rules if _matches(rule, failure)), None)
+    action = rule.action if rule is not None else _default_action(failure.reason)
+    if action in (RetryRule.ACTION_FAIL, RetryRule.ACTION_HOLD):
+        return Decision(action)
+    counts = action != RetryRule.ACTION_RETRY_UNCOUNTED
+    if counts and counted + 1 >= (policy.max_attempts or defaults.max_attempts):
+        return Decision(RetryRule.ACTION_FAIL)
+    memory, wall = _growth(rule, failure.reason) if action == RetryRule.ACTION_GROW_AND_RETRY else (1.0, 1.0)
+    return Decision(action, _backoff(policy, counted, defaults), memory, wall)
+
+
+def _matches(rule: RetryRule, failure: Failure) -> bool:
+    if rule.reasons and failure.reason not in rule.reasons:
+        return False
+    if rule.exit_codes and failure.exit_code not in rule.exit_codes:
+        return False
+    return not rule.log_regex or re.search(rule.log_regex.encode(), failure.log[-2 * _LOG_BYTES :]) is not None
+
+
+def _default_action(reason: Reason.ValueType) -> RetryRule.Action.ValueType:
+    if reason in _UNCOUNTED:
+        return RetryRule.ACTION_RETRY_UNCOUNTED
+    if 400 <= reason < 500 or reason in _PASSING_DATA:
+        return RetryRule.ACTION_RETRY
+    return RetryRule.ACTION_FAIL
+
+
+def _growth(rule: RetryRule | None, reason: Reason.ValueType) -> tuple[float, float]:
+    """Factors on memory and wall time: the one whose limit was met grows; for other reasons memory does."""
+    if rule is None:
+        return 1.0, 1.0
+    if reason in (Reason.REASON_LIMIT_WALL, Reason.REASON_LIMIT_CPU):
+        return 1.0, rule.grow_wall or _DEFAULT_GROWTH
+    return rule.grow_memory or _DEFAULT_GROWTH, 1.0
+
+
+def _backoff(policy: RetryPolicy, counted: int, defaults: Defaults) -> timedelta:
+    first = policy.initial_backoff.ToTimedelta() if policy.HasField("initial_backoff") else defaults.initial_backoff
+    longest = policy.max_backoff.ToTimedelta() if policy.HasField("max_backoff") else defaults.max_backoff
+    # 2 ** 64 pauses are longer than anything; more would overflow.
+    return min(longest, first * min((policy.multiplier or 2.0) ** min(counted, 64), 1e6))

@@ -1,0 +1,185 @@
+"""Tables of the scheduler."""
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+)
+
+from khomas.kit.database import KeyText, UtcTime
+from khomas.kit.events import event_table
+from khomas.kit.idempotency import answer_table
+
+metadata = MetaData()
+
+answer = answer_table(metadata)
+event = event_table(metadata)
+
+# What is wanted, apart from `job`: it never changes, and rows of `job` change several times in a job's life.
+spec = Table(
+    "spec",
+    metadata,
+    Column("uid", KeyText, primary_key=True),
+    Column("spec", LargeBinary, nullable=False),
+    # Compressed JSON: what was resolved at the submission (see frozen.py).
+    Column("frozen", LargeBinary, nullable=False),
+)
+
+# Single jobs, arrays, and the children of arrays that had their turn.
+job = Table(
+    "job",
+    metadata,
+    # "{uid}", for a child "{uid of the array}/{index}".
+    Column("uid", KeyText, primary_key=True),
+    # Uid of the array; empty for what is no child.
+    Column("parent", KeyText, nullable=False),
+    Column("index", Integer, nullable=False),
+    Column("spec", KeyText, nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("reason", SmallInteger, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("since", UtcTime, nullable=False),
+    Column("desired", SmallInteger, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    # Attempts that count for max_attempts.
+    Column("counted", Integer, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("application_status", Text, nullable=False),
+    # When the engine is to hand it over; NULL = not before something else happens.
+    Column("due", UtcTime),
+    Column("next_attempt_time", UtcTime),
+    # When it is to be given up.
+    Column("deadline", UtcTime),
+    # Dependencies that are not kept yet.
+    Column("waits", Integer, nullable=False),
+    Column("memory_factor", Float, nullable=False),
+    Column("wall_factor", Float, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("origin", Text, nullable=False),
+    Column("display_name", Text, nullable=False),
+    Column("tags", JSON, nullable=False),
+    # Of the last attempt.
+    Column("backend", Text, nullable=False),
+    Column("parameters", JSON, nullable=False),
+    # Uid of the array whose outputs it merges.
+    Column("merges", Text, nullable=False),
+    Column("create_time", UtcTime, nullable=False),
+    Column("update_time", UtcTime, nullable=False),
+    Column("end_time", UtcTime),
+    # Of an array, else 0: its children, and how many of them have a row. The others share a state.
+    Column("total", Integer, nullable=False),
+    Column("made", Integer, nullable=False),
+    Column("rest_state", SmallInteger, nullable=False),
+    Column("rest_reason", SmallInteger, nullable=False),
+    Column("max_running", Integer, nullable=False),
+    Index("job_children", "parent", "index"),
+    Index("job_newest", "create_time", "uid"),
+    Index("job_origin", "origin"),
+)
+Index(
+    "job_due",
+    job.c.priority.desc(),
+    job.c.due,
+    sqlite_where=job.c.due.is_not(None),
+    postgresql_where=job.c.due.is_not(None),
+)
+Index(
+    "job_deadline",
+    job.c.deadline,
+    sqlite_where=job.c.deadline.is_not(None),
+    postgresql_where=job.c.deadline.is_not(None),
+)
+# 3 is DESIRED_STATE_CANCEL.
+_cancelling = (job.c.desired == 3) & job.c.end_time.is_(None)
+Index("job_cancelling", job.c.uid, sqlite_where=_cancelling, postgresql_where=_cancelling)
+
+# Children of arrays by state, those without a row included.
+count = Table(
+    "job_count",
+    metadata,
+    Column("parent", KeyText, primary_key=True),
+    Column("state", SmallInteger, primary_key=True),
+    Column("reason", SmallInteger, primary_key=True),
+    Column("number", Integer, nullable=False),
+)
+
+attempt = Table(
+    "attempt",
+    metadata,
+    Column("uid", KeyText, primary_key=True),
+    Column("job", KeyText, nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("backend", Text, nullable=False),
+    Column("native_id", Text, nullable=False),
+    Column("queue", Text, nullable=False),
+    Column("node", Text, nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("reason", SmallInteger, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("native_state", Text, nullable=False),
+    Column("exit_code", Integer),
+    Column("signal", Integer),
+    Column("usage", JSON, nullable=False),
+    # Outputs as in the contract, once committed or kept.
+    Column("outputs", JSON, nullable=False),
+    # Outputs as in the exit record, while they are being committed.
+    Column("made", JSON, nullable=False),
+    # Name of the upload that takes the outputs.
+    Column("upload", Text, nullable=False),
+    Column("inputs", JSON, nullable=False),
+    Column("script_sha256", Text, nullable=False),
+    Column("create_time", UtcTime, nullable=False),
+    Column("submit_time", UtcTime),
+    Column("start_time", UtcTime),
+    Column("end_time", UtcTime),
+    # Whether logs and sandbox files lie in the state folder and the backend has forgotten it.
+    Column("collected", Boolean, nullable=False),
+    Index("attempt_job", "job", "number", unique=True),
+)
+Index(
+    "attempt_open",
+    attempt.c.uid,
+    sqlite_where=attempt.c.end_time.is_(None),
+    postgresql_where=attempt.c.end_time.is_(None),
+)
+_left = attempt.c.end_time.is_not(None) & attempt.c.collected.is_(False)
+Index("attempt_left", attempt.c.end_time, sqlite_where=_left, postgresql_where=_left)
+
+dependency = Table(
+    "dependency",
+    metadata,
+    Column("job", KeyText, primary_key=True),
+    Column("target", KeyText, primary_key=True),
+    Column("condition", SmallInteger, nullable=False),
+    Column("min_fraction", Float, nullable=False),
+    Column("kept", Boolean, nullable=False),
+    Index("dependency_target", "target"),
+)
+
+sandbox = Table(
+    "sandbox",
+    metadata,
+    Column("sha256", KeyText, primary_key=True),
+    Column("size_bytes", Integer, nullable=False),
+    Column("create_time", UtcTime, nullable=False),
+)
+
+# One row: who works on the jobs. A writer whose epoch is not the one here has lost its right.
+lease = Table(
+    "lease",
+    metadata,
+    Column("name", KeyText, primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("expire_time", UtcTime, nullable=False),
+)
