@@ -6,6 +6,7 @@ import hmac
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -14,6 +15,8 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from hypothesis import given
+from hypothesis import strategies as st
 
 from khomas.kit.auth.keys import Key, StaticKeys
 from khomas.kit.auth.principal import Kind
@@ -176,7 +179,7 @@ async def test_payload_that_is_not_an_object_is_refused(payload: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["NaN", "Infinity", "-Infinity", "1e400", "true", '"9999999999"', "null", "[1]", "-1", "1e30"]
+    "value", ["NaN", "Infinity", "-Infinity", "1e400", "true", '"9999999999"', "null", "[1]", "-1", "1e30", "9" * 400]
 )
 @pytest.mark.parametrize("name", ["exp", "iat", "nbf"])
 async def test_time_that_is_not_a_number_is_refused(name: str, value: str) -> None:
@@ -367,3 +370,35 @@ async def test_refusal_names_the_rule_and_not_the_token() -> None:
         await verifier().verify(token)
     assert caught.value.metadata == {"rule": "audience"}
     assert token not in str(caught.value)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["\ud800", 10**400, "a\nb"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+SCOPES = st.text("storage.read:/%2e\ud800 \u0301é", max_size=30).map(lambda text: "storage.read:/" + text)
+
+
+@given(st.sampled_from([*claims(), "wlcg.groups", "nbf"]), JSON)
+async def test_any_value_of_a_claim_is_accepted_or_refused_but_never_breaks_the_verifier(
+    name: str, value: object
+) -> None:
+    await _judged(claims() | {name: value})
+
+
+@given(SCOPES)
+async def test_any_scope_is_accepted_or_refused_but_never_breaks_the_verifier(scope: str) -> None:
+    await _judged(claims(scope=scope))
+
+
+async def _judged(payload: Mapping[str, Any]) -> None:
+    token = signed_raw(HEADER, json.dumps(payload).encode())
+    with suppress(Refused):
+        assert (await verifier().examine(token)).subject.isprintable()
+
+
+@given(st.binary(max_size=60), st.binary(max_size=60))
+async def test_any_bytes_are_refused(header: bytes, payload: bytes) -> None:
+    with pytest.raises(Refused):
+        await verifier().examine(signed_raw(header, payload))

@@ -33,7 +33,7 @@ def decoded_path(path: str) -> str | None:
         return None
     try:
         plain = unquote_to_bytes(path).decode()
-    except UnicodeDecodeError:
+    except UnicodeError:
         return None
     # Decoding may uncover C1 controls or a text that is not NFC; a literal percent sign is allowed here.
     return None if odd_path([plain.replace("%", "")]) is not None else plain

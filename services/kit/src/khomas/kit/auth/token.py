@@ -3,13 +3,14 @@
 import base64
 import binascii
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 MAX_BYTES = 8192
+# Year 5138: beyond it datetime fails before the token does.
+_LATEST = 1e11
 _SHAPE = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\Z")
 _ALGORITHMS = frozenset({"RS256", "ES256"})
 # Headers that would let the token choose its own key or its own reading.
@@ -114,35 +115,38 @@ def _claims(algorithm: str, key_id: str, payload: Mapping[str, Any]) -> Claims:
 
 def _text(payload: Mapping[str, Any], name: str) -> str:
     value = payload.get(name)
-    if not isinstance(value, str) or not value:
+    if not _is_text(value) or not value:
         raise Refused("claims", f"the claim {name} is missing or not a text")
     return value
 
 
+def _is_text(value: object) -> TypeGuard[str]:
+    """Tell whether a value is a text that can be logged and stored: no control characters or lone surrogates."""
+    return isinstance(value, str) and value.isprintable()
+
+
 def _time(payload: Mapping[str, Any], name: str) -> float:
     value = payload.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise Refused("claims", f"the claim {name} is missing or not a number")
-    if not 0 <= value < 1e11:
-        raise Refused("claims", f"the claim {name} is not a time in seconds")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _LATEST:
+        raise Refused("claims", f"the claim {name} is missing or not a time in seconds")
     return float(value)
 
 
 def _scope(payload: Mapping[str, Any]) -> str:
     value = payload.get("scope", "")
-    if not isinstance(value, str):
+    if not _is_text(value):
         raise Refused("claims", "the claim scope is not a text")
     return value
 
 
 def _audiences(value: object) -> tuple[str, ...]:
     audiences = [value] if isinstance(value, str) else value
-    if not isinstance(audiences, list) or not audiences or not all(isinstance(one, str) for one in audiences):
+    if not isinstance(audiences, list) or not audiences or not all(map(_is_text, audiences)):
         raise Refused("claims", "the claim aud is missing or not a text or list of texts")
     return tuple(audiences)
 
 
 def _groups(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+    if not isinstance(value, list) or not all(map(_is_text, value)):
         raise Refused("claims", "the claim wlcg.groups is not a list of texts")
     return tuple(value)
