@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
-from opentelemetry import trace
 from sqlalchemy import (
     BigInteger,
     Column,
@@ -25,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.kit.database import RowId, UtcTime, insert_many, rows_table
 from khomas.kit.ids import new_uids
+from khomas.kit.telemetry.trace import current_trace_id
 
 # An event of this kind stands for older ones that were pruned: whoever reads it has missed something.
 PRUNED = ""
@@ -74,7 +74,7 @@ def xid_number(transaction: ColumnElement[object]) -> ColumnElement[int]:
 
 async def append(connection: AsyncConnection, table: Table, events: Sequence[NewEvent]) -> None:
     """Add events to the transaction, with one statement."""
-    now, trace_id = datetime.now(UTC), _trace_id()
+    now, trace_id = datetime.now(UTC), current_trace_id()
     uids = new_uids(len(events))
     rows = [
         {
@@ -103,8 +103,3 @@ def _packed(resource: Message | None) -> bytes:
     if resource is not None:
         packed.Pack(resource)
     return packed.SerializeToString()
-
-
-def _trace_id() -> str:
-    context = trace.get_current_span().get_span_context()
-    return trace.format_trace_id(context.trace_id) if context.is_valid else ""
