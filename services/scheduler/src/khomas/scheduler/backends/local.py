@@ -194,10 +194,10 @@ class LocalBackend:
         found: set[str] = set()
         for path in sorted((self._spool / "incoming").glob("[0-9]*.jsonl")):
             try:
-                orders = [json.loads(line) for line in path.read_text().splitlines()]
+                lines = path.read_text().splitlines()
             except FileNotFoundError:
                 continue  # taken just now: the folders are there
-            found.update(order["manifest"]["token"] for order in orders if order["op"] == "submit")
+            found.update(token for line in lines if (token := _token(line)))
         return found
 
     def _find(self, tokens: Sequence[str]) -> dict[str, str]:
@@ -221,9 +221,7 @@ class LocalBackend:
     def _revive(self) -> None:
         """A runner that was killed leaves jobs waiting; the next one goes on with them."""
         if (self._spool / "jobs").exists() and not self._knock():
-            state = self._runner_state()
-            if state.get("running") or state.get("queued") or any((self._spool / "incoming").glob("[0-9]*.jsonl")):
-                self._wake()
+            self._wake()
 
     def _journal_end(self) -> tuple[int, int]:
         numbers = [int(path.name.split(".")[1]) for path in self._spool.glob("journal.*.jsonl")]
@@ -242,7 +240,7 @@ class LocalBackend:
                     stream.seek(offset)
                     data = stream.read()
             except FileNotFoundError:
-                return ([], cursor) if (number, offset) == (1, 0) and not following else None
+                return ([], cursor) if cursor == "1:0" and self._journal_end() == (1, 0) else None
             whole = data.rfind(b"\n") + 1
             for line in data[:whole].splitlines():
                 event = json.loads(line)
@@ -258,7 +256,7 @@ class LocalBackend:
         record = _read(folder / "exit.json")
         started = _read(folder / "started") if record is None else None
         if record is None and started is not None:
-            if _lives(started):
+            if khomas_job.lives(started):
                 return _running(token, started["time"], started["host"])
             record = _read(folder / "exit.json")  # it may have ended between the two looks
         if record is not None:
@@ -333,13 +331,13 @@ def _read(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def _lives(owner: Mapping[str, Any]) -> bool:
-    if owner.get("boot") != khomas_job.boot_id():
-        return False
+def _token(line: str) -> str:
+    """Token of an order to submit, empty for anything else."""
     try:
-        return bool(khomas_job.start_ticks(owner["pid"]) == owner["ticks"])
-    except OSError:
-        return False
+        order = json.loads(line)
+        return str(order["manifest"]["token"])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _observed(event: Mapping[str, Any]) -> Observation:

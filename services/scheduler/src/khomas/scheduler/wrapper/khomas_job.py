@@ -105,12 +105,25 @@ def read_json(path: str) -> Any:
         return json.load(stream)
 
 
-def start_ticks(pid: int) -> int:
-    """Start time of a process in clock ticks since boot; with the pid it names one process for ever."""
+def process_state(pid: int) -> Tuple[bytes, int]:
+    """State of a process, and its start in clock ticks since boot, which with the pid names it for ever."""
     with open("/proc/%d/stat" % pid, "rb") as stream:
-        return int(stream.read().rpartition(b")")[2].split()[19])
+        fields = stream.read().rpartition(b")")[2].split()
+    return fields[0], int(fields[19])
 
 
+def lives(owner: Record) -> bool:
+    """Whether the process that claimed a job folder is still there."""
+    if owner.get("boot") != boot_id():
+        return False
+    try:
+        state, ticks = process_state(owner["pid"])
+    except OSError:
+        return False
+    return state not in (b"Z", b"X") and bool(ticks == owner["ticks"])
+
+
+@functools.lru_cache(maxsize=None)
 def boot_id() -> str:
     with open("/proc/sys/kernel/random/boot_id") as stream:
         return stream.read().strip()
@@ -130,7 +143,7 @@ def claim(jobdir: str) -> bool:
 @functools.lru_cache(maxsize=None)
 def identity(pid: int) -> Record:
     """What tells this process from every other one, also after its end."""
-    return {"pid": pid, "ticks": start_ticks(pid), "boot": boot_id()}
+    return {"pid": pid, "ticks": process_state(pid)[1], "boot": boot_id()}
 
 
 HOST = socket.gethostname()

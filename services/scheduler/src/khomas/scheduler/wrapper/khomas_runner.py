@@ -206,7 +206,6 @@ class Runner:
         self.needs = {}  # type: Dict[str, Need]
         self.adopted = {}  # type: Dict[str, Dict[str, Any]]
         self.journal = Journal(spool)
-        self.boot = khomas_job.boot_id()
         self.fifo = -1
         self.state = {}  # type: Dict[str, int]
         self.announced = 0.0
@@ -269,7 +268,7 @@ class Runner:
         for worker in self.workers.values():
             if worker.token == token:
                 return worker.pid
-        if token in self.adopted and self.lives(self.adopted[token]):
+        if token in self.adopted and khomas_job.lives(self.adopted[token]):
             return int(self.adopted[token]["pid"])
         return 0
 
@@ -310,22 +309,26 @@ class Runner:
                 if worker in self.idle:
                     self.idle.remove(worker)
                 worker.bury()
+                self.end_orphans()
             if token:
                 self.end(token)
 
+    def end_orphans(self) -> None:
+        """Kill what a killed worker left behind: its payload, ours now, must not go on unwatched."""
+        workers = {worker.pid for worker in self.workers.values()}
+        while True:
+            orphans = [pid for pid in khomas_job.children(os.getpid()) if pid not in workers]
+            if not orphans:
+                return
+            for pid in orphans:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+
     def watch_adopted(self) -> None:
         for token, owner in list(self.adopted.items()):
-            if not self.lives(owner):
+            if not khomas_job.lives(owner):
                 del self.adopted[token]
                 self.end(token)
-
-    def lives(self, owner: Dict[str, Any]) -> bool:
-        if owner["boot"] != self.boot:
-            return False
-        try:
-            return bool(khomas_job.start_ticks(owner["pid"]) == owner["ticks"])
-        except OSError:
-            return False
 
     def end(self, token: str) -> None:
         """Give the slot back and tell; a job without an exit record was killed together with its wrapper."""
@@ -374,6 +377,7 @@ class Runner:
             self.journal.write()
 
     def serve(self, ready: int) -> None:
+        khomas_job.become_subreaper()
         self.reconcile()
         self.open_fifo()
         signal.signal(signal.SIGTERM, self.stop)
@@ -401,6 +405,7 @@ class Runner:
     def stop(self, number: int, frame: Any) -> None:
         """On SIGTERM: end, and leave the jobs to the next runner."""
         self.stopping = True
+        os.write(self.fifo, b"\n")  # wakes the loop
 
     def announce(self) -> None:
         """Write `runner.json` when it has changed."""
