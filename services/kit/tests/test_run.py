@@ -6,15 +6,21 @@ import os
 import signal
 import socket
 import sys
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import grpc
+import jwt
 import pytest
+from aiohttp import web
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from khomas.kit.auth.issuer import DEVELOPMENT_HOST, DevelopmentIssuer
 from khomas.kit.auth.tokens import IssuedTokens
 from khomas.kit.channel import ServiceChannel, open_channel
+from khomas.kit.hosting import reserved_socket
 from khomas.kit.run import run
 from khomas.kit.testing.echo import Request, echo_service, method
 
@@ -72,6 +78,53 @@ def test_environment_goes_before_the_file(
     assert (printed["vo"], printed["server"]["max_calls"]) == ("from-environment", 7)
 
 
+async def test_production_server_trusts_the_configured_issuer_alone(tmp_path: Path) -> None:
+    # The development issuer's key pair serves here as that of a real issuer, published over HTTP.
+    signer = DevelopmentIssuer.open(tmp_path, "hess")
+    async with _published(signer) as url:
+        trusted = replace(signer, url=url, audience="grpcs://khomas.example")
+        settings = {
+            "PROFILE": "production",
+            "AUTH__ISSUERS": json.dumps([{"url": url, "vo": "hess"}]),
+            "AUTH__AUDIENCES": '["grpcs://khomas.example"]',
+            "AUTH__TOKEN_FILE": str(tmp_path / "token"),
+        }
+        port = _free_port()
+        server = await _serve(tmp_path, port, settings)
+        async with open_channel(f"127.0.0.1:{port}", plaintext=True) as bare:
+            echo = method(ServiceChannel(bare, "echo", IssuedTokens(trusted, "alice")), "Echo")
+            assert (await echo(Request(cursor="a"), timeout=10)).cursor == "a"
+            untrusted = method(ServiceChannel(bare, "echo", IssuedTokens(signer, "alice")), "Echo")
+            with pytest.raises(grpc.aio.AioRpcError, match="issuer"):
+                await untrusted(Request(), timeout=10)
+        await _stop(server)
+
+
+@asynccontextmanager
+async def _published(signer: DevelopmentIssuer) -> AsyncIterator[str]:
+    """Serve discovery and keys of an issuer; yield its address."""
+    bound = reserved_socket("127.0.0.1:0")
+    url = f"http://127.0.0.1:{bound.getsockname()[1]}"
+    key = json.loads(jwt.get_algorithm_by_name("ES256").to_jwk(signer.private_key.public_key()))
+    documents = {
+        "/.well-known/openid-configuration": {"issuer": url, "jwks_uri": f"{url}/jwks"},
+        "/jwks": {"keys": [key | {"kid": signer.key_id}]},
+    }
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.json_response(documents[request.path])
+
+    application = web.Application()
+    application.router.add_get("/{path:.*}", answer)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    await web.SockSite(runner, bound).start()
+    try:
+        yield url
+    finally:
+        await runner.cleanup()
+
+
 async def test_rolling_restart_fails_no_call(tmp_path: Path) -> None:
     DevelopmentIssuer.open(tmp_path, "hess")
     ports = [_free_port(), _free_port()]
@@ -106,7 +159,7 @@ async def test_rolling_restart_fails_no_call(tmp_path: Path) -> None:
     assert calls > 100
 
 
-async def _serve(state: Path, port: int) -> asyncio.subprocess.Process:
+async def _serve(state: Path, port: int, changes: Mapping[str, str] | None = None) -> asyncio.subprocess.Process:
     """Start a server process and wait until it serves."""
     settings = {
         "PROFILE": "development",
@@ -115,7 +168,9 @@ async def _serve(state: Path, port: int) -> asyncio.subprocess.Process:
         "SERVER__LISTEN": f"127.0.0.1:{port}",
         "SERVER__DRAIN_PAUSE": "PT0.4S",
     }
-    environment = os.environ | {f"KHOMAS_ECHO_{name}": value for name, value in settings.items()}
+    environment = os.environ | {
+        f"KHOMAS_ECHO_{name}": value for name, value in (settings | dict(changes or {})).items()
+    }
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", PROGRAM, "serve", env=environment)
     async with open_channel(f"127.0.0.1:{port}", plaintext=True) as channel:
         health = health_pb2_grpc.HealthStub(channel)
