@@ -1,8 +1,10 @@
 """Transactions, bulk statements and types on SQLite and on PostgreSQL."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 from sqlalchemy import (
@@ -17,6 +19,7 @@ from sqlalchemy import (
     func,
     insert,
     select,
+    text,
     update,
 )
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -48,6 +51,24 @@ thing = Table(
 )
 part = Table("part", metadata, Column("thing", ForeignKey("thing.id"), nullable=False), Column("text", Text))
 NOON = datetime(2024, 5, 1, 12, 0, 0, 123456, tzinfo=UTC)
+
+# Acknowledges every row after its commit, until it is killed.
+WRITER = """
+import asyncio, sys
+from sqlalchemy import MetaData, text
+from khomas.kit.database import Database
+
+async def main():
+    database = Database(sys.argv[1], metadata=MetaData(), migrations="nowhere:migrations")
+    async with database.write() as connection:
+        await connection.execute(text("CREATE TABLE written (number INTEGER)"))
+    for number in range(1_000_000):
+        async with database.write() as connection:
+            await connection.execute(text("INSERT INTO written VALUES (:number)"), {"number": number})
+        print(number, flush=True)
+
+asyncio.run(main())
+"""
 
 
 @pytest.fixture
@@ -227,6 +248,14 @@ async def test_many_values_are_found_by_one_statement(database: Database) -> Non
     assert len(by_size.all()) == 7
 
 
+async def test_condition_on_many_values_stands_alone_so_that_an_index_helps(database: Database) -> None:
+    query = select(thing.c.id).where(in_values(thing.c.name, ["a"]))
+    with count_statements(database) as statements:
+        async with database.read() as connection:
+            await connection.execute(query)
+    assert statements[0].endswith(("json_each(?))", "= ANY ($1::TEXT[])"))
+
+
 async def test_no_values_match_nothing(database: Database) -> None:
     async with database.write() as connection:
         await insert_many(connection, thing, [{"name": "a"}])
@@ -268,3 +297,18 @@ async def test_prefix_search_tells_upper_from_lower_case(database: Database) -> 
         await insert_many(connection, thing, [{"name": "/A/x"}, {"name": "/a/x"}])
         found = await connection.execute(select(thing.c.name).where(thing.c.name.like("/a/%")))
     assert found.scalars().all() == ["/a/x"]
+
+
+async def test_acknowledged_writes_survive_the_death_of_the_process(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path / 'killed.db'}"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", WRITER, url, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    acknowledged = [int(await process.stdout.readline()) for _ in range(50)]
+    process.kill()
+    acknowledged += [int(line) for line in (await process.stdout.read()).splitlines()]
+    await process.wait()
+    database = Database(url, metadata=metadata, migrations="nowhere:migrations")
+    async with database.read() as connection:
+        rows = (await connection.execute(text("SELECT number FROM written"))).scalars().all()
+    await database.close()
+    assert set(acknowledged) <= set(rows)

@@ -97,6 +97,15 @@ async def test_older_schema_is_refused(database: Database, changed: Database) ->
         await changed.check()
 
 
+async def test_newer_schema_is_accepted_while_an_update_rolls(database: Database) -> None:
+    await revise(database, "Initial")
+    await database.upgrade()
+    async with database.write() as connection:
+        await connection.exec_driver_sql("UPDATE kitexample_schema SET version_num = '0002'")
+    await database.check()
+    await database.upgrade()
+
+
 async def test_upgrades_at_the_same_time_do_not_collide(database: Database, database_url: str, package: str) -> None:
     await revise(database, "Initial")
     others = [Database(database_url, metadata=database.metadata, migrations=package) for _ in range(4)]

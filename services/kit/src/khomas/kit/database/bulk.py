@@ -65,6 +65,10 @@ class _InValues(FunctionElement[bool]):
     type = Boolean()
     inherit_cache = True
 
+    def self_group(self, against: object = None) -> "_InValues":
+        # SQLAlchemy would write "… = 1" for SQLite, which then reads the whole table (20 times slower).
+        return self
+
 
 @compiles(_InValues, "postgresql")
 def _in_array(element: _InValues, compiler: SQLCompiler, **options: Any) -> str:
