@@ -216,10 +216,12 @@ class Runner:
 
     # ------------------------------------------------------------------------------------- orders
 
+    def waiting_orders(self) -> List[str]:
+        """Files that are complete: hidden ones are being written."""
+        return sorted(name for name in os.listdir(self.incoming) if name.endswith(".jsonl") and name[0] != ".")
+
     def take_orders(self) -> None:
-        for name in sorted(os.listdir(self.incoming)):
-            if not name.endswith(".jsonl"):
-                continue
+        for name in self.waiting_orders():
             path = os.path.join(self.incoming, name)
             with open(path, encoding="utf-8") as stream:
                 orders = stream.readlines()
@@ -432,7 +434,7 @@ class Runner:
     def may_end(self) -> bool:
         """Close the FIFO, so that the next order starts a runner, then look whether one came before that."""
         os.close(self.fifo)
-        if any(name.endswith(".jsonl") for name in os.listdir(self.incoming)):
+        if self.waiting_orders():
             self.open_fifo()
             return False
         return True
