@@ -1,5 +1,6 @@
 """Limits and endings of jobs under the wrapper, with real processes."""
 
+import ast
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from khomas.scheduler.wrapper import JOB_WRAPPER
+from khomas.scheduler.wrapper import JOB_WRAPPER, LOCAL_RUNNER
 
 MIB = 1 << 20
 RunJob = Callable[..., dict[str, Any]]
@@ -220,6 +221,11 @@ def test_sigterm_to_the_wrapper_cancels_the_job(tmp_path: Path) -> None:
     assert wrapper.wait(10) == 1
     record = json.loads((tmp_path / "exit.json").read_text())
     assert (ending(record), record["reason"]) == (("CANCELLED", "USER_CANCELLED"), 600)
+
+
+@pytest.mark.parametrize("source", [JOB_WRAPPER, LOCAL_RUNNER])
+def test_source_is_read_by_the_oldest_supported_python(source: Path) -> None:
+    ast.parse(source.read_text(), feature_version=(3, 6))
 
 
 def test_broken_manifest_still_leaves_a_record(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 from khomas.scheduler.backends.interface import Backend, Observation, Seen, State, SubmitItem
 from khomas.scheduler.backends.local import LocalSettings, open_local, plugin
 from khomas.scheduler.conformance import GRACE, MIB, BackendConformance, OpenBackend, job, shell
-from khomas.scheduler.wrapper import khomas_job
+from khomas.scheduler.wrapper import LOCAL_RUNNER, khomas_job
 
 
 def runner_pid(spool: Path) -> int:
@@ -99,17 +101,19 @@ class TestLocalBackend(BackendConformance):
         await backend.cancel(ids, GRACE)
         assert (await self.ended(backend, ids[0])).state == State.CANCELLED
 
-    async def test_job_whose_wrapper_was_killed_is_absent_and_gives_its_slot_back(
+    async def test_job_whose_wrapper_was_killed_is_absent_and_leaves_nothing(
         self, backend: Backend, spool: Path
     ) -> None:
         everything = {"cpu_milli": 4000}
-        ids = await self.submitted(backend, [job("sleep", "2", resources=everything)])
-        await self.wait_for(backend, ids[0], State.RUNNING)
+        ids = await self.submitted(backend, [shell("echo $$; exec sleep 60", resources=everything)])
+        log = spool / "jobs" / ids[0] / "stdout"
+        wait_until(lambda: log.exists() and log.read_text().endswith("\n"))
         cursor = (await backend.poll(ids)).cursor
         os.kill(json.loads((spool / "jobs" / ids[0] / "started").read_text())["pid"], signal.SIGKILL)
         assert (await self.run(backend, job("true", resources=everything)))["state"] == "SUCCEEDED"
         assert (await self.look(backend, ids[0])).seen == Seen.ABSENT
         assert [one.seen for one in (await backend.poll(ids, cursor)).observations] == [Seen.ABSENT]
+        assert not lives(int(log.read_text()))
 
     async def test_cores_and_memory_bound_what_runs_at_once(self, open_backend: OpenBackend, spool: Path) -> None:
         backend = open_local(LocalSettings(spool=spool, cpu_milli=4000, memory_bytes=1000 * MIB))
@@ -150,6 +154,26 @@ class TestLocalBackend(BackendConformance):
         await self.run(backend, item)
         with pytest.raises(ValueError, match="leads out"):
             await backend.fetch_output(item.token, "../../runner.json", str(tmp_path / "x"))
+
+
+def test_runner_without_work_ends_by_itself(spool: Path) -> None:
+    (spool / "incoming").mkdir(parents=True)
+    order = {"op": "submit", "manifest": {"token": "t1", "command": ["true"]}}
+    (spool / "incoming" / "1.jsonl").write_text(json.dumps(order) + "\n")
+    subprocess.run([sys.executable, str(LOCAL_RUNNER), str(spool), "--idle-seconds", "0.1"], check=True, timeout=10)
+    assert json.loads((spool / "jobs" / "t1" / "exit.json").read_text())["state"] == "SUCCEEDED"
+    (spool / "runner.json").unlink()
+    (spool / "runner.log").touch()
+
+
+async def test_order_that_meets_an_ending_runner_is_not_left_lying(spool: Path) -> None:
+    backend = open_local(LocalSettings(spool=spool))
+    command = [sys.executable, str(LOCAL_RUNNER), str(spool), "--idle-seconds", "0", "--detach"]
+    for number in range(10):
+        await asyncio.to_thread(subprocess.run, command, check=True)
+        await backend.submit([SubmitItem(f"t{number}", {"command": ["true"]})])
+        exit_record = spool / "jobs" / f"t{number}" / "exit.json"
+        await asyncio.to_thread(wait_until, exit_record.exists)
 
 
 def test_plugin_names_its_kind_and_settings(tmp_path: Path) -> None:

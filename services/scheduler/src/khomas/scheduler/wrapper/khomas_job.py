@@ -73,12 +73,13 @@ Record = Dict[str, Any]
 
 
 class Failure(Exception):
-    """The job ends here, for a reason of the catalogue of reasons."""
+    """The job ends here, for a reason of the catalogue of reasons; `final` = trying again is of no use."""
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, final: bool = False) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
+        self.final = final
 
 
 class Cancelled(Exception):
@@ -444,7 +445,8 @@ def supervise(job: "Job", command: List[str], env: Dict[str, str], wall: Optiona
         supervisor = Supervisor(job, wall)
         while True:
             pid, status, usage = os.wait4(-1, os.WNOHANG)
-            job.monitor.peak = max(job.monitor.peak, usage.ru_maxrss * 1024)
+            if pid:
+                job.monitor.peak = max(job.monitor.peak, usage.ru_maxrss * 1024)
             if pid == process.pid:
                 process.returncode = 0  # nobody else waits for it
                 return Ended(status, supervisor.verdict, time.monotonic() - supervisor.started)
@@ -508,16 +510,14 @@ def copy_checked(reader: BinaryIO, target: str, entry: Record) -> None:
 
 
 def network_failure(error: Exception, reason: str, what: str) -> Failure:
-    """Say in our words what went wrong on the way; `final` tells that trying again is of no use."""
+    """Say in our words what went wrong on the way."""
     code = getattr(error, "code", None)
-    failure = Failure(reason, "%s: %s" % (what, error))
-    final = isinstance(code, int) and 400 <= code < 500 and code not in (408, 425, 429)
-    if isinstance(error, FileNotFoundError) or (code in (404, 410) and reason == "DATA_STAGE_IN"):
-        failure, final = Failure("DATA_INPUT_MISSING", "%s does not exist" % what), True
     if code == 507 or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-        failure, final = Failure("DATA_SPACE", "no space left: %s: %s" % (what, error)), True
-    failure.final = final  # type: ignore[attr-defined]
-    return failure
+        return Failure("DATA_SPACE", "no space left: %s: %s" % (what, error), final=True)
+    if isinstance(error, FileNotFoundError) or (code in (404, 410) and reason == "DATA_STAGE_IN"):
+        return Failure("DATA_INPUT_MISSING", "%s does not exist" % what, final=True)
+    final = isinstance(code, int) and 400 <= code < 500 and code not in (408, 425, 429)
+    return Failure(reason, "%s: %s" % (what, error), final)
 
 
 def fetch(entry: Record, target: str, attempts: int, pause: float) -> None:
@@ -536,7 +536,7 @@ def fetch(entry: Record, target: str, attempts: int, pause: float) -> None:
                 failure = error
             except (OSError, ValueError) as error:
                 failure = network_failure(error, "DATA_STAGE_IN", "%s from %s" % (entry["path"], host_of(source)))
-                if getattr(failure, "final", False):
+                if failure.final:
                     sources.remove(source)
         if not sources:
             break
@@ -809,7 +809,7 @@ def put(job: "Job", path: str, record: Record, upload: Record) -> None:
             failure = Failure("DATA_CHECKSUM", "%s arrived as %s, sent %s" % (record["path"], received, digest))
         except (OSError, ValueError) as error:
             failure = network_failure(error, "DATA_STAGE_OUT", "%s to %s" % (record["path"], host_of({"url": url})))
-            if getattr(failure, "final", False):
+            if failure.final:
                 break
         if attempt + 1 < attempts:
             time.sleep(transfer.get("pause_s", 1.0) * 2**attempt)

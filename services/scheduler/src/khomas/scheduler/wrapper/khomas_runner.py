@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 else:
     import khomas_job
 
-IDLE_SECONDS = 60.0
 JOURNAL_BYTES = 64 << 20
 WATCH_SECONDS = 0.25
 
@@ -194,8 +193,9 @@ def journal_numbers(spool: str) -> List[int]:
 class Runner:
     """Takes orders, starts jobs while there are slots, and tells what became of them."""
 
-    def __init__(self, spool: str, slots: Slots, lock: int) -> None:
+    def __init__(self, spool: str, slots: Slots, lock: int, idle_seconds: float) -> None:
         self.spool = spool
+        self.idle_seconds = idle_seconds
         self.jobs = os.path.join(spool, "jobs")
         self.incoming = os.path.join(spool, "incoming")
         self.slots = slots
@@ -400,9 +400,9 @@ class Runner:
                 self.announce()
             if busy:
                 idle_since = time.monotonic()
-            elif time.monotonic() - idle_since > IDLE_SECONDS and self.may_end():
+            elif time.monotonic() - idle_since > self.idle_seconds and self.may_end():
                 return
-            self.listen(WATCH_SECONDS if self.adopted else 5.0)
+            self.listen(WATCH_SECONDS if self.adopted else min(5.0, self.idle_seconds))
 
     def stop(self, number: int, frame: Any) -> None:
         """On SIGTERM: end, and leave the jobs to the next runner."""
@@ -477,6 +477,7 @@ def main(arguments: List[str]) -> int:
     parser.add_argument("spool")
     parser.add_argument("--cpu-milli", type=int, default=len(os.sched_getaffinity(0)) * 1000)
     parser.add_argument("--memory-bytes", type=int, default=machine_memory())
+    parser.add_argument("--idle-seconds", type=float, default=60.0, help="end after so long without a job")
     parser.add_argument("--detach", action="store_true", help="go on in the background")
     options = parser.parse_args(arguments)
     spool = os.path.abspath(options.spool)
@@ -486,7 +487,8 @@ def main(arguments: List[str]) -> int:
     if lock is None:
         return 0  # there is one already
     ready = detach(spool) if options.detach else -1
-    Runner(spool, Slots(options.cpu_milli, options.memory_bytes), lock).serve(ready)
+    slots = Slots(options.cpu_milli, options.memory_bytes)
+    Runner(spool, slots, lock, options.idle_seconds).serve(ready)
     return 0
 
 
