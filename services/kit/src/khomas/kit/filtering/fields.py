@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
 
-from sqlalchemy import ColumnElement, String
+from sqlalchemy import BigInteger, ColumnElement, String, literal
 
 from khomas.kit.filtering.ast import Operator, Value
 from khomas.kit.filtering.literals import read_boolean, read_duration, read_integer, read_number, read_time
@@ -93,7 +93,8 @@ def text(column: ColumnElement[Any]) -> Field:
 
 def integer(column: ColumnElement[Any]) -> Field:
     """Whole numbers."""
-    return _Scalar(column, read_integer)
+    # A number beyond the column's own type is a fair question too.
+    return _Scalar(column, lambda written: literal(read_integer(written), BigInteger))
 
 
 def number(column: ColumnElement[Any]) -> Field:

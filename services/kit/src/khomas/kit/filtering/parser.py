@@ -24,6 +24,8 @@ _WORD = re.compile(r"(AND|OR|NOT)(?=[\s(]|$)")
 def parse(text: str) -> Node | None:
     """Read a filter; None if it is empty. Raises `FilterInvalid` with the position of what is wrong."""
     parser = _Parser(text)
+    if "\0" in text:
+        raise parser.error("no database keeps the sign NUL", text.index("\0"))
     if parser.at_end():
         return None
     node = parser.expression()
