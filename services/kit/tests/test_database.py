@@ -35,7 +35,7 @@ from khomas.kit.database import (
     insert_new,
     rows_table,
 )
-from khomas.kit.errors import UpstreamUnavailable
+from khomas.kit.errors import DiskFull, UpstreamUnavailable
 
 metadata = MetaData()
 thing = Table(
@@ -166,6 +166,23 @@ async def test_unreachable_server_is_unavailable() -> None:
     with pytest.raises(UpstreamUnavailable):
         async with database.read() as connection:
             await connection.execute(select(1))
+
+
+async def test_full_disk_changes_nothing_and_says_so(tmp_path: Path) -> None:
+    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'full.db'}", metadata=metadata, migrations="x:y")
+    async with database.write() as connection:
+        await connection.run_sync(metadata.create_all)
+        # SQLite answers as it does when the file system has no page left.
+        await connection.exec_driver_sql("PRAGMA max_page_count = 10")
+
+    async def fill() -> None:
+        async with database.write() as connection:
+            await insert_many(connection, thing, [{"name": str(n), "content": bytes(1000)} for n in range(100)])
+
+    with pytest.raises(DiskFull):
+        await fill()
+    assert await names(database) == []
+    await database.close()
 
 
 async def test_callback_runs_after_commit_only(database: Database) -> None:
