@@ -12,6 +12,7 @@ from khomas.kit.auth.policy import PolicyInvalid, policy_of
 from khomas.kit.auth.principal import Kind, Principal
 from khomas.kit.auth.scopes import capabilities_of
 from khomas.kit.errors import CapabilityMissing, FieldInvalid
+from khomas.kit.ids import new_uid
 from khomas.kit.testing.auth import assert_methods_declare_access
 from khomas.kit.testing.echo import DESCRIPTOR
 
@@ -71,6 +72,17 @@ def test_paths_in_every_element_are_checked() -> None:
     with pytest.raises(CapabilityMissing) as caught:
         policy.check_request(holder("catalog.read:/vo"), reply("/vo/a", "/other/b"))
     assert caught.value.metadata["path"] == "/other/b"
+
+
+def test_resource_by_its_uid_may_be_any_path() -> None:
+    policy = policy_of(by_path("events.subject"))
+    by_uid = reply("/vo/a", f"files/{new_uid()}")
+
+    policy.check_request(holder("catalog.read:/"), by_uid)
+    with pytest.raises(CapabilityMissing):
+        policy.check_request(holder("catalog.read:/vo"), by_uid)
+    with pytest.raises(FieldInvalid):
+        policy.check_request(holder("catalog.read:/"), reply("files/a"))
 
 
 def test_every_path_field_is_checked() -> None:

@@ -12,6 +12,7 @@ from khomas.kit.auth.paths import odd_path
 from khomas.kit.auth.principal import Principal, refused_path
 from khomas.kit.auth.scopes import WITH_PATH, WITHOUT_PATH
 from khomas.kit.errors import CapabilityMissing, FieldInvalid
+from khomas.kit.ids import is_uid
 
 Getter = Callable[[Any], Iterable[str]]
 
@@ -43,12 +44,16 @@ class Policy:
             self._check_paths(principal, "", ["/"])
 
     def _check_paths(self, principal: Principal, field: str, paths: Sequence[str]) -> None:
-        # An unset path means everything.
-        asked = [path or "/" for path in paths]
+        asked = [path if path.startswith("/") else _asked(path) for path in paths]
         if (odd := odd_path(asked)) is not None:
             raise FieldInvalid.of(field, f"{odd[:200]!r} is not an absolute path without odd segments")
         if (refused := refused_path(principal, self.capability, asked)) is not None:
             raise CapabilityMissing(capability=self.capability, path=refused)
+
+
+def _asked(path: str) -> str:
+    """Return "/" for what may be any path: an unset one, and a resource by its uid ("files/0190…")."""
+    return "/" if not path or is_uid(path.partition("/")[2]) else path
 
 
 def declared_access(method: MethodDescriptor) -> access_pb2.Access:
