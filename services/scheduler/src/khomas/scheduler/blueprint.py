@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from khomas.api.scheduler.v1.job_spec_pb2 import Input, JobSpec, Output
 from khomas.kit.expressions import ExpressionError, Scalar
@@ -28,12 +29,14 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class WantedFile:
-    """A file to bring in: one of `lfn`, `content` and `sha256` is set."""
+    """A file to bring in: one of `lfn`, `content`, `sha256` and `local` is set."""
 
     path: str
     lfn: str = ""
     content: bytes | None = None
     sha256: str = ""
+    # A file that the service keeps.
+    local: Path | None = None
     executable: bool = False
 
 
@@ -157,6 +160,10 @@ class Blueprint:
     def fixed_files(self) -> list[str]:
         """LFNs that are the same for all children."""
         return [part.source for part in self._files.values() if not part.keys]
+
+    def file_names(self, values: Mapping[str, Scalar]) -> list[str]:
+        """LFNs of the inputs of kind `file`."""
+        return [_filled(part, values) for part in self._files.values()]
 
     @property
     def varied_files(self) -> bool:

@@ -3,7 +3,6 @@
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from khomas.api.scheduler.v1.job_spec_pb2 import JobSpec, Output
@@ -25,8 +24,6 @@ class Payload:
     inputs: Sequence[WantedFile] = ()
     # By LFN.
     downloads: Mapping[str, Download] = field(default_factory=dict)
-    # Files of sandboxes by SHA-256.
-    sandboxes: Mapping[str, Path] = field(default_factory=dict)
     # Where outputs go; None = nothing goes there.
     upload: AccessGrant | None = None
 
@@ -96,8 +93,8 @@ def _input(wanted: WantedFile, payload: Payload) -> dict[str, Any]:
         entry["executable"] = True
     if wanted.content is not None:
         entry["content"] = base64.b64encode(wanted.content).decode()
-    elif wanted.sha256:
-        entry["sources"] = [{"url": payload.sandboxes[wanted.sha256].as_uri()}]
+    elif wanted.local is not None:
+        entry["sources"] = [{"url": wanted.local.as_uri()}]
     else:
         download = payload.downloads[wanted.lfn]
         entry["sources"] = [{"url": grant.url, "headers": dict(grant.headers)} for grant in download.grants]

@@ -36,6 +36,7 @@ class Job:
     application_status: str
     due: datetime | None
     next_attempt_time: datetime | None
+    start_after: datetime | None
     deadline: datetime | None
     waits: int
     memory_factor: float
@@ -106,7 +107,7 @@ class Attempt:
     signal: int | None
     usage: dict[str, Any]
     outputs: list[dict[str, Any]]
-    made: list[dict[str, Any]]
+    record: dict[str, Any]
     upload: str
     inputs: list[str]
     script_sha256: str

@@ -11,6 +11,7 @@ from khomas.kit import plugins
 from khomas.scheduler.backends.interface import Backend, BackendPlugin, ComputeResource
 from khomas.scheduler.config import BackendSettings, SchedulerSettings
 from khomas.scheduler.matching import Offer
+from khomas.scheduler.signals import Signal
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ class Site:
     trouble: str = ""
     # Held while jobs are handed over, so that no look at the journal goes past them.
     handover: asyncio.Lock = field(default_factory=asyncio.Lock)
+    # Set when it has got jobs.
+    got_jobs: Signal = field(default_factory=Signal)
 
     def offer(self) -> Offer:
         """What the choice of a backend is made from."""

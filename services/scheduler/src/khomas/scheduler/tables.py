@@ -57,6 +57,7 @@ job = Table(
     # When the engine is to hand it over; NULL = not before something else happens.
     Column("due", UtcTime),
     Column("next_attempt_time", UtcTime),
+    Column("start_after", UtcTime),
     # When it is to be given up.
     Column("deadline", UtcTime),
     # Dependencies that are not kept yet.
@@ -132,8 +133,8 @@ attempt = Table(
     Column("usage", JSON, nullable=False),
     # Outputs as in the contract, once committed or kept.
     Column("outputs", JSON, nullable=False),
-    # Outputs as in the exit record, while they are being committed.
-    Column("made", JSON, nullable=False),
+    # The exit record, while what it lists is being committed.
+    Column("record", JSON, nullable=False),
     # Name of the upload that takes the outputs.
     Column("upload", Text, nullable=False),
     Column("inputs", JSON, nullable=False),

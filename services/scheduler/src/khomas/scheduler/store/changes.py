@@ -9,13 +9,14 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from khomas.api.scheduler.v1.state_pb2 import DesiredState, JobState, Reason
+from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
 from khomas.kit.database import in_values, insert_many
 from khomas.kit.events import EventLog, NewEvent
 from khomas.scheduler import tables, transitions
 from khomas.scheduler.dependencies import Verdict, judge
 from khomas.scheduler.messages import job_message
 from khomas.scheduler.records import FINAL, Attempt, Counts, Dependency, Job, ReasonCode, State
+from khomas.scheduler.waiting import waiting
 from khomas.scheduler.store.bulk import add_many, update_many
 
 # What of a job may change after it was made.
@@ -56,7 +57,7 @@ _ATTEMPT_CHANGING = (
     "signal",
     "usage",
     "outputs",
-    "made",
+    "record",
     "upload",
     "script_sha256",
     "submit_time",
@@ -154,6 +155,8 @@ class Changes:
         events = []
         for change in changes:
             job = change.after
+            if job.is_array and _seen(job) == _seen(change.before):
+                continue  # only some of its children got their rows
             ended = job.final and not change.before.final
             shown = attempts.get(job.uid) or ([change.attempt] if ended and change.attempt else [])
             kind = "scheduler.job.finished" if ended else "scheduler.job.changed"
@@ -183,6 +186,10 @@ class Changes:
         ]
 
 
+def _seen(array: Job) -> tuple[object, ...]:
+    return array.state, array.reason, array.desired, array.rest_state
+
+
 def _dependent_after(
     waiter: Job, verdicts: Mapping[tuple[str, str], Verdict], targets: Mapping[str, Job], now: datetime
 ) -> Job:
@@ -196,10 +203,7 @@ def _dependent_after(
             what = JobState.Name(ended.state).removeprefix("JOB_STATE_")
             return ended_job(waiter, now, state, reason, f"{ended.name} {what}: {ended.message or 'as it was to'}")
     waits = waiter.waits - sum(verdict is Verdict.KEPT for verdict in mine.values())
-    if waits or waiter.desired == DesiredState.DESIRED_STATE_HOLD:
-        message = f"{waits} jobs that it depends on are not done" if waits else waiter.message
-        return moved(waiter, now, waiter.state, waiter.reason, message, waits=waits)
-    return moved(waiter, now, waiter.state, waits=0, due=max(now, waiter.next_attempt_time or now))
+    return waiting(replace(waiter, waits=waits, version=waiter.version + 1, update_time=now), now)
 
 
 def ended_job(job: Job, now: datetime, state: State, reason: ReasonCode, message: str, **values: Any) -> Job:
@@ -272,6 +276,12 @@ async def lock_jobs(connection: AsyncConnection, uids: Iterable[str]) -> list[Jo
     if not wanted:
         return []
     query = select(tables.job).where(in_values(tables.job.c.uid, wanted)).order_by(tables.job.c.uid).with_for_update()
+    return [Job(*row) for row in (await connection.execute(query)).all()]
+
+
+async def read_jobs(connection: AsyncConnection, uids: Iterable[str]) -> list[Job]:
+    """Read jobs, those that exist."""
+    query = select(tables.job).where(in_values(tables.job.c.uid, list(uids)))
     return [Job(*row) for row in (await connection.execute(query)).all()]
 
 

@@ -1,0 +1,114 @@
+"""What all steps of the engine work with."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from khomas.api.scheduler.v1.state_pb2 import Reason
+from khomas.kit.database import Database
+from khomas.scheduler.catalog import Catalog
+from khomas.scheduler.config import SchedulerSettings
+from khomas.scheduler.records import Attempt
+from khomas.scheduler.retry import Defaults
+from khomas.scheduler.sandboxes import Sandboxes
+from khomas.scheduler.signals import Signal
+from khomas.scheduler.sites import Sites
+from khomas.scheduler.storage import Storage
+from khomas.scheduler.store.blueprints import Blueprints
+from khomas.scheduler.store.changes import Changes
+from khomas.scheduler.store.leadership import Leadership
+
+
+@dataclass(slots=True)
+class Open:
+    """An attempt that has not ended, with what is known of it beyond its row."""
+
+    attempt: Attempt
+    # On the monotonic clock.
+    last_seen: float
+    absent_polls: int = 0
+    absent_since: float = 0.0
+    # When the backend was last told to end it.
+    cancel_sent: float = -1e9
+    # When whether it arrived is looked at again.
+    find_at: float = 0.0
+    not_found: int = 0
+
+
+@dataclass(slots=True)
+class Desk:
+    """Stores, other services, backends, and the attempts that are open."""
+
+    settings: SchedulerSettings
+    database: Database
+    changes: Changes
+    leadership: Leadership
+    blueprints: Blueprints
+    sites: Sites
+    storage: Storage
+    catalog: Catalog
+    sandboxes: Sandboxes
+    # Logs and sandbox outputs, by attempt.
+    folder: Path
+    # By attempt uid.
+    open: dict[str, Open] = field(default_factory=dict)
+    # Uploads that nobody will commit.
+    abandoned: list[str] = field(default_factory=list)
+    due: Signal = field(default_factory=Signal)
+    finishing: Signal = field(default_factory=Signal)
+    cancelling: Signal = field(default_factory=Signal)
+
+    @property
+    def defaults(self) -> Defaults:
+        """What a retry policy that does not say means."""
+        settings = self.settings
+        return Defaults(settings.max_attempts, settings.initial_backoff, settings.max_backoff)
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """Open a transaction that fails when another process works on the jobs by now."""
+        async with self.database.write() as connection:
+            await self.leadership.fence(connection)
+            yield connection
+
+    def opened(self, attempt: Attempt) -> None:
+        """Note an attempt that has not ended."""
+        known = self.open.get(attempt.uid)
+        if known is None:
+            self.open[attempt.uid] = Open(attempt, asyncio.get_running_loop().time())
+        else:
+            known.attempt = attempt
+        if attempt.backend in self.sites:
+            self.sites[attempt.backend].attempts.add(attempt.uid)
+
+    def closed(self, attempt: Attempt) -> None:
+        """Note the end of an attempt: there is room for another."""
+        self.open.pop(attempt.uid, None)
+        # What the catalogue refused stays, so that it can be looked at.
+        if attempt.upload and attempt.reason != Reason.REASON_DATA_REGISTER and not _committed(attempt):
+            self.abandoned.append(attempt.upload)
+        if attempt.backend in self.sites:
+            self.sites[attempt.backend].attempts.discard(attempt.uid)
+        self.due.set()
+
+    def open_at(self, site: str) -> Iterator[Open]:
+        """Attempts that a backend has."""
+        return (self.open[uid] for uid in list(self.sites[site].attempts) if uid in self.open)
+
+    def attempt_folder(self, attempt_uid: str) -> Path:
+        """Where logs and sandbox outputs of an attempt are kept."""
+        return self.folder / attempt_uid
+
+
+def _committed(attempt: Attempt) -> bool:
+    return any(output.get("name") for output in attempt.outputs)
+
+
+def now() -> datetime:
+    """This moment."""
+    return datetime.now(UTC)

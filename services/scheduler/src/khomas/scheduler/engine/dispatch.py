@@ -1,0 +1,292 @@
+"""Hands jobs over: attempts are durable before a backend is asked, and never handed over twice."""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from khomas.api.scheduler.v1.state_pb2 import DesiredState, JobState, Reason
+from khomas.scheduler.backends.interface import SubmitOutcome, Submitted
+from khomas.scheduler.engine.candidates import Candidate, Turn, whose_turn
+from khomas.scheduler.engine.desk import Desk, now
+from khomas.scheduler.engine.failing import after_failures
+from khomas.scheduler.engine.preparation import Preparation, Prepared, Refused
+from khomas.scheduler.records import Attempt, Job, uid_of_token
+from khomas.scheduler.sites import Site
+from khomas.scheduler.store.changes import Change, ended_job, lock_jobs, moved
+
+log = logging.getLogger(__name__)
+
+_BATCH = 1000
+# Pause before it is looked whether something arrived whose handover went wrong.
+_FIND_SECONDS = 2.0
+_THROTTLED = timedelta(seconds=5)
+# A batch system may show late what it took: it must be missing so often before it is handed over again.
+_NOT_FOUND_TIMES = 2
+
+
+class Dispatcher:
+    """Takes due jobs to backends."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._preparation = Preparation(desk)
+
+    async def run(self) -> None:
+        """Hand over whenever something is due and there is room."""
+        while True:
+            if not await self.step():
+                await self._desk.due.wait(self._desk.settings.poll.total_seconds())
+
+    async def step(self) -> bool:
+        """Hand over one batch; tell whether there was one."""
+        found = await self._find_lost()
+        room = min(_BATCH, sum(offer.room for offer in self._desk.sites.offers()))
+        if room == 0:
+            return found
+        moment = now()
+        async with self._desk.database.read() as connection:
+            turn = await whose_turn(connection, self._desk.blueprints, moment, room)
+            if not turn.candidates:
+                return found
+            prepared, refused = await self._preparation.prepare(connection, turn.candidates, moment)
+        began = await self._begin(turn, prepared, refused, moment)
+        await self._hand_over(began)
+        return True
+
+    async def _begin(
+        self, turn: Turn, prepared: Sequence[Prepared], refused: Sequence[Refused], moment: datetime
+    ) -> list[Prepared]:
+        """Make the attempts durable; jobs that changed meanwhile are left out."""
+        began: list[Prepared] = []
+        changes: list[Change] = []
+        wanted = [one.job.uid for one in turn.candidates if not one.new]
+        async with self._desk.write() as connection:
+            rows = {job.uid: job for job in await lock_jobs(connection, [*wanted, *turn.pages])}
+            pages = {uid: number for uid, (array, number) in turn.pages.items() if _same_page(array, rows[uid])}
+            for one in prepared:
+                before = _current(one.candidate, rows, pages)
+                if before is not None:
+                    changes.append(_begun(one, before, moment))
+                    began.append(one)
+            for no in refused:
+                before = _current(no.candidate, rows, pages)
+                if before is not None:
+                    changes.append(Change(before, _refused_job(no, before, moment), new_row=no.candidate.new))
+            changes += [Change(rows[uid], _page_taken(rows[uid], number)) for uid, number in pages.items()]
+            await self._desk.changes.apply(connection, changes, moment)
+        for one in began:
+            self._desk.opened(one.attempt)
+        kept = {one.attempt.uid for one in began}
+        self._desk.abandoned += [
+            one.attempt.upload for one in prepared if one.attempt.upload and one.attempt.uid not in kept
+        ]
+        return began
+
+    async def _hand_over(self, prepared: Sequence[Prepared]) -> None:
+        by_site: dict[str, list[Prepared]] = {}
+        for one in prepared:
+            by_site.setdefault(one.attempt.backend, []).append(one)
+        await asyncio.gather(*[self._hand_over_at(self._desk.sites[site], some) for site, some in by_site.items()])
+
+    async def _hand_over_at(self, site: Site, prepared: Sequence[Prepared]) -> None:
+        size = site.backend.capabilities.max_batch
+        for start in range(0, len(prepared), size):
+            some = prepared[start : start + size]
+            async with site.handover:
+                outcomes = await self._submit(site, some)
+                await self._note(some, outcomes)
+        site.got_jobs.set()
+
+    async def _submit(self, site: Site, prepared: Sequence[Prepared]) -> list[SubmitOutcome]:
+        try:
+            async with asyncio.timeout(self._desk.settings.backend_deadline.total_seconds()):
+                return await site.backend.submit([one.item for one in prepared])
+        except Exception as error:
+            log.exception("submit.unknown", extra={"backend": site.name, "jobs": len(prepared)})
+            message = f"{type(error).__name__}: {error}"
+            return [SubmitOutcome(one.item.token, Submitted.UNKNOWN, message=message) for one in prepared]
+
+    async def _note(self, prepared: Sequence[Prepared], outcomes: Sequence[SubmitOutcome]) -> None:
+        """Write down what became of a handover, in one transaction."""
+        moment = now()
+        attempts = {one.attempt.job: one.attempt for one in prepared}
+        told = {one.attempt.job: outcome for one, outcome in zip(prepared, outcomes, strict=True)}
+        rejected = [one.attempt for one in prepared if told[one.attempt.job].kind is Submitted.REJECTED]
+        messages = {attempt.uid: told[attempt.job].message for attempt in rejected}
+        ended = [_rejected(attempt, messages[attempt.uid], moment) for attempt in rejected]
+        async with self._desk.write() as connection:
+            changes = []
+            for job in await lock_jobs(connection, attempts):
+                if told[job.uid].kind is Submitted.ACCEPTED:
+                    changes.append(_accepted(job, attempts[job.uid], told[job.uid].native_id, moment))
+                elif told[job.uid].kind is Submitted.UNKNOWN:
+                    changes.append(_unknown(job, attempts[job.uid], told[job.uid].message, moment))
+            failed = await after_failures(connection, self._desk, ended, moment)
+            await self._desk.changes.apply(connection, [*changes, *failed], moment)
+        for change in changes:
+            if change.attempt is not None:
+                self._desk.opened(change.attempt)
+        for attempt in ended:
+            self._desk.closed(attempt)
+        loop = asyncio.get_running_loop().time()
+        for uid, outcome in told.items():
+            if outcome.kind in (Submitted.UNKNOWN, Submitted.THROTTLED):
+                pause = outcome.retry_after or (_THROTTLED if outcome.kind is Submitted.THROTTLED else None)
+                open_one = self._desk.open[attempts[uid].uid]
+                open_one.find_at = loop + (pause.total_seconds() if pause else _FIND_SECONDS)
+                # Throttled ones are known not to be there.
+                open_one.not_found = _NOT_FOUND_TIMES if outcome.kind is Submitted.THROTTLED else 0
+
+    # ------------------------------------------------------------------ what may or may not have arrived
+
+    async def _find_lost(self) -> bool:
+        """Ask backends for attempts of which it is not known whether they arrived."""
+        loop = asyncio.get_running_loop().time()
+        doubtful: dict[str, list[Attempt]] = {}
+        for one in list(self._desk.open.values()):
+            if one.attempt.state == JobState.JOB_STATE_SUBMITTING and 0 < one.find_at <= loop:
+                doubtful.setdefault(one.attempt.backend, []).append(one.attempt)
+        for name, attempts in doubtful.items():
+            if name in self._desk.sites:
+                await self._find_at(self._desk.sites[name], attempts)
+        return bool(doubtful)
+
+    async def _find_at(self, site: Site, attempts: Sequence[Attempt]) -> None:
+        loop = asyncio.get_running_loop().time()
+        doubtful = [one for one in attempts if self._desk.open[one.uid].not_found < _NOT_FOUND_TIMES]
+        try:
+            async with asyncio.timeout(self._desk.settings.backend_deadline.total_seconds()):
+                known = await site.backend.find([attempt.token for attempt in doubtful]) if doubtful else {}
+        except Exception:
+            log.exception("find.failed", extra={"backend": site.name, "jobs": len(doubtful)})
+            for attempt in attempts:
+                self._desk.open[attempt.uid].find_at = loop + 5 * _FIND_SECONDS
+            return
+        again = []
+        for attempt in attempts:
+            one = self._desk.open[attempt.uid]
+            one.find_at = loop + _FIND_SECONDS
+            one.not_found += attempt.token not in known
+            if one.not_found >= _NOT_FOUND_TIMES:
+                one.find_at = -1.0
+                again.append(attempt)
+        if known:
+            await self._arrived({uid_of_token(token): native for token, native in known.items()})
+        if again:
+            await self._once_more(again)
+
+    async def _arrived(self, natives: Mapping[str, str]) -> None:
+        moment = now()
+        attempts = {self._desk.open[uid].attempt.job: self._desk.open[uid].attempt for uid in natives}
+        async with self._desk.write() as connection:
+            changes = [
+                _accepted(job, attempts[job.uid], natives[attempts[job.uid].uid], moment)
+                for job in await lock_jobs(connection, attempts)
+            ]
+            await self._desk.changes.apply(connection, changes, moment)
+        for change in changes:
+            if change.attempt is not None:
+                self._desk.opened(change.attempt)
+        for attempt in attempts.values():
+            self._desk.sites[attempt.backend].got_jobs.set()
+
+    async def _once_more(self, attempts: Sequence[Attempt]) -> None:
+        """Hand over again what certainly did not arrive, under the same token."""
+        moment = now()
+        by_job = {attempt.job: attempt for attempt in attempts}
+        async with self._desk.write() as connection:
+            jobs = [
+                job for job in await lock_jobs(connection, by_job) if job.desired != DesiredState.DESIRED_STATE_CANCEL
+            ]
+            gone = by_job.keys() - {job.uid for job in jobs}
+            ended = [_never_arrived(by_job[uid], moment) for uid in gone]
+            changes = await after_failures(connection, self._desk, ended, moment)
+            await self._desk.changes.apply(connection, changes, moment)
+            plans = await self._desk.blueprints.of(connection, {job.spec for job in jobs})
+        for attempt in ended:
+            self._desk.closed(attempt)
+        candidates = [Candidate(job, plans[job.spec]) for job in jobs]
+        async with self._desk.database.read() as connection:
+            prepared, refused = await self._preparation.prepare_again(
+                connection, candidates, [by_job[job.uid] for job in jobs], moment
+            )
+        loop = asyncio.get_running_loop().time()
+        for no in refused:
+            self._desk.open[by_job[no.candidate.job.uid].uid].find_at = loop + 5 * _FIND_SECONDS
+        await self._hand_over(prepared)
+
+
+def _current(candidate: Candidate, rows: Mapping[str, Job], pages: Mapping[str, int]) -> Job | None:
+    """The job as it is now, None when somebody changed it since it was looked at."""
+    job = candidate.job
+    if candidate.new:
+        return job if job.parent in pages else None
+    row = rows.get(job.uid)
+    return row if row is not None and row.version == job.version else None
+
+
+def _same_page(seen: Job, array: Job) -> bool:
+    """Whether the unmade children of an array are as they were."""
+    same = ("desired", "rest_state", "made")
+    return array.due is not None and all(getattr(seen, name) == getattr(array, name) for name in same)
+
+
+def _begun(one: Prepared, before: Job, moment: datetime) -> Change:
+    after = moved(
+        before,
+        moment,
+        JobState.JOB_STATE_SUBMITTING,
+        attempt=one.attempt.number,
+        backend=one.attempt.backend,
+        application_status="",
+        deadline=before.deadline,
+    )
+    return Change(before, after, one.attempt, new_attempt=True, new_row=one.candidate.new)
+
+
+def _refused_job(no: Refused, before: Job, moment: datetime) -> Job:
+    if no.again is None:
+        return ended_job(before, moment, JobState.JOB_STATE_FAILED, no.reason, no.message)
+    return moved(before, moment, before.state, no.reason, no.message, due=moment + no.again)
+
+
+def _page_taken(array: Job, number: int) -> Job:
+    made = array.made + number
+    return replace(array, made=made, due=array.due if made < array.total else None)
+
+
+def _accepted(job: Job, attempt: Attempt, native_id: str, moment: datetime) -> Change:
+    state = JobState.JOB_STATE_QUEUED
+    accepted = replace(
+        attempt, state=state, native_id=native_id, submit_time=moment, reason=Reason.REASON_UNSPECIFIED, message=""
+    )
+    return Change(job, moved(job, moment, state), accepted)
+
+
+def _unknown(job: Job, attempt: Attempt, message: str, moment: datetime) -> Change:
+    said = f"whether {attempt.backend} has it is not known: {message}"
+    reason = Reason.REASON_INFRA_SUBMIT_UNKNOWN
+    doubtful = replace(attempt, reason=reason, message=said)
+    return Change(job, moved(job, moment, JobState.JOB_STATE_SUBMITTING, reason, said), doubtful)
+
+
+def _rejected(attempt: Attempt, message: str, moment: datetime) -> Attempt:
+    return replace(
+        attempt,
+        state=JobState.JOB_STATE_FAILED,
+        reason=Reason.REASON_INFRA_SUBMIT_REJECTED,
+        message=f"{attempt.backend} refused it: {message}",
+        end_time=moment,
+    )
+
+
+def _never_arrived(attempt: Attempt, moment: datetime) -> Attempt:
+    return replace(
+        attempt,
+        state=JobState.JOB_STATE_CANCELLED,
+        reason=Reason.REASON_USER_CANCELLED,
+        message="cancelled before the backend had it",
+        end_time=moment,
+    )

@@ -1,0 +1,104 @@
+"""What becomes of a job whose attempt ended badly."""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from khomas.api.scheduler.v1.placement_pb2 import RetryRule
+from khomas.api.scheduler.v1.state_pb2 import DesiredState, JobState, Reason
+from khomas.scheduler.engine.desk import Desk
+from khomas.scheduler.records import Attempt, Job
+from khomas.scheduler.retry import Decision, Failure, decide, needs_log
+from khomas.scheduler.store.changes import Change, lock_jobs, moved, read_jobs
+from khomas.scheduler.waiting import waiting
+
+log = logging.getLogger(__name__)
+
+_LOG_BYTES = 64 * 1024
+
+
+async def after_failures(
+    connection: AsyncConnection,
+    desk: Desk,
+    attempts: Sequence[Attempt],
+    moment: datetime,
+    logs: Mapping[str, bytes] | None = None,
+) -> list[Change]:
+    """The steps of jobs whose attempts FAILED or were CANCELLED: another attempt, a pause, or the end.
+
+    `logs` by attempt uid, from `read_logs`.
+    """
+    if not attempts:
+        return []
+    by_job = {attempt.job: attempt for attempt in attempts}
+    jobs = await lock_jobs(connection, by_job)
+    plans = await desk.blueprints.of(connection, {job.spec for job in jobs})
+    changes = []
+    for job in jobs:
+        attempt = by_job[job.uid]
+        failure = Failure(attempt.reason, attempt.exit_code, (logs or {}).get(attempt.uid, b""))
+        decision = decide(plans[job.spec].spec.retry, failure, job.counted, desk.defaults)
+        changes.append(Change(job, _after(job, attempt, decision, moment), attempt))
+    return changes
+
+
+async def read_logs(desk: Desk, attempts: Iterable[Attempt]) -> dict[str, bytes]:
+    """Ends of what attempts printed, where a retry rule looks at it."""
+    wanted = [attempt for attempt in attempts if attempt.state == JobState.JOB_STATE_FAILED and attempt.native_id]
+    if not wanted:
+        return {}
+    async with desk.database.read() as connection:
+        jobs = {job.uid: job for job in await read_jobs(connection, [attempt.job for attempt in wanted])}
+        plans = await desk.blueprints.of(connection, {job.spec for job in jobs.values()})
+    looked_at = [attempt for attempt in wanted if needs_log(plans[jobs[attempt.job].spec].spec.retry)]
+    ends = await asyncio.gather(*[_end_of_log(desk, attempt) for attempt in looked_at])
+    return {attempt.uid: end for attempt, end in zip(looked_at, ends, strict=True)}
+
+
+async def _end_of_log(desk: Desk, attempt: Attempt) -> bytes:
+    backend = desk.sites[attempt.backend].backend
+    try:
+        async with asyncio.timeout(desk.settings.backend_deadline.total_seconds()):
+            parts = [
+                await backend.peek(attempt.native_id, name, -_LOG_BYTES, _LOG_BYTES) for name in ("stderr", "stdout")
+            ]
+    except Exception:
+        log.exception("log.unreadable", extra={"attempt": attempt.uid})
+        return b""
+    return b"\n".join(part.data for part in parts)
+
+
+def _after(job: Job, attempt: Attempt, decision: Decision, moment: datetime) -> Job:
+    if job.desired == DesiredState.DESIRED_STATE_CANCEL:
+        return _cancelled(job, moment)
+    if attempt.state == JobState.JOB_STATE_CANCELLED or decision.action == RetryRule.ACTION_FAIL:
+        return moved(job, moment, JobState.JOB_STATE_FAILED, attempt.reason, attempt.message)
+    said = f"attempt {attempt.number} failed: {attempt.message}"
+    counted = job.counted + decision.counts
+    if decision.action == RetryRule.ACTION_HOLD:
+        reason, hold = Reason.REASON_WAIT_HELD_BY_USER, DesiredState.DESIRED_STATE_HOLD
+        said = f"{said}; a rule of its retry policy holds it until it is released"
+        return moved(job, moment, JobState.JOB_STATE_PENDING, reason, said, desired=hold, counted=counted)
+    again = moment + decision.backoff
+    pending = moved(
+        job,
+        moment,
+        JobState.JOB_STATE_PENDING,
+        counted=counted,
+        next_attempt_time=again,
+        deadline=job.deadline,
+        memory_factor=job.memory_factor * decision.memory_factor,
+        wall_factor=job.wall_factor * decision.wall_factor,
+    )
+    return waiting(replace(pending, message=said), moment)
+
+
+def _cancelled(job: Job, moment: datetime) -> Job:
+    """Its end was wanted: by a person, or by its deadline."""
+    if job.reason == Reason.REASON_LIMIT_DEADLINE:
+        return moved(job, moment, JobState.JOB_STATE_FAILED, job.reason, job.message)
+    return moved(job, moment, JobState.JOB_STATE_CANCELLED, Reason.REASON_USER_CANCELLED, job.message or "cancelled")

@@ -1,0 +1,113 @@
+"""What is due now and then: ends that are wanted, deadlines, resources of backends, uploads that nobody needs."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import grpc
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from khomas.api.scheduler.v1.state_pb2 import DesiredState, JobState, Reason
+from khomas.scheduler import tables
+from khomas.scheduler.engine.desk import Desk, Open, now
+from khomas.scheduler.manifest import grace_seconds
+from khomas.scheduler.records import Job
+from khomas.scheduler.store.blueprints import Blueprints
+from khomas.scheduler.store.changes import Change, ended_job, moved
+
+log = logging.getLogger(__name__)
+
+_BATCH = 1000
+_CANCEL_AGAIN_SECONDS = 30.0
+_LOOK_SECONDS = 10.0
+
+
+class Housekeeping:
+    """Loops beside the way of the jobs."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def cancel(self) -> None:
+        """Tell backends whose end is wanted, whenever one is."""
+        while True:
+            await self.cancel_step()
+            await self._desk.cancelling.wait(self._desk.settings.poll.total_seconds())
+
+    async def cancel_step(self) -> None:
+        """Tell backends whose end is wanted, once."""
+        job = tables.job.c
+        query = select(tables.job).where(job.desired == DesiredState.DESIRED_STATE_CANCEL, job.end_time.is_(None))
+        async with self._desk.database.read() as connection:
+            jobs = {row.uid: Job(*row) for row in (await connection.execute(query.limit(10 * _BATCH))).all()}
+            plans = await self._desk.blueprints.of(connection, {one.spec for one in jobs.values()})
+        loop = asyncio.get_running_loop().time()
+        orders: dict[tuple[str, float], list[Open]] = {}
+        for one in list(self._desk.open.values()):
+            job_row = jobs.get(one.attempt.job)
+            handed_over = one.attempt.native_id and one.attempt.state != JobState.JOB_STATE_FINISHING
+            if job_row is None or not handed_over or loop - one.cancel_sent < _CANCEL_AGAIN_SECONDS:
+                continue
+            grace = grace_seconds(plans[job_row.spec].spec)
+            orders.setdefault((one.attempt.backend, grace), []).append(one)
+        for (site, grace), some in orders.items():
+            await self._order(site, grace, some)
+
+    async def _order(self, site: str, grace: float, some: Sequence[Open]) -> None:
+        ids = [one.attempt.native_id for one in some]
+        try:
+            async with asyncio.timeout(self._desk.settings.backend_deadline.total_seconds()):
+                await self._desk.sites[site].backend.cancel(ids, timedelta(seconds=grace))
+        except Exception:
+            log.exception("cancel.failed", extra={"backend": site, "jobs": len(ids)})
+            return
+        for one in some:
+            one.cancel_sent = asyncio.get_running_loop().time()
+        self._desk.sites[site].got_jobs.set()
+
+    async def deadlines(self) -> None:
+        """Give up jobs whose deadline has come."""
+        job = tables.job
+        moment = now()
+        query = select(job).where(job.c.deadline <= moment).order_by(job.c.deadline).limit(_BATCH).with_for_update()
+        async with self._desk.write() as connection:
+            late = [Job(*row) for row in (await connection.execute(query)).all()]
+            steps = [(one, await _given_up(one, moment, connection, self._desk.blueprints)) for one in late]
+            await self._desk.changes.apply(connection, [Change(before, after) for before, after in steps], moment)
+        if late:
+            self._desk.cancelling.set()
+
+    async def look(self) -> None:
+        """Ask backends for their resources, again and again."""
+        while True:
+            deadline = self._desk.settings.backend_deadline.total_seconds()
+            await asyncio.gather(*[site.look(deadline) for site in self._desk.sites])
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def abandon(self) -> None:
+        """Give up uploads of failed attempts. Those that are missed end by themselves."""
+        names, self._desk.abandoned = self._desk.abandoned, []
+        if not names:
+            return
+        try:
+            await self._desk.storage.abandon(names)
+        except grpc.aio.AioRpcError as error:
+            log.warning("abandon.failed", extra={"uploads": len(names), "code": error.code().name})
+
+
+async def _given_up(job: Job, moment: datetime, connection: AsyncConnection, blueprints: Blueprints) -> Job:
+    """The job after its deadline: ended, or about to be."""
+    limits = (await blueprints.of(connection, {job.spec}))[job.spec].spec.limits
+    started = not job.waiting and job.state not in (JobState.JOB_STATE_SUBMITTING, JobState.JOB_STATE_QUEUED)
+    finish = limits.finish_before.ToDatetime(UTC) if limits.HasField("finish_before") else None
+    if started and (finish is None or finish > moment):
+        return replace(job, deadline=finish)
+    what = "finished" if finish is not None and finish <= moment else "started"
+    message = f"not {what} by {(job.deadline or moment).isoformat(timespec='seconds')}"
+    reason = Reason.REASON_LIMIT_DEADLINE
+    if job.waiting:
+        return ended_job(job, moment, JobState.JOB_STATE_FAILED, reason, message)
+    return moved(job, moment, job.state, reason, message, desired=DesiredState.DESIRED_STATE_CANCEL)

@@ -1,0 +1,204 @@
+"""Looks at what backends have, and writes down what changed."""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from khomas.api.scheduler.v1.state_pb2 import DesiredState, JobState, Reason
+from khomas.scheduler.backends.interface import Observation, PollResult, Seen
+from khomas.scheduler.backends.interface import State as Native
+from khomas.scheduler.engine.desk import Desk, Open, now
+from khomas.scheduler.engine.failing import after_failures, read_logs
+from khomas.scheduler.records import Attempt, Job, State
+from khomas.scheduler.sites import Site
+from khomas.scheduler.store.changes import Change, lock_jobs, moved
+from khomas.scheduler.verdicts import judged
+
+log = logging.getLogger(__name__)
+
+# Between two looks while nothing changes the pause grows so far.
+_LONGEST_PAUSE = 10
+# Changes alone are asked for where the backend can tell; everything is looked at so often.
+_FULL_SECONDS = 10.0
+_NATIVE: Mapping[Native, State] = {
+    Native.QUEUED: JobState.JOB_STATE_QUEUED,
+    Native.RUNNING: JobState.JOB_STATE_RUNNING,
+    Native.SUSPENDED: JobState.JOB_STATE_SUSPENDED,
+}
+
+
+class Observer:
+    """Watches one backend."""
+
+    def __init__(self, desk: Desk, site: Site) -> None:
+        self._desk = desk
+        self._site = site
+        self._cursor = ""
+        self._full_at = 0.0
+
+    async def run(self) -> None:
+        """Look as often as the backend likes, less often while nothing changes."""
+        shortest = self._site.backend.capabilities.min_poll_interval.total_seconds()
+        pause = shortest
+        while True:
+            if not self._watched():
+                await self._site.got_jobs.wait(self._desk.settings.poll.total_seconds())
+                pause = shortest
+            changed = await self.step()
+            pause = shortest if changed else min(pause * 1.5, shortest * _LONGEST_PAUSE)
+            await asyncio.sleep(pause)
+
+    async def step(self) -> bool:
+        """Look once; tell whether anything changed."""
+        watched = self._watched()
+        if not watched:
+            return False
+        result = await self._look(list(watched))
+        if result is None:
+            return await self._stall(watched.values())
+        attempts = self._interpreted(result, watched)
+        if attempts:
+            await self._write(attempts)
+        return await self._stall(watched.values()) or bool(attempts)
+
+    def _watched(self) -> dict[str, Open]:
+        """Attempts that the backend has, by native id."""
+        return {
+            one.attempt.native_id: one
+            for one in self._desk.open_at(self._site.name)
+            if one.attempt.native_id and one.attempt.state != JobState.JOB_STATE_FINISHING
+        }
+
+    async def _look(self, ids: Sequence[str]) -> PollResult | None:
+        loop = asyncio.get_running_loop()
+        full = not self._site.backend.capabilities.incremental_poll or loop.time() >= self._full_at
+        async with self._site.handover:
+            try:
+                async with asyncio.timeout(self._desk.settings.backend_deadline.total_seconds()):
+                    result = await self._site.backend.poll(ids, "" if full else self._cursor)
+            except Exception as error:
+                log.warning("poll.failed", exc_info=True, extra={"backend": self._site.name})
+                self._site.trouble = f"{type(error).__name__}: {error}"
+                return None
+        self._site.trouble = ""
+        self._cursor = result.cursor
+        if full:
+            self._full_at = loop.time() + _FULL_SECONDS
+        return result
+
+    def _interpreted(self, result: PollResult, watched: Mapping[str, Open]) -> list[Attempt]:
+        """The attempts that changed, as they are now."""
+        loop, moment = asyncio.get_running_loop().time(), now()
+        changed = []
+        for seen in result.observations:
+            one = watched.get(seen.native_id)
+            if one is None:
+                continue
+            if seen.seen is Seen.PRESENT:
+                one.last_seen, one.absent_polls = loop, 0
+                attempt = observed(one.attempt, seen, moment)
+            elif seen.seen is Seen.ABSENT and result.complete and self._lost(one, loop):
+                attempt = _lost(one.attempt, moment)
+            else:
+                continue
+            if attempt != one.attempt:
+                changed.append(attempt)
+        return changed
+
+    def _lost(self, one: Open, loop: float) -> bool:
+        """Absent on several complete polls, over some time."""
+        if one.absent_polls == 0:
+            one.absent_since = loop
+        one.absent_polls += 1
+        self._full_at = min(self._full_at, loop + self._desk.settings.lost_after.total_seconds() / 4)
+        settings = self._desk.settings
+        long_enough = loop - one.absent_since >= settings.lost_after.total_seconds()
+        return one.absent_polls >= settings.lost_after_polls and long_enough
+
+    async def _write(self, attempts: Sequence[Attempt]) -> None:
+        moment = now()
+        logs = await read_logs(self._desk, attempts)
+        by_job = {attempt.job: attempt for attempt in attempts}
+        failed = [one for one in attempts if one.final and one.state != JobState.JOB_STATE_SUCCEEDED]
+        others = [one.job for one in attempts if one not in failed] if failed else by_job
+        async with self._desk.write() as connection:
+            jobs = await lock_jobs(connection, others)
+            changes = [Change(job, job_after(job, by_job[job.uid], moment), by_job[job.uid]) for job in jobs]
+            changes += await after_failures(connection, self._desk, failed, moment, logs)
+            await self._desk.changes.apply(connection, changes, moment)
+        for attempt in attempts:
+            if attempt.final:
+                self._desk.closed(attempt)
+            else:
+                self._desk.opened(attempt)
+        if any(attempt.state == JobState.JOB_STATE_FINISHING for attempt in attempts):
+            self._desk.finishing.set()
+
+    async def _stall(self, watched: Iterable[Open]) -> bool:
+        """Mark attempts that nobody has seen for too long."""
+        loop = asyncio.get_running_loop().time()
+        limit = self._desk.settings.heartbeat_timeout.total_seconds()
+        silent = [
+            one.attempt
+            for one in watched
+            if loop - one.last_seen > limit
+            and not one.attempt.final
+            and one.attempt.state != JobState.JOB_STATE_STALLED
+        ]
+        silent = [attempt for attempt in silent if attempt.uid in self._desk.open]
+        if silent:
+            message = f"no sign of life for {limit:.0f} s"
+            await self._write([_stalled(attempt, message) for attempt in silent])
+        return bool(silent)
+
+
+def observed(attempt: Attempt, seen: Observation, moment: datetime) -> Attempt:
+    """The attempt after it was seen at its backend."""
+    attempt = replace(
+        attempt,
+        node=seen.node or attempt.node,
+        queue=seen.queue or attempt.queue,
+        start_time=seen.start_time or attempt.start_time,
+    )
+    if seen.state.final:
+        return judged(attempt, seen, moment)
+    state = _NATIVE.get(seen.state, attempt.state)
+    if state == attempt.state:
+        return attempt
+    return replace(attempt, state=state, native_state=seen.native_state, reason=Reason.REASON_UNSPECIFIED, message="")
+
+
+def job_after(job: Job, attempt: Attempt, moment: datetime) -> Job:
+    """The job of an attempt that goes on, or succeeded."""
+    reason, message = attempt.reason, attempt.message
+    if job.desired == DesiredState.DESIRED_STATE_CANCEL and not attempt.final:
+        reason, message = job.reason, job.message  # why its end is wanted
+    elif job.desired == DesiredState.DESIRED_STATE_CANCEL:
+        message = "it had succeeded before it could be cancelled"
+    return moved(job, moment, attempt.state, reason, message, **_kept(job, attempt))
+
+
+def _kept(job: Job, attempt: Attempt) -> dict[str, Any]:
+    values: dict[str, Any] = {"deadline": None if attempt.final else job.deadline}
+    if attempt.record.get("application_status"):
+        values["application_status"] = attempt.record["application_status"]
+    return values
+
+
+def _lost(attempt: Attempt, moment: datetime) -> Attempt:
+    return replace(
+        attempt,
+        state=JobState.JOB_STATE_FAILED,
+        reason=Reason.REASON_INFRA_LOST,
+        message=f"{attempt.backend} does not know it any more, and it left no record",
+        end_time=moment,
+    )
+
+
+def _stalled(attempt: Attempt, message: str) -> Attempt:
+    return replace(
+        attempt, state=JobState.JOB_STATE_STALLED, reason=Reason.REASON_INFRA_HEARTBEAT_LOST, message=message
+    )

@@ -1,0 +1,299 @@
+"""Gets attempts ready: chooses backends, finds inputs, asks for grants, writes manifests. Changes no row."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import aiofiles
+import grpc
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
+from khomas.api.storage.v1.grant_pb2 import Upload
+from khomas.api.storage.v1.storage_service_pb2 import Download
+from khomas.kit.errors import DomainError
+from khomas.kit.expressions import Scalar
+from khomas.kit.ids import new_uids
+from khomas.scheduler.backends.interface import SubmitItem
+from khomas.scheduler.blueprint import Blueprint, Identity, WantedFile
+from khomas.scheduler.engine.candidates import Candidate
+from khomas.scheduler.engine.desk import Desk
+from khomas.scheduler.engine.produced import produced_files
+from khomas.scheduler.manifest import Payload, is_sandbox, manifest, most_files, needs_upload
+from khomas.scheduler.matching import Needs, Offer, match
+from khomas.scheduler.records import Attempt, Job, ReasonCode
+from khomas.scheduler.splitters import Child
+
+log = logging.getLogger(__name__)
+
+_PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)
+_AGAIN = timedelta(seconds=5)
+_NO_MATCH_AGAIN = timedelta(seconds=10)
+_INPUT_AGAIN = timedelta(seconds=30)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An attempt that is ready to be handed over."""
+
+    candidate: Candidate
+    attempt: Attempt
+    item: SubmitItem
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A job that cannot be handed over now: it waits, or it FAILS."""
+
+    candidate: Candidate
+    reason: ReasonCode
+    message: str
+    # None = never.
+    again: timedelta | None = None
+
+
+@dataclass(slots=True)
+class _Plan:
+    """A candidate on its way."""
+
+    candidate: Candidate
+    site: str
+    attempt_uid: str
+    number: int
+    child: Child
+    values: Mapping[str, Scalar]
+    command: list[str] = field(default_factory=list)
+    env: dict[str, str] = field(default_factory=dict)
+    inputs: list[WantedFile] = field(default_factory=list)
+    upload: Upload | None = None
+
+
+class Preparation:
+    """Prepares many attempts with a constant number of calls."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def prepare(
+        self, connection: AsyncConnection, candidates: Sequence[Candidate], now: datetime
+    ) -> tuple[list[Prepared], list[Refused]]:
+        """Prepare new attempts of these jobs."""
+        refused: list[Refused] = []
+        plans = self._placed(candidates, refused)
+        return await self._ready(connection, plans, refused, now, {})
+
+    async def prepare_again(
+        self, connection: AsyncConnection, candidates: Sequence[Candidate], attempts: Sequence[Attempt], now: datetime
+    ) -> tuple[list[Prepared], list[Refused]]:
+        """Prepare attempts once more that did not arrive: with the same token, at the same backend."""
+        refused: list[Refused] = []
+        known = {attempt.uid: attempt for attempt in attempts}
+        plans = [
+            _Plan(one, attempt.backend, attempt.uid, attempt.number, *_special(one, attempt.number))
+            for one, attempt in zip(candidates, attempts, strict=True)
+        ]
+        return await self._ready(connection, plans, refused, now, known)
+
+    async def _ready(
+        self,
+        connection: AsyncConnection,
+        plans: list[_Plan],
+        refused: list[Refused],
+        now: datetime,
+        known: Mapping[str, Attempt],
+    ) -> tuple[list[Prepared], list[Refused]]:
+        plans = await self._filled(connection, plans, refused)
+        try:
+            downloads = await self._downloads(plans)
+            plans = _with_inputs(plans, downloads, refused)
+            await self._open_uploads(plans)
+        except grpc.aio.AioRpcError as error:
+            return [], [*refused, *(_not_answered(plan.candidate, error) for plan in plans)]
+        await self._inline(plans)
+        return [self._prepared(plan, downloads, now, known.get(plan.attempt_uid)) for plan in plans], refused
+
+    def _placed(self, candidates: Sequence[Candidate], refused: list[Refused]) -> list[_Plan]:
+        """Choose a backend for each, filling them evenly."""
+        offers = {offer.name: offer for offer in self._desk.sites.offers()}
+        uids = iter(new_uids(len(candidates)))
+        plans = []
+        for one in candidates:
+            chosen = _choose(one, offers)
+            if isinstance(chosen, Refused):
+                refused.append(chosen)
+                continue
+            offers[chosen] = replace(offers[chosen], jobs=offers[chosen].jobs + 1)
+            number = one.job.attempt + 1
+            try:
+                plans.append(_Plan(one, chosen, next(uids), number, *_special(one, number)))
+            except DomainError as error:
+                refused.append(Refused(one, Reason.REASON_APP_CHECK_FAILED, error.message))
+        return plans
+
+    async def _filled(self, connection: AsyncConnection, plans: Sequence[_Plan], refused: list[Refused]) -> list[_Plan]:
+        """Fill in commands and names."""
+        produced: dict[tuple[str, str], Mapping[int, Sequence[WantedFile]]] = {}
+        good = []
+        for plan in plans:
+            job, blueprint = plan.candidate.job, plan.candidate.blueprint
+            key = (job.spec, job.merges)
+            if key not in produced:
+                produced[key] = await produced_files(connection, self._desk, blueprint.spec, job)
+            try:
+                plan.command = blueprint.command(plan.child, plan.values)
+                plan.env = blueprint.environment(plan.child, plan.values)
+                plan.inputs = blueprint.inputs(plan.child, plan.values, produced[key])
+            except DomainError as error:
+                refused.append(Refused(plan.candidate, Reason.REASON_APP_CHECK_FAILED, error.message))
+                continue
+            plan.inputs += produced[key].get(-1, ())
+            good.append(plan)
+        return good
+
+    async def _downloads(self, plans: Sequence[_Plan]) -> dict[str, Download]:
+        """Ask for the right to read all files of all attempts."""
+        by_place: dict[str, dict[str, None]] = {}
+        for plan in plans:
+            place = self._desk.sites[plan.site].settings.site
+            names = by_place.setdefault(place, {})
+            names |= dict.fromkeys(one.lfn for one in plan.inputs if one.lfn)
+        found: dict[str, Download] = {}
+        for place, names in by_place.items():
+            if names:
+                found |= await self._desk.storage.downloads(names, place)
+        return found
+
+    async def _open_uploads(self, plans: Sequence[_Plan]) -> None:
+        """Ask for the right to write the outputs of all attempts."""
+        writing = [plan for plan in plans if needs_upload(plan.candidate.blueprint.spec)]
+        if not writing:
+            return
+        opened = await self._desk.storage.uploads([_upload(plan) for plan in writing])
+        for plan, upload in zip(writing, opened, strict=True):
+            plan.upload = upload
+
+    async def _inline(self, plans: Iterable[_Plan]) -> None:
+        """Say where the files of sandboxes lie; where the node does not see our disk they go along."""
+        for plan in plans:
+            shared = self._desk.sites[plan.site].backend.capabilities.shared_folder
+            for number, one in enumerate(plan.inputs):
+                local = self._desk.sandboxes.path(one.sha256) if one.sha256 else one.local
+                if local is None:
+                    continue
+                if shared:
+                    plan.inputs[number] = replace(one, local=local)
+                    continue
+                async with aiofiles.open(local, "rb") as stream:
+                    plan.inputs[number] = replace(one, content=await stream.read(), local=None)
+
+    def _prepared(
+        self, plan: _Plan, downloads: Mapping[str, Download], now: datetime, known: Attempt | None
+    ) -> Prepared:
+        job, spec = plan.candidate.job, plan.candidate.blueprint.spec
+        grant = plan.upload.grant if plan.upload is not None else None
+        payload = Payload(plan.command, plan.env, plan.inputs, downloads, grant)
+        written = manifest(job, spec, plan.attempt_uid, plan.number, payload)
+        attempt = known or _attempt(plan, now)
+        attempt = replace(attempt, upload=plan.upload.name if plan.upload else "", script_sha256=_digest(written))
+        kind = self._desk.sites[plan.site].backend.capabilities.kind
+        native = dict(spec.placement.native[kind]) if kind in spec.placement.native else {}
+        return Prepared(plan.candidate, attempt, SubmitItem(attempt.token, written, spec.placement.queue, native))
+
+
+def _special(one: Candidate, number: int) -> tuple[Child, dict[str, Scalar]]:
+    """What is special of a child, and the values of its keys. Raises `ExpressionInvalid`."""
+    blueprint, job = one.blueprint, one.job
+    child = blueprint.child(job.index)
+    return child, blueprint.values(child, Identity(job.parent or job.uid, job.index, number))
+
+
+def _choose(one: Candidate, offers: Mapping[str, Offer]) -> str | Refused:
+    if one.throttled:
+        why = "its array has as many running as its max_running allows"
+        return Refused(one, Reason.REASON_WAIT_THROTTLED, why, timedelta(seconds=1))
+    spec, job = one.blueprint.spec, one.job
+    found = match(spec, Needs.of(spec, job.memory_factor, job.wall_factor), list(offers.values()))
+    if not found.fitting:
+        why = "; ".join(f"{name}: {reason}" for name, reason in found.excluded.items())
+        return Refused(one, Reason.REASON_WAIT_NO_MATCH, f"no backend fits: {why}", _NO_MATCH_AGAIN)
+    best = found.fitting[0]
+    if best.room:
+        return best.name
+    if best.trouble:
+        return Refused(one, Reason.REASON_WAIT_BACKEND, f"{best.name} does not answer: {best.trouble}", _AGAIN)
+    why = f"{best.name} has {best.jobs} of at most {best.max_jobs} jobs"
+    return Refused(one, Reason.REASON_WAIT_RESOURCES, why, timedelta(seconds=1))
+
+
+def _with_inputs(plans: Iterable[_Plan], downloads: Mapping[str, Download], refused: list[Refused]) -> list[_Plan]:
+    """Those whose inputs can all be read."""
+    good = []
+    for plan in plans:
+        bad = next((one.lfn for one in plan.inputs if one.lfn and not downloads[one.lfn].grants), None)
+        if bad is None:
+            good.append(plan)
+            continue
+        error = downloads[bad].error
+        if error.code == grpc.StatusCode.NOT_FOUND.value[0]:
+            message = f"the input {bad} is not in the catalogue"
+            refused.append(Refused(plan.candidate, Reason.REASON_DATA_INPUT_MISSING, message))
+        else:
+            message = f"the input {bad} cannot be read now: {error.message}"
+            refused.append(Refused(plan.candidate, Reason.REASON_WAIT_INPUT_DATA, message, _INPUT_AGAIN))
+    return good
+
+
+def _not_answered(one: Candidate, error: grpc.aio.AioRpcError) -> Refused:
+    log.warning("storage.refused", extra={"code": error.code().name, "job": one.job.uid})
+    if error.code() in _PASSING:
+        return Refused(one, Reason.REASON_WAIT_INPUT_DATA, "the storage service does not answer", _AGAIN)
+    return Refused(one, Reason.REASON_DATA_STAGE_OUT, f"the storage refused: {error.details()}")
+
+
+def _upload(plan: _Plan) -> Upload:
+    outputs = [output for output in plan.candidate.blueprint.spec.outputs if not is_sandbox(output)]
+    elements = dict.fromkeys(element for output in outputs for element in output.storage_elements)
+    return Upload(storage_elements=elements, max_files=most_files(outputs), origin=plan.attempt_uid)
+
+
+def _attempt(plan: _Plan, now: datetime) -> Attempt:
+    return Attempt(
+        uid=plan.attempt_uid,
+        job=plan.candidate.job.uid,
+        number=plan.number,
+        backend=plan.site,
+        native_id="",
+        queue=plan.candidate.blueprint.spec.placement.queue,
+        node="",
+        state=JobState.JOB_STATE_SUBMITTING,
+        reason=Reason.REASON_UNSPECIFIED,
+        message="",
+        native_state="",
+        exit_code=None,
+        signal=None,
+        usage={},
+        outputs=[],
+        record={},
+        upload="",
+        inputs=[one.lfn for one in plan.inputs if one.lfn],
+        script_sha256="",
+        create_time=now,
+    )
+
+
+def _digest(written: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()
+
+
+def rendered(blueprint: Blueprint, job: Job, number: int = 1) -> dict[str, Any]:
+    """The manifest as far as it is known before the submission: inputs of the catalogue have no address yet."""
+    child = blueprint.child(job.index)
+    values = blueprint.values(child, Identity(job.parent or job.uid, job.index, number))
+    inputs = [one for one in blueprint.inputs(child, values, {}) if not one.sha256]
+    downloads = {one.lfn: Download(name=one.lfn, size_bytes=0) for one in inputs if one.lfn}
+    payload = Payload(blueprint.command(child, values), blueprint.environment(child, values), inputs, downloads)
+    return manifest(job, blueprint.spec, job.uid.replace("/", "-"), number, payload)

@@ -1,0 +1,201 @@
+"""Takes jobs in: checks everything that can be checked, resolves what must not change, makes the rows."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
+from khomas.api.scheduler.v1.job_pb2 import Job as WireJob
+from khomas.api.scheduler.v1.job_spec_pb2 import Dependency as WireDependency
+from khomas.api.scheduler.v1.job_spec_pb2 import JobSpec
+from khomas.api.scheduler.v1.state_pb2 import DesiredState, JobState, Reason
+from khomas.kit.auth.principal import Principal
+from khomas.kit.boundary.call import current_call
+from khomas.kit.errors import FieldInvalid
+from khomas.kit.ids import new_uids
+from khomas.scheduler import rights
+from khomas.scheduler.blueprint import Blueprint
+from khomas.scheduler.catalog import Catalog
+from khomas.scheduler.freezing import check_files, freeze, frozen_names, wanted_names
+from khomas.scheduler.frozen import Frozen
+from khomas.scheduler.matching import Offer, check_placement
+from khomas.scheduler.mergers import merger_spec
+from khomas.scheduler.records import Dependency, Job
+from khomas.scheduler.specs import check_size, check_spec, try_out
+from khomas.scheduler.waiting import waiting
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A job that is not in the database yet."""
+
+    job: Job
+    blueprint: Blueprint
+    dependencies: Sequence[Dependency]
+
+    @property
+    def sandboxes(self) -> list[str]:
+        """Contents that it reads."""
+        inputs = self.blueprint.spec.inputs
+        return [one.sandbox.sha256 for one in inputs if one.WhichOneof("source") == "sandbox"]
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """Drafts of one request."""
+
+    jobs: Sequence[Draft]
+    mergers: Sequence[Draft]
+    warnings: Sequence[str]
+
+    @property
+    def drafts(self) -> list[Draft]:
+        """All of them."""
+        return [*self.jobs, *self.mergers]
+
+
+async def take_in(
+    request: pb.BatchCreateJobsRequest, principal: Principal, catalog: Catalog, offers: Sequence[Offer]
+) -> Intake:
+    """Check the jobs of a request and draft them, with the mergers of arrays. Changes nothing."""
+    now = datetime.now(UTC)
+    uids = new_uids(len(request.jobs) + sum(len(job.spec.mergers) for job in request.jobs))
+    jobs = [
+        await _draft(wire, uid, f"jobs[{number}].spec", principal, catalog, now)
+        for number, (wire, uid) in enumerate(zip(request.jobs, uids, strict=False))
+    ]
+    rest = iter(uids[len(jobs) :])
+    mergers = [
+        await _merger(array, position, next(rest), f"jobs[{number}].spec.mergers[{position}]", principal, catalog)
+        for number, array in enumerate(jobs)
+        for position in range(len(array.blueprint.spec.mergers))
+    ]
+    intake = Intake(jobs, mergers, _warnings(jobs))
+    for draft in intake.drafts:
+        check_placement(draft.blueprint.spec, offers)
+        rights.check_writes(principal, draft.blueprint.spec)
+        rights.check_reads(principal, [*wanted_names(draft.blueprint), *frozen_names(draft.blueprint.frozen)])
+    await check_files(catalog, [draft.blueprint for draft in intake.drafts])
+    return intake
+
+
+async def _draft(wire: WireJob, uid: str, field: str, principal: Principal, catalog: Catalog, now: datetime) -> Draft:
+    spec = wire.spec
+    check_spec(spec, field)
+    blueprint = Blueprint(spec, await _frozen(catalog, spec))
+    total = check_size(blueprint)
+    try_out(blueprint, uid, field)
+    call = current_call()
+    origin = wire.origin or (call.origin if call else "")
+    dependencies = _dependencies(spec, uid)
+    return Draft(new_job(uid, uid, blueprint, total, principal.subject, origin, now), blueprint, dependencies)
+
+
+async def _frozen(catalog: Catalog, spec: JobSpec) -> Frozen:
+    if all(one.WhichOneof("source") in ("sandbox", "inline_content", "job_outputs") for one in spec.inputs):
+        return Frozen()
+    return await freeze(catalog, spec)
+
+
+async def _merger(array: Draft, position: int, uid: str, field: str, principal: Principal, catalog: Catalog) -> Draft:
+    merger = array.blueprint.spec.mergers[position]
+    spec = merger_spec(array.blueprint.spec, merger, array.job.name, field)
+    wire = WireJob(spec=spec, origin=array.job.origin or array.job.uid)
+    draft = await _draft(wire, uid, field, principal, catalog, array.job.create_time)
+    on_array = Dependency(uid, array.job.uid, WireDependency.CONDITION_SUCCEEDED, merger.min_fraction)
+    others = [one for one in draft.dependencies if one.target != array.job.uid]
+    return replace(draft, job=replace(draft.job, merges=array.job.uid), dependencies=[on_array, *others])
+
+
+def new_job(uid: str, spec_uid: str, blueprint: Blueprint, total: int, owner: str, origin: str, now: datetime) -> Job:
+    """The row of a new job or array, waiting for its turn."""
+    spec = blueprint.spec
+    job = Job(
+        uid=uid,
+        parent="",
+        index=0,
+        spec=spec_uid,
+        state=JobState.JOB_STATE_PENDING,
+        reason=Reason.REASON_UNSPECIFIED,
+        message="",
+        since=now,
+        desired=DesiredState.DESIRED_STATE_RUN,
+        attempt=0,
+        counted=0,
+        version=1,
+        application_status="",
+        due=None,
+        next_attempt_time=None,
+        start_after=spec.limits.start_after.ToDatetime(UTC) if spec.limits.HasField("start_after") else None,
+        deadline=_deadline(spec),
+        waits=0,
+        memory_factor=1.0,
+        wall_factor=1.0,
+        priority=spec.priority,
+        owner=owner,
+        origin=origin,
+        display_name=spec.display_name,
+        tags=dict(spec.tags),
+        backend="",
+        parameters={},
+        merges="",
+        create_time=now,
+        update_time=now,
+        end_time=None,
+        total=total if spec.HasField("splitter") else 0,
+        made=0,
+        rest_state=JobState.JOB_STATE_PENDING,
+        rest_reason=Reason.REASON_UNSPECIFIED,
+        max_running=spec.splitter.max_running,
+    )
+    return waiting(job, now)
+
+
+def child_job(array: Job, index: int, parameters: Mapping[str, str]) -> Job:
+    """The row of a child that has its turn, as all unmade children are."""
+    return replace(
+        array,
+        uid=f"{array.uid}/{index}",
+        parent=array.uid,
+        index=index,
+        state=array.rest_state,
+        reason=array.rest_reason,
+        message="" if array.rest_state == JobState.JOB_STATE_PENDING else array.message,
+        version=1,
+        parameters=dict(parameters),
+        total=0,
+        made=0,
+        max_running=0,
+    )
+
+
+def _dependencies(spec: JobSpec, uid: str) -> list[Dependency]:
+    found = {
+        target: Dependency(uid, target, one.condition or WireDependency.CONDITION_SUCCEEDED, one.min_fraction)
+        for one in spec.dependencies
+        if (target := one.job.removeprefix("jobs/"))
+    }
+    for one in spec.inputs:
+        if one.WhichOneof("source") == "job_outputs":
+            target = one.job_outputs.removeprefix("jobs/")
+            found.setdefault(target, Dependency(uid, target, WireDependency.CONDITION_SUCCEEDED, 0.0))
+    return list(found.values())
+
+
+def _deadline(spec: JobSpec) -> datetime | None:
+    limits = spec.limits
+    given = [
+        getattr(limits, name).ToDatetime(UTC) for name in ("start_before", "finish_before") if limits.HasField(name)
+    ]
+    return min(given, default=None)
+
+
+def _warnings(drafts: Sequence[Draft]) -> list[str]:
+    warnings = []
+    for number, draft in enumerate(drafts):
+        cpu = draft.blueprint.spec.resources.cpu_milli
+        if cpu % 1000:
+            warnings.append(f"jobs[{number}]: {cpu / 1000:g} cores become {-(-cpu // 1000)} on systems of whole cores.")
+        if draft.job.deadline and draft.job.deadline <= draft.job.create_time:
+            raise FieldInvalid.of(f"jobs[{number}].spec.limits", "start_before and finish_before are in the past")
+    return warnings

@@ -1,0 +1,58 @@
+"""What the scheduler asks the storage."""
+
+from collections.abc import Collection, Sequence
+from datetime import timedelta
+from uuid import NAMESPACE_OID, uuid4, uuid5
+
+from google.protobuf.duration_pb2 import Duration
+
+from khomas.api.storage.v1 import storage_service_pb2 as pb
+from khomas.api.storage.v1.grant_pb2 import Upload
+from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceStub
+from khomas.scheduler.catalog import batches
+
+_BATCH = 10_000
+
+
+class Storage:
+    """Asks for grants and commits, many in a call."""
+
+    def __init__(self, stub: StorageServiceStub, deadline: float, lifetime: timedelta) -> None:
+        self._stub = stub
+        self._deadline = deadline
+        self._lifetime = Duration()
+        self._lifetime.FromTimedelta(lifetime)
+
+    async def downloads(self, names: Collection[str], site: str) -> dict[str, pb.Download]:
+        """How to read files, by LFN; each has grants or an error."""
+        found: dict[str, pb.Download] = {}
+        for some in batches(names, _BATCH):
+            request = pb.BatchCreateDownloadsRequest(names=some, site=site, lifetime=self._lifetime)
+            answer = await self._stub.BatchCreateDownloads(request, timeout=self._deadline)
+            found |= {download.name: download for download in answer.downloads}
+        return found
+
+    async def uploads(self, wanted: Sequence[Upload]) -> list[Upload]:
+        """Open uploads, in the same order."""
+        opened: list[Upload] = []
+        for some in batches(wanted, _BATCH):
+            request = pb.BatchCreateUploadsRequest(uploads=some, lifetime=self._lifetime, request_id=str(uuid4()))
+            answer = await self._stub.BatchCreateUploads(request, timeout=self._deadline)
+            opened += answer.uploads
+        return opened
+
+    async def commit(self, origin: str, files: Sequence[pb.UploadCommit]) -> Sequence[pb.CommittedFile]:
+        """Commit all files of one attempt. Asking again after a lost answer gives the same one."""
+        request = pb.BatchCommitUploadsRequest(files=files, origin=origin, request_id=request_id("commit", origin))
+        return (await self._stub.BatchCommitUploads(request, timeout=self._deadline)).files
+
+    async def abandon(self, names: Collection[str]) -> None:
+        """Give uploads up."""
+        for some in batches(names, _BATCH):
+            request = pb.BatchAbandonUploadsRequest(names=some, request_id=str(uuid4()))
+            await self._stub.BatchAbandonUploads(request, timeout=self._deadline)
+
+
+def request_id(what: str, uid: str) -> str:
+    """The one request id for doing this to that."""
+    return str(uuid5(NAMESPACE_OID, f"{what} {uid}"))

@@ -1,0 +1,131 @@
+"""Makes drafted jobs real, in a constant number of statements."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from khomas.kit.database import in_values, insert_many
+from khomas.kit.events import EventLog, NewEvent
+from khomas.scheduler import tables
+from khomas.scheduler.dependencies import Verdict, judge
+from khomas.scheduler.errors import DependencyInvalid, SandboxNotFound
+from khomas.scheduler.intake import Draft
+from khomas.scheduler.messages import job_message
+from khomas.scheduler.records import Counts, Dependency, Job
+from khomas.scheduler.sandboxes import Sandboxes
+from khomas.scheduler.store.changes import Change, Changes, ended_job, lock_jobs, read_counts
+from khomas.scheduler.waiting import waiting
+from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
+
+
+class Submission:
+    """Inserts drafts."""
+
+    def __init__(self, events: EventLog, changes: Changes, sandboxes: Sandboxes) -> None:
+        self._events = events
+        self._changes = changes
+        self._sandboxes = sandboxes
+
+    async def submit(self, connection: AsyncConnection, drafts: Sequence[Draft]) -> dict[str, Job]:
+        """Insert the jobs of drafts and return them by uid.
+
+        Raises `SandboxNotFound` and `DependencyInvalid`.
+        """
+        if contents := {sha256 for draft in drafts for sha256 in draft.sandboxes}:
+            for sha256 in await self._sandboxes.missing(connection, contents):
+                raise SandboxNotFound(sha256=sha256)
+        now = drafts[0].job.create_time
+        dependencies, doomed = await _judged(connection, drafts)
+        waits = _numbers(dependencies)
+        jobs = {
+            draft.job.uid: waiting(replace(draft.job, waits=waits[draft.job.uid]), now)
+            if draft.job.uid in waits
+            else draft.job
+            for draft in drafts
+        }
+        await insert_many(connection, tables.spec, _spec_rows(drafts))
+        await insert_many(connection, tables.job, [job.values() for job in jobs.values()])
+        await insert_many(connection, tables.count, [_count_row(job) for job in jobs.values() if job.is_array])
+        await insert_many(connection, tables.dependency, [asdict(one) for one in dependencies])
+        created = "scheduler.job.created"
+        await self._events.append(
+            connection, [NewEvent(created, job.name, job.uid, job.origin, job_message(job)) for job in jobs.values()]
+        )
+        await self._changes.apply(connection, _ended(jobs, doomed, now), now)
+        return jobs
+
+
+async def _judged(
+    connection: AsyncConnection, drafts: Sequence[Draft]
+) -> tuple[list[Dependency], dict[str, tuple[Verdict, Job]]]:
+    """Dependencies that are still to be waited for, and jobs that wait in vain already."""
+    own = {draft.job.uid for draft in drafts}
+    wanted = [one for draft in drafts for one in draft.dependencies]
+    others = {one.target for one in wanted} - own
+    if not wanted:
+        return [], {}
+    targets = {job.uid: job for job in await lock_jobs(connection, others)}
+    unmade = await _parents(connection, others - targets.keys())
+    counts = await read_counts(connection, [uid for uid, job in targets.items() if job.is_array and job.final])
+    open_ones: list[Dependency] = []
+    doomed: dict[str, tuple[Verdict, Job]] = {}
+    for one in wanted:
+        if one.target in own or one.target in unmade:
+            open_ones.append(one)
+            continue
+        if one.target not in targets:
+            raise DependencyInvalid(job=f"jobs/{one.target}")
+        target = targets[one.target]
+        verdict = judge(one, target, counts.get(one.target)) if target.final else None
+        if verdict is None:
+            open_ones.append(one)
+        elif verdict is not Verdict.KEPT:
+            doomed[one.job] = (verdict, target)
+    return open_ones, doomed
+
+
+async def _parents(connection: AsyncConnection, children: Iterable[str]) -> set[str]:
+    """Children that have no row yet but will: those of arrays that are long enough."""
+    indices = {uid: uid.partition("/") for uid in children if "/" in uid}
+    arrays = {job.uid: job for job in await lock_jobs(connection, {array for array, _, _ in indices.values()})}
+    return {
+        uid
+        for uid, (array, _, index) in indices.items()
+        if array in arrays and arrays[array].made <= int(index) < arrays[array].total
+    }
+
+
+def _numbers(dependencies: Iterable[Dependency]) -> Mapping[str, int]:
+    numbers: dict[str, int] = {}
+    for one in dependencies:
+        numbers[one.job] = numbers.get(one.job, 0) + 1
+    return numbers
+
+
+def _spec_rows(drafts: Iterable[Draft]) -> list[dict[str, object]]:
+    return [
+        {
+            "uid": draft.job.spec,
+            "spec": draft.blueprint.spec.SerializeToString(),
+            "frozen": draft.blueprint.frozen.pack(),
+        }
+        for draft in drafts
+    ]
+
+
+def _count_row(job: Job) -> dict[str, object]:
+    return {"parent": job.uid, "state": job.rest_state, "reason": job.rest_reason, "number": job.total}
+
+
+def _ended(jobs: Mapping[str, Job], doomed: Mapping[str, tuple[Verdict, Job]], now: datetime) -> list[Change]:
+    changes = []
+    for uid, (verdict, target) in doomed.items():
+        failed = verdict is Verdict.FAILS
+        state = JobState.JOB_STATE_FAILED if failed else JobState.JOB_STATE_CANCELLED
+        reason = Reason.REASON_DEPENDENCY_FAILED if failed else Reason.REASON_SUPERSEDED
+        message = f"{target.name} had ended before: {target.message or 'as it was not to'}"
+        changes.append(Change(jobs[uid], ended_job(jobs[uid], now, state, reason, message)))
+    return changes
