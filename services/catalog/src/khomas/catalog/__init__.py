@@ -1,1 +1,1 @@
-"""The truth about files."""
+"""The file catalogue: the truth about files."""

@@ -1,0 +1,132 @@
+"""Datasets: make, read, fill, close."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from khomas.api.catalog.v1 import catalog_service_pb2 as pb
+from khomas.api.catalog.v1.dataset_pb2 import Dataset
+from khomas.catalog.errors import DatasetExists, DatasetMissing, FileMissing
+from khomas.catalog.keys import Keys
+from khomas.catalog.membership import Membership, active_ids, changed, dataset_proto, new_row
+from khomas.catalog.searching import value_fields
+from khomas.catalog.tables import dataset, dataset_value, metadata_key
+from khomas.catalog.values import value_of
+from khomas.kit.boundary.call import current_principal
+from khomas.kit.database import AnyRow, Database, in_values, insert_many, insert_new
+from khomas.kit.events import EventLog
+from khomas.kit.filtering import Fields, fields, where
+from khomas.kit.idempotency import Once
+from khomas.kit.ids import new_uid
+from khomas.kit.paging import Ordering, list_page
+
+_ORDERING = Ordering({"name": dataset.c.name, "create_time": dataset.c.create_time}, dataset.c.id, "name")
+_FIELDS = {
+    "name": fields.text(dataset.c.name),
+    "state": fields.enum(dataset.c.state, Dataset.State),
+    "owner": fields.text(dataset.c.owner),
+    "origin": fields.text(dataset.c.origin),
+    "create_time": fields.time(dataset.c.create_time),
+    "update_time": fields.time(dataset.c.update_time),
+}
+
+
+class Datasets:
+    """The rpcs about datasets."""
+
+    def __init__(self, database: Database, once: Once, log: EventLog, keys: Keys, membership: Membership) -> None:
+        self._database = database
+        self._once = once
+        self._log = log
+        self._keys = keys
+        self._membership = membership
+
+    async def create(self, request: pb.CreateDatasetRequest) -> Dataset:
+        """Make a dataset, with files if any are named."""
+        return await self._once(request, Dataset, lambda connection: self._create(connection, request))
+
+    async def _create(self, connection: AsyncConnection, request: pb.CreateDatasetRequest) -> Dataset:
+        row = new_row(new_uid(), request.dataset, current_principal().subject, datetime.now(UTC))
+        made = await insert_new(connection, dataset, [row], *dataset.c)
+        if not made:
+            raise DatasetExists(name=request.dataset.name)
+        values = await self._keys.columns(connection, "dataset_id", [(made[0].id, request.dataset.metadata)])
+        await insert_many(connection, dataset_value, values)
+        await self._log.append(connection, [changed("created", made[0])])
+        if request.files:
+            await self._membership.change(connection, made[0], add=await _members(connection, request.files))
+        return await self._read(connection, request.dataset.name)
+
+    async def get(self, name: str) -> Dataset:
+        """Read one."""
+        async with self._database.read() as connection:
+            return await self._read(connection, name)
+
+    async def page(self, request: pb.ListDatasetsRequest) -> pb.ListDatasetsResponse:
+        """List them."""
+        async with self._database.read() as connection:
+            keys = await self._keys.all(connection)
+            known: Fields = {
+                **_FIELDS,
+                "metadata": value_fields(keys.values(), dataset_value, "dataset_id", dataset.c.id),
+            }
+            query = select(dataset).where(where(request.filter, known))
+            page = await list_page(connection, query, request, _ORDERING)
+            found = await _with_metadata(connection, page.rows)
+        return pb.ListDatasetsResponse(datasets=found, next_page_token=page.next_page_token)
+
+    async def update_files(self, request: pb.UpdateDatasetFilesRequest) -> Dataset:
+        """Add and remove files."""
+        return await self._once(request, Dataset, lambda connection: self._update_files(connection, request))
+
+    async def _update_files(self, connection: AsyncConnection, request: pb.UpdateDatasetFilesRequest) -> Dataset:
+        (row,) = await self._membership.locked(connection, [request.name])
+        add = await _members(connection, request.add)
+        remove = await active_ids(connection, request.remove)
+        await self._membership.change(connection, row, add=add, remove=remove)
+        return await self._read(connection, request.name)
+
+    async def close(self, request: pb.CloseDatasetRequest) -> Dataset:
+        """Close one; a closed one stays as it is."""
+        return await self._once(request, Dataset, lambda connection: self._close(connection, request.name))
+
+    async def _close(self, connection: AsyncConnection, name: str) -> Dataset:
+        now = datetime.now(UTC)
+        closing = (
+            update(dataset)
+            .values(state=Dataset.STATE_CLOSED, close_time=now, update_time=now, version=dataset.c.version + 1)
+            .where(dataset.c.name == name, dataset.c.state == Dataset.STATE_OPEN)
+            .returning(*dataset.c)
+        )
+        if row := (await connection.execute(closing)).one_or_none():
+            await self._log.append(connection, [changed("closed", row)])
+        return await self._read(connection, name)
+
+    @staticmethod
+    async def _read(connection: AsyncConnection, name: str) -> Dataset:
+        row = (await connection.execute(select(dataset).where(dataset.c.name == name))).one_or_none()
+        if row is None:
+            raise DatasetMissing(name=name)
+        return (await _with_metadata(connection, [row]))[0]
+
+
+async def _members(connection: AsyncConnection, names: Sequence[str]) -> dict[str, int]:
+    ids = await active_ids(connection, names)
+    if missing := sorted(set(names) - ids.keys()):
+        raise FileMissing(name=missing[0])
+    return ids
+
+
+async def _with_metadata(connection: AsyncConnection, rows: Sequence[AnyRow]) -> list[Dataset]:
+    found = {row.id: dataset_proto(row) for row in rows}
+    values = dataset_value.c
+    query = (
+        select(values.dataset_id, metadata_key.c.name, metadata_key.c.type, values.whole, values.number, values.text)
+        .join(metadata_key, metadata_key.c.id == values.key_id)
+        .where(in_values(values.dataset_id, found.keys()))
+    )
+    for row in await connection.execute(query):
+        found[row.dataset_id].metadata[row.name].CopyFrom(value_of(row.type, row.whole, row.number, row.text))
+    return list(found.values())

@@ -1,0 +1,195 @@
+"""Deletion as an intent that can be taken back."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import ColumnElement, func, literal, select, union_all, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from khomas.api.catalog.v1 import catalog_service_pb2 as pb
+from khomas.api.catalog.v1.dataset_pb2 import Dataset
+from khomas.api.catalog.v1.file_pb2 import File
+from khomas.catalog.changes import Changes, locked
+from khomas.catalog.details import complete
+from khomas.catalog.errors import DeletionStarted, FileInUse
+from khomas.catalog.files import BY_UID
+from khomas.catalog.names import check_distinct
+from khomas.catalog.tables import dataset, dataset_file, file, parent
+from khomas.kit.boundary.call import current_principal
+from khomas.kit.database import AnyRow, Database, in_values, insert_many
+from khomas.kit.errors import FieldInvalid
+from khomas.kit.events import EventLog, NewEvent
+from khomas.kit.idempotency import Once
+
+_PURGE_BATCH = 1000
+
+
+class Deletions:
+    """The rpcs that delete and undelete, and the end of the undo window."""
+
+    def __init__(self, database: Database, once: Once, log: EventLog, changes: Changes, undo_window: timedelta) -> None:
+        self._database = database
+        self._once = once
+        self._log = log
+        self._changes = changes
+        self._undo_window = undo_window
+
+    async def delete(self, request: pb.BatchDeleteFilesRequest) -> pb.BatchDeleteFilesResponse:
+        """Mark files as wanted gone."""
+        check_distinct(request.names)
+        if request.HasField("undo_window") and request.undo_window.ToTimedelta() < timedelta(0):
+            raise FieldInvalid.of("undo_window", "must not be negative")
+        return await self._once(
+            request, pb.BatchDeleteFilesResponse, lambda connection: self._delete(connection, request)
+        )
+
+    async def _delete(
+        self, connection: AsyncConnection, request: pb.BatchDeleteFilesRequest
+    ) -> pb.BatchDeleteFilesResponse:
+        rows = await locked(connection, request.names, [File.STATE_ACTIVE])
+        ids = [row.id for row in rows.values()]
+        if not request.force:
+            await _refuse_used(connection, ids)
+        now = datetime.now(UTC)
+        window = request.undo_window.ToTimedelta() if request.HasField("undo_window") else self._undo_window
+        deleting = (
+            update(file)
+            .values(
+                state=File.STATE_DELETING,
+                delete_requester=current_principal().subject,
+                delete_reason=request.reason,
+                delete_time=now,
+                purge_time=now + window,
+                update_time=now,
+                version=file.c.version + 1,
+            )
+            .where(in_values(file.c.id, ids))
+            .returning(*file.c)
+        )
+        changed = (await connection.execute(deleting)).all()
+        await _leave_datasets(connection, ids, now)
+        return pb.BatchDeleteFilesResponse(files=await self._tell(connection, changed, "deleting", request.names))
+
+    async def undelete(self, request: pb.BatchUndeleteFilesRequest) -> pb.BatchUndeleteFilesResponse:
+        """Take deletions back."""
+        check_distinct(request.names)
+        return await self._once(
+            request, pb.BatchUndeleteFilesResponse, lambda connection: self._undelete(connection, request)
+        )
+
+    async def _undelete(
+        self, connection: AsyncConnection, request: pb.BatchUndeleteFilesRequest
+    ) -> pb.BatchUndeleteFilesResponse:
+        rows = await locked(connection, request.names, [File.STATE_DELETING])
+        now = datetime.now(UTC)
+        for name, row in rows.items():
+            if row.purge_time <= now:
+                raise DeletionStarted(name=name, purge_time=row.purge_time)
+        await _rejoin_datasets(connection, list(rows.values()), now)
+        nothing = {"delete_requester": None, "delete_reason": None, "delete_time": None, "purge_time": None}
+        restoring = (
+            update(file)
+            .values(state=File.STATE_ACTIVE, update_time=now, version=file.c.version + 1, **nothing)
+            .where(in_values(file.c.id, [row.id for row in rows.values()]))
+            .returning(*file.c)
+        )
+        changed = (await connection.execute(restoring)).all()
+        return pb.BatchUndeleteFilesResponse(files=await self._tell(connection, changed, "undeleted", request.names))
+
+    async def purge(self) -> None:
+        """Make files without replicas tombstones when their undo window has ended."""
+        due = (
+            select(file.c.id)
+            .where(file.c.state == File.STATE_DELETING, file.c.purge_time <= datetime.now(UTC))
+            .order_by(file.c.purge_time)
+            .limit(_PURGE_BATCH)
+        )
+        async with self._database.read() as connection:
+            ids = list((await connection.execute(due)).scalars())
+        if ids:
+            async with self._database.write() as connection:
+                await self._changes.finish_deletions(connection, ids)
+
+    async def _tell(
+        self, connection: AsyncConnection, rows: Sequence[AnyRow], verb: str, names: Sequence[str]
+    ) -> list[File]:
+        files = {one.name: one for one in await complete(connection, rows, pb.FILE_VIEW_FULL)}
+        events = [NewEvent(f"catalog.file.{verb}", one.name, one.uid, one.origin, one) for one in files.values()]
+        await self._log.append(connection, events)
+        by_name = files | {BY_UID + one.uid: one for one in files.values()}
+        return [by_name[name] for name in names]
+
+
+async def _refuse_used(connection: AsyncConnection, ids: Sequence[int]) -> None:
+    """Raise FileInUse when other files were made from one of these, or a closed dataset has it."""
+    wanted, child = file.alias(), file.alias()
+    made = (
+        select(wanted.c.name, child.c.name.label("child"))
+        .select_from(parent)
+        .join(wanted, wanted.c.id == parent.c.parent_id)
+        .join(child, child.c.id == parent.c.child_id)
+        .where(in_values(parent.c.parent_id, ids), child.c.state == File.STATE_ACTIVE, ~in_values(child.c.id, ids))
+    )
+    held = (
+        select(wanted.c.name, dataset.c.name)
+        .select_from(dataset_file)
+        .join(wanted, wanted.c.id == dataset_file.c.file_id)
+        .join(dataset, dataset.c.id == dataset_file.c.dataset_id)
+        .where(
+            in_values(dataset_file.c.file_id, ids),
+            dataset_file.c.remove_time.is_(None),
+            dataset.c.state == Dataset.STATE_CLOSED,
+        )
+    )
+    row = (await connection.execute(union_all(made, held).limit(1))).first()
+    if row is not None:
+        raise FileInUse(name=row.name, child=row.child)
+
+
+async def _leave_datasets(connection: AsyncConnection, ids: Sequence[int], now: datetime) -> None:
+    """End the memberships at the moment of the deletion; the undo knows them by it."""
+    await _recount(connection, ids, -1, dataset_file.c.remove_time.is_(None))
+    leaving = in_values(dataset_file.c.file_id, ids) & dataset_file.c.remove_time.is_(None)
+    await connection.execute(update(dataset_file).values(remove_time=now).where(leaving))
+
+
+async def _rejoin_datasets(connection: AsyncConnection, rows: Sequence[AnyRow], now: datetime) -> None:
+    ids = [row.id for row in rows]
+    ended = dataset_file.c.remove_time == (
+        select(file.c.delete_time).where(file.c.id == dataset_file.c.file_id).scalar_subquery()
+    )
+    query = select(dataset_file.c.dataset_id, dataset_file.c.file_id).where(
+        in_values(dataset_file.c.file_id, ids), ended
+    )
+    back = (await connection.execute(query)).all()
+    await insert_many(
+        connection,
+        dataset_file,
+        [{"dataset_id": row.dataset_id, "file_id": row.file_id, "add_time": now} for row in back],
+    )
+    if back:
+        await _recount(connection, ids, +1, dataset_file.c.add_time == literal(now, dataset_file.c.add_time.type))
+
+
+async def _recount(connection: AsyncConnection, ids: Sequence[int], sign: int, which: ColumnElement[bool]) -> None:
+    """Correct count and size of the datasets that the files are in."""
+    moving = (
+        select(
+            dataset_file.c.dataset_id,
+            func.count().label("files"),
+            func.sum(file.c.size_bytes).label("bytes"),
+        )
+        .join(file, file.c.id == dataset_file.c.file_id)
+        .where(in_values(dataset_file.c.file_id, ids), which)
+        .group_by(dataset_file.c.dataset_id)
+        .subquery()
+    )
+    await connection.execute(
+        update(dataset)
+        .values(
+            file_count=dataset.c.file_count + sign * moving.c.files,
+            size_bytes=dataset.c.size_bytes + sign * moving.c.bytes,
+            version=dataset.c.version + 1,
+        )
+        .where(dataset.c.id == moving.c.dataset_id)
+    )

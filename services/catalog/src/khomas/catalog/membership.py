@@ -1,0 +1,174 @@
+"""Which files are in which dataset, and since when."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+from sqlalchemy import ColumnElement, and_, case, func, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from khomas.api.catalog.v1 import catalog_service_pb2 as pb
+from khomas.api.catalog.v1.dataset_pb2 import Dataset
+from khomas.api.catalog.v1.file_pb2 import File
+from khomas.catalog.errors import DatasetClosed, DatasetMissing
+from khomas.catalog.tables import dataset, dataset_file, file
+from khomas.kit.database import AnyRow, in_values, insert_many, insert_new
+from khomas.kit.errors import FieldInvalid
+from khomas.kit.events import EventLog, NewEvent
+from khomas.kit.ids import new_uids
+
+PREFIX = "datasets/"
+
+
+def is_member(dataset_id: ColumnElement[int], at: datetime | None) -> ColumnElement[bool]:
+    """Return the condition that a row of dataset_file was a membership at a moment; None = now."""
+    columns = dataset_file.c
+    inside = columns.dataset_id == dataset_id
+    if at is None:
+        return and_(inside, columns.remove_time.is_(None))
+    return and_(inside, columns.add_time <= at, or_(columns.remove_time.is_(None), columns.remove_time > at))
+
+
+class Membership:
+    """Adds files to datasets and takes them out."""
+
+    def __init__(self, log: EventLog) -> None:
+        self._log = log
+
+    async def join(
+        self, connection: AsyncConnection, owner: str, names: Sequence[str], members: Mapping[str, int]
+    ) -> None:
+        """Make files, given as LFN and id, members of open datasets; a dataset that is missing is made."""
+        await self.make_missing(connection, owner, names)
+        rows = await self.locked(connection, names)
+        for row in rows:
+            await self.change(connection, row, add=members)
+
+    async def make_missing(self, connection: AsyncConnection, owner: str, names: Sequence[str]) -> None:
+        """Make datasets that do not exist yet."""
+        now = datetime.now(UTC)
+        wanted = [
+            new_row(uid, Dataset(name=name), owner, now)
+            for uid, name in zip(new_uids(len(names)), sorted(set(names)), strict=False)
+        ]
+        for row in wanted:
+            if not str(row["name"]).startswith(PREFIX) or row["name"] == PREFIX:
+                raise FieldInvalid.of("datasets", f"{row['name']!r} is no dataset; it is written datasets/…")
+        made = await insert_new(connection, dataset, wanted, *dataset.c)
+        await self._log.append(connection, [changed("created", row) for row in made])
+
+    async def locked(self, connection: AsyncConnection, names: Sequence[str]) -> Sequence[AnyRow]:
+        """Return datasets to change, in order of name; nobody else changes them before the end of the transaction."""
+        query = select(dataset).where(in_values(dataset.c.name, set(names))).order_by(dataset.c.name).with_for_update()
+        rows = (await connection.execute(query)).all()
+        if missing := sorted(set(names) - {row.name for row in rows}):
+            raise DatasetMissing(name=missing[0])
+        for row in rows:
+            if row.state == Dataset.STATE_CLOSED:
+                raise DatasetClosed(name=row.name)
+        return rows
+
+    async def change(
+        self,
+        connection: AsyncConnection,
+        row: AnyRow,
+        *,
+        add: Mapping[str, int] | None = None,
+        remove: Mapping[str, int] | None = None,
+    ) -> None:
+        """Add and remove files, given as LFN and id, and tell what really changed."""
+        ids = {*(add or {}).values(), *(remove or {}).values()}
+        query = select(dataset_file.c.file_id).where(is_member(row.id, None), in_values(dataset_file.c.file_id, ids))
+        members = set((await connection.execute(query)).scalars())
+        added = {name: id_ for name, id_ in (add or {}).items() if id_ not in members}
+        removed = {name: id_ for name, id_ in (remove or {}).items() if id_ in members}
+        now = datetime.now(UTC)
+        await insert_many(
+            connection,
+            dataset_file,
+            [{"dataset_id": row.id, "file_id": id_, "add_time": now} for id_ in sorted(added.values())],
+        )
+        if removed:
+            gone = is_member(row.id, None) & in_values(dataset_file.c.file_id, set(removed.values()))
+            await connection.execute(update(dataset_file).values(remove_time=now).where(gone))
+        if added or removed:
+            await self._count(connection, row.id, set(added.values()), set(removed.values()), now)
+            await self._log.append(connection, _moves(row, sorted(added), sorted(removed)))
+
+    @staticmethod
+    async def _count(connection: AsyncConnection, id_: int, added: set[int], removed: set[int], now: datetime) -> None:
+        """Keep count and size beside the dataset, so that a list of datasets reads no memberships."""
+        sign = case((in_values(file.c.id, added), 1), else_=-1)
+        sizes = (
+            select(func.coalesce(func.sum(sign * file.c.size_bytes), 0))
+            .where(in_values(file.c.id, added | removed))
+            .scalar_subquery()
+        )
+        await connection.execute(
+            update(dataset)
+            .values(
+                file_count=dataset.c.file_count + len(added) - len(removed),
+                size_bytes=dataset.c.size_bytes + sizes,
+                update_time=now,
+                version=dataset.c.version + 1,
+            )
+            .where(dataset.c.id == id_)
+        )
+
+
+async def active_ids(connection: AsyncConnection, names: Sequence[str]) -> dict[str, int]:
+    """Return the ids of active files by LFN; others are missing from the answer."""
+    query = select(file.c.name, file.c.id).where(in_values(file.c.name, names), file.c.state == File.STATE_ACTIVE)
+    return {row.name: row.id for row in await connection.execute(query)}
+
+
+def new_row(uid: str, wanted: Dataset, owner: str, now: datetime) -> dict[str, object]:
+    """Return the row of a new, empty dataset."""
+    return {
+        "uid": uid,
+        "name": wanted.name,
+        "description": wanted.description,
+        "origin": wanted.origin,
+        "owner": owner,
+        "state": Dataset.STATE_OPEN,
+        "file_count": 0,
+        "size_bytes": 0,
+        "create_time": now,
+        "update_time": now,
+        "version": 1,
+    }
+
+
+def dataset_proto(row: AnyRow) -> Dataset:
+    """Return a dataset as callers see it, without metadata."""
+    message = Dataset(
+        name=row.name,
+        description=row.description,
+        origin=row.origin,
+        uid=row.uid,
+        state=Dataset.State.ValueType(row.state),
+        file_count=row.file_count,
+        size_bytes=row.size_bytes,
+        create_time=row.create_time,
+        update_time=row.update_time,
+        owner=row.owner,
+        etag=str(row.version),
+    )
+    if row.close_time is not None:
+        message.close_time.FromDatetime(row.close_time)
+    return message
+
+
+def changed(verb: str, row: AnyRow) -> NewEvent:
+    """Return the event of a change of a dataset."""
+    return NewEvent(f"catalog.dataset.{verb}", row.name, row.uid, row.origin, dataset_proto(row))
+
+
+def _moves(row: AnyRow, added: Sequence[str], removed: Sequence[str]) -> list[NewEvent]:
+    events = []
+    if added:
+        change = pb.DatasetChange(dataset=row.name, added=added)
+        events.append(NewEvent("catalog.dataset.files_added", row.name, row.uid, row.origin, change))
+    if removed:
+        change = pb.DatasetChange(dataset=row.name, removed=removed)
+        events.append(NewEvent("catalog.dataset.files_removed", row.name, row.uid, row.origin, change))
+    return events

@@ -1,0 +1,57 @@
+"""Takes the files of one origin out of the catalogue, as if they had never been there."""
+
+from datetime import UTC, datetime
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from khomas.api.catalog.v1.file_pb2 import File
+from khomas.catalog.details import file_proto
+from khomas.catalog.membership import Membership
+from khomas.catalog.tables import dataset, dataset_file, file, parent, replica
+from khomas.kit.events import EventLog, NewEvent
+
+
+async def take_back(connection: AsyncConnection, events: EventLog, origin: str) -> tuple[str, str] | None:
+    """Make the files tombstones at once, or return a file and what was made from it, changing nothing."""
+    ids = select(file.c.id).where(file.c.origin == origin, file.c.state == File.STATE_ACTIVE)
+    child, wanted = file.alias(), file.alias()
+    used = (
+        select(wanted.c.name, child.c.name.label("child"))
+        .select_from(parent)
+        .join(wanted, wanted.c.id == parent.c.parent_id)
+        .join(child, child.c.id == parent.c.child_id)
+        .where(parent.c.parent_id.in_(ids), child.c.state == File.STATE_ACTIVE, child.c.origin != origin)
+        .limit(1)
+    )
+    if row := (await connection.execute(used)).first():
+        return row.name, row.child
+    await _leave_datasets(connection, events, origin)
+    await connection.execute(delete(replica).where(replica.c.file_id.in_(ids)))
+    now = datetime.now(UTC)
+    taking = (
+        update(file)
+        .values(state=File.STATE_DELETED, update_time=now, version=file.c.version + 1)
+        .where(file.c.origin == origin, file.c.state == File.STATE_ACTIVE)
+        .returning(*file.c)
+    )
+    rows = (await connection.execute(taking)).all()
+    gone = [file_proto(row) for row in rows]
+    await events.append(connection, [NewEvent("catalog.file.deleted", one.name, one.uid, origin, one) for one in gone])
+    return None
+
+
+async def _leave_datasets(connection: AsyncConnection, events: EventLog, origin: str) -> None:
+    query = (
+        select(dataset.c.name, file.c.name.label("file"), file.c.id)
+        .select_from(dataset_file)
+        .join(dataset, dataset.c.id == dataset_file.c.dataset_id)
+        .join(file, file.c.id == dataset_file.c.file_id)
+        .where(file.c.origin == origin, file.c.state == File.STATE_ACTIVE, dataset_file.c.remove_time.is_(None))
+    )
+    members: dict[str, dict[str, int]] = {}
+    for row in await connection.execute(query):
+        members.setdefault(row.name, {})[row.file] = row.id
+    membership = Membership(events)
+    for row in await membership.locked(connection, sorted(members)) if members else []:
+        await membership.change(connection, row, remove=members[row.name])

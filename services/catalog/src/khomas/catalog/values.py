@@ -1,0 +1,87 @@
+"""Metadata values between the contract, Python and the columns of a value table."""
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from khomas.api.catalog.v1.dataset_pb2 import MetadataKey
+from khomas.api.common.v1.value_pb2 import Value
+from khomas.catalog.errors import MetadataType
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_MAX_TEXT = 1024
+
+# Which column holds values of a type, and which kinds of Value it takes.
+COLUMN = {
+    MetadataKey.TYPE_TEXT: "text",
+    MetadataKey.TYPE_INTEGER: "whole",
+    MetadataKey.TYPE_NUMBER: "number",
+    MetadataKey.TYPE_BOOLEAN: "whole",
+    MetadataKey.TYPE_TIME: "whole",
+}
+_KINDS = {
+    MetadataKey.TYPE_TEXT: ("text",),
+    MetadataKey.TYPE_INTEGER: ("integer",),
+    MetadataKey.TYPE_NUMBER: ("number", "integer"),
+    MetadataKey.TYPE_BOOLEAN: ("boolean",),
+    MetadataKey.TYPE_TIME: ("time",),
+}
+TYPE_OF_KIND = {
+    "text": MetadataKey.TYPE_TEXT,
+    "integer": MetadataKey.TYPE_INTEGER,
+    "number": MetadataKey.TYPE_NUMBER,
+    "boolean": MetadataKey.TYPE_BOOLEAN,
+    "time": MetadataKey.TYPE_TIME,
+}
+NO_COLUMNS: Mapping[str, Any] = {"whole": None, "number": None, "text": None}
+
+
+def type_name(type_: int) -> str:
+    """Return the type as people write it: "NUMBER"."""
+    return MetadataKey.Type.Name(MetadataKey.Type.ValueType(type_)).removeprefix("TYPE_")
+
+
+def columns_of(key: str, type_: int, value: Value) -> dict[str, Any]:
+    """Return the columns that store a value, or raise MetadataType."""
+    kind = value.WhichOneof("kind")
+    plain = getattr(value, kind) if kind in _KINDS[MetadataKey.Type.ValueType(type_)] else None
+    if (
+        plain is None
+        or (isinstance(plain, float) and not math.isfinite(plain))
+        or (isinstance(plain, str) and len(plain) > _MAX_TEXT)
+    ):
+        shown = str(getattr(value, kind, "nothing") if kind else "nothing")[:80]
+        raise MetadataType(key=key, type=type_name(type_), value=f"the {kind or 'empty value'} {shown!r}")
+    if kind == "time":
+        plain = (value.time.ToDatetime(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+    column = COLUMN[MetadataKey.Type.ValueType(type_)]
+    stored = float(plain) if column == "number" else int(plain) if column == "whole" else plain
+    return {**NO_COLUMNS, column: stored}
+
+
+def value_of(type_: int, whole: int | None, number: float | None, text: str | None) -> Value:
+    """Return the stored columns as a Value."""
+    match type_:
+        case MetadataKey.TYPE_TEXT:
+            return Value(text=text or "")
+        case MetadataKey.TYPE_NUMBER:
+            return Value(number=number or 0.0)
+        case MetadataKey.TYPE_INTEGER:
+            return Value(integer=whole or 0)
+        case MetadataKey.TYPE_BOOLEAN:
+            return Value(boolean=bool(whole))
+    value = Value()
+    value.time.FromDatetime(moment_of(whole or 0))
+    return value
+
+
+def moment_of(microseconds: int) -> datetime:
+    """Return a stored moment."""
+    return _EPOCH + microseconds * _MICROSECOND
+
+
+def microseconds_of(moment: datetime) -> int:
+    """Return a moment as it is stored."""
+    return (moment - _EPOCH) // _MICROSECOND

@@ -1,0 +1,163 @@
+"""Commits of files through the wire."""
+
+import grpc
+import pytest
+
+from khomas.api.catalog.v1 import catalog_service_pb2 as pb
+from khomas.api.catalog.v1.catalog_service_pb2_grpc import CatalogServiceStub
+from khomas.api.catalog.v1.file_pb2 import File
+from khomas.api.common.v1 import event_pb2
+from khomas.catalog.testing import create, declare, new_file, request_id
+from khomas.kit.boundary.status import reason_of
+from khomas.kit.database import count_statements
+from khomas.kit.testing import Served
+
+
+async def names(catalog: CatalogServiceStub, **search: str) -> list[str]:
+    return [one.name for one in (await catalog.ListFiles(pb.ListFilesRequest(**search))).files]
+
+
+async def test_a_committed_file_is_read_back_with_everything(catalog: CatalogServiceStub) -> None:
+    await catalog.BatchCreateMetadataKeys(declare(zenith="NUMBER", target="TEXT", run="INTEGER", good="BOOLEAN"))
+    raw = new_file("/hess/raw/1.fits", b"raw")
+    made = new_file(
+        "/hess/dl3/1.fits",
+        b"made",
+        metadata={"zenith": 45.5, "target": "Crab", "run": 23523, "good": True},
+        parents=["/hess/raw/1.fits"],
+        elements=["local", "lyon"],
+        origin="somebody",
+    )
+    await catalog.BatchCreateFiles(create(raw, made))
+
+    (result,) = (await catalog.BatchGetFiles(pb.BatchGetFilesRequest(names=["/hess/dl3/1.fits"]))).results
+
+    assert result.file.size_bytes == 4
+    assert result.file.checksums.adler32 == made.checksums.adler32
+    assert dict(result.file.metadata) == dict(made.metadata)
+    assert list(result.file.parents) == ["/hess/raw/1.fits"]
+    assert [copy.storage_element for copy in result.file.replicas] == ["local", "lyon"]
+    assert result.file.replicas[0].path == "hess/dl3/1.fits"
+    assert result.file.origin == "somebody"
+    assert result.file.owner == "tester"
+
+
+async def test_a_commit_is_all_or_nothing(catalog: CatalogServiceStub) -> None:
+    await catalog.BatchCreateFiles(create(new_file("/hess/a", b"one")))
+
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await catalog.BatchCreateFiles(create(new_file("/hess/b"), new_file("/hess/a", b"other")))
+
+    assert reason_of(refused.value) == "FILE_EXISTS"
+    assert await names(catalog) == ["/hess/a"]
+
+
+async def test_an_equal_commit_again_counts_as_existing(catalog: CatalogServiceStub) -> None:
+    first = await catalog.BatchCreateFiles(create(new_file("/hess/a", origin="job")))
+    again = await catalog.BatchCreateFiles(create(new_file("/hess/a", origin="job"), new_file("/hess/b")))
+    assert again.existing == 1
+    assert again.uids[0] == first.uids[0]
+
+
+async def test_the_same_request_id_gives_the_same_answer(catalog: CatalogServiceStub) -> None:
+    request = create(new_file("/hess/a"))
+    assert await catalog.BatchCreateFiles(request) == await catalog.BatchCreateFiles(request)
+
+
+async def test_validate_only_commits_nothing(catalog: CatalogServiceStub) -> None:
+    request = create(new_file("/hess/new/a"))
+    request.validate_only = True
+    await catalog.BatchCreateFiles(request)
+    assert await names(catalog) == []
+    await catalog.BatchCreateFiles(create(new_file("/hess/new/a")))
+    assert await names(catalog) == ["/hess/new/a"]
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ([new_file("/hess/a"), new_file("/hess/a")], "DUPLICATE_NAME"),
+        ([new_file("/hess/a"), new_file("/hess/a/b")], "NAME_IS_DIRECTORY"),
+        ([new_file("/there/is/one/below")], "NAME_IS_DIRECTORY"),
+        ([new_file("/there/is")], "NAME_IS_DIRECTORY"),
+        ([new_file("/hess/a", parents=["/hess/nowhere"])], "PARENT_NOT_FOUND"),
+        ([new_file("/hess/a", metadata={"zenit": 1.0})], "METADATA_KEY_UNDECLARED"),
+        ([new_file("/hess/a", metadata={"zenith": "high"})], "METADATA_TYPE"),
+        ([new_file("/hess/../a")], "FIELD_INVALID"),
+        ([new_file("/hess/./a")], "FIELD_INVALID"),
+        ([new_file("/hess/a", elements=["local", "local"])], "FIELD_INVALID"),
+    ],
+)
+async def test_a_bad_commit_is_refused_with_its_reason(
+    catalog: CatalogServiceStub, files: list[File], reason: str
+) -> None:
+    await catalog.BatchCreateMetadataKeys(declare(zenith="NUMBER"))
+    await catalog.BatchCreateFiles(create(new_file("/there/is/one")))
+
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await catalog.BatchCreateFiles(create(*files))
+
+    assert reason_of(refused.value) == reason
+    assert await names(catalog) == ["/there/is/one"]
+
+
+async def test_a_misspelt_key_is_answered_with_the_nearest(catalog: CatalogServiceStub) -> None:
+    await catalog.BatchCreateMetadataKeys(declare(zenith="NUMBER"))
+    with pytest.raises(grpc.aio.AioRpcError, match="did you mean: zenith"):
+        await catalog.BatchCreateFiles(create(new_file("/hess/a", metadata={"zenit": 1.0})))
+
+
+async def test_datasets_are_joined_and_made_when_missing(catalog: CatalogServiceStub) -> None:
+    await catalog.BatchCreateFiles(create(new_file("/hess/a"), new_file("/hess/b"), datasets=["datasets/crab"]))
+    found = await catalog.GetDataset(pb.GetDatasetRequest(name="datasets/crab"))
+    assert (found.file_count, found.size_bytes) == (2, 14)
+    assert await names(catalog, dataset="datasets/crab") == ["/hess/a", "/hess/b"]
+
+
+async def test_an_import_answers_every_message(catalog: CatalogServiceStub) -> None:
+    requests = [create(*[new_file(f"/hess/{part}/{n}") for n in range(10)]) for part in range(5)]
+    answers = [answer async for answer in catalog.ImportFiles(iter(requests))]
+    assert [len(answer.uids) for answer in answers] == [10] * 5
+
+
+async def test_a_thousand_files_take_six_statements(served: Served, catalog: CatalogServiceStub) -> None:
+    await catalog.BatchCreateMetadataKeys(declare(zenith="NUMBER"))
+    await catalog.BatchCreateFiles(create(new_file("/hess/dl3/first", metadata={"zenith": 1.0})))
+    files = [new_file(f"/hess/dl3/{n:06}", metadata={"zenith": float(n)}) for n in range(1000)]
+
+    with count_statements(served.services["catalog"].parts) as statements:
+        await catalog.BatchCreateFiles(create(*files))
+
+    assert len(statements) <= 6, statements
+
+
+async def test_a_thousand_files_are_read_with_four_statements(served: Served, catalog: CatalogServiceStub) -> None:
+    files = [new_file(f"/hess/dl3/{n:06}") for n in range(1000)]
+    await catalog.BatchCreateFiles(create(*files))
+    with count_statements(served.services["catalog"].parts) as statements:
+        answer = await catalog.BatchGetFiles(pb.BatchGetFilesRequest(names=[one.name for one in files]))
+    assert all(result.HasField("file") for result in answer.results)
+    assert len(statements) <= 4, statements
+
+
+async def test_every_new_file_is_told_with_its_content(catalog: CatalogServiceStub) -> None:
+    await catalog.BatchCreateFiles(create(new_file("/hess/a"), new_file("/hess/b"), datasets=["datasets/crab"]))
+    watch = catalog.WatchEvents(event_pb2.WatchEventsRequest(until_now=True))
+    events = [event async for batch in watch for event in batch.events]
+    kinds = sorted(event.kind for event in events)
+    assert kinds == ["catalog.dataset.created", "catalog.dataset.files_added", *["catalog.file.created"] * 2]
+    told = File()
+    assert next(event for event in events if event.subject == "/hess/b").resource.Unpack(told)
+    assert told.replicas[0].storage_element == "local"
+
+
+async def test_an_unknown_file_is_a_result_not_an_error(catalog: CatalogServiceStub) -> None:
+    answer = await catalog.BatchGetFiles(pb.BatchGetFilesRequest(names=["/hess/nowhere"]))
+    assert answer.results[0].error.code == grpc.StatusCode.NOT_FOUND.value[0]
+
+
+async def test_a_request_without_id_is_refused(catalog: CatalogServiceStub) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await catalog.BatchCreateFiles(pb.BatchCreateFilesRequest(files=[new_file("/hess/a")]))
+    assert reason_of(refused.value) == "FIELD_INVALID"
+    assert request_id() != request_id()
