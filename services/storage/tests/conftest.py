@@ -38,3 +38,19 @@ async def storage(tmp_path: Path, catalog: MemoryCatalog, settings: dict[str, An
     ):
         root = tmp_path / "state" / "storage" / "local"
         yield Storage(served, StorageServiceStub(served.channel), catalog, http, root)
+
+
+@pytest.fixture
+def fits_file() -> bytes:
+    """Give a small FITS file with a table that has a name."""
+    from io import BytesIO
+
+    from astropy.io import fits
+
+    columns = [fits.Column("ENERGY", "E", "TeV", array=[1.0, 2.5, 3.25])]
+    table = fits.BinTableHDU.from_columns(columns, name="EVENTS")
+    table.header["RA_PNT"], table.header["OBJECT"] = 83.63, "Crab's nebula"
+    table.header["OBS_ID"], table.header["DEADC"] = 23523, True
+    file = BytesIO()
+    fits.HDUList([fits.PrimaryHDU(), table]).writeto(file)
+    return file.getvalue()

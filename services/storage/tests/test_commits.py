@@ -1,19 +1,302 @@
 """Uploads become files: completely, or not at all."""
 
-from khomas.storage.testing import Storage, wanted
+import gzip
+import hashlib
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import grpc
+import pytest
+
+from khomas.api.storage.v1 import grant_pb2
+from khomas.api.storage.v1 import storage_service_pb2 as pb
+from khomas.kit.boundary.status import info_of, reason_of, received_status
+from khomas.kit.database import count_statements
+from khomas.storage.testing import FileExists, Storage, until
 
 
-async def test_uploaded_file_is_catalogued_and_readable(storage: Storage) -> None:
-    upload = await storage.open()
+async def refusal(call: Any) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code(), reason_of(caught.value)
+
+
+async def test_uploaded_file_is_catalogued(storage: Storage) -> None:
+    upload = await storage.open(origin="0190")
     status, answer = await storage.put(upload, b"photons")
 
-    committed = await storage.commit(wanted(upload, "/hess/raw/run.fits", b"photons"))
+    committed = (await storage.commit(storage.wanted(upload, "/hess/raw/run.fits", b"photons"))).files[0]
 
     assert status == 201
-    assert answer["size_bytes"] == 7
-    assert committed.files[0].path == "hess/raw/run.fits"
-    assert storage.catalog.files["/hess/raw/run.fits"].checksums.adler32 == answer["adler32"]
-    download = await storage.download("/hess/raw/run.fits")
-    async with storage.http.get(download.grants[0].url, headers=download.grants[0].headers) as body:
-        assert await body.read() == b"photons"
-        assert body.headers["Digest"] == f"adler32={answer['adler32']}"
+    assert committed.path == "hess/raw/run.fits"
+    assert committed.checksums.sha256 == hashlib.sha256(b"photons").hexdigest()
+    file = storage.catalog.files["/hess/raw/run.fits"]
+    assert (file.checksums.adler32, file.origin, file.uid) == (answer["adler32"], "0190", committed.uid)
+    assert (await storage.uploads(upload))[0].state == grant_pb2.Upload.STATE_COMMITTED
+    assert storage.visible() == ["hess/raw/run.fits"]
+
+
+async def test_file_placed_on_the_disk_is_summed_and_catalogued(storage: Storage) -> None:
+    upload = await storage.open()
+    storage.place(upload, b"placed")
+
+    committed = (await storage.commit(storage.wanted(upload, "/hess/placed", b"placed"))).files[0]
+
+    assert committed.checksums.sha256 == hashlib.sha256(b"placed").hexdigest()
+    assert (storage.root / "hess/placed").read_bytes() == b"placed"
+
+
+async def test_file_changed_after_its_put_is_summed_again(storage: Storage) -> None:
+    upload = await storage.open()
+    await storage.put(upload, b"through the door")
+    storage.place(upload, b"over it")
+
+    committed = (await storage.commit(storage.wanted(upload, "/hess/file", b"over it"))).files[0]
+
+    assert committed.size_bytes == 7
+
+
+async def test_linked_file_is_not_committed(storage: Storage) -> None:
+    upload = await storage.open()
+    Path(upload.grant.local_path, "0").symlink_to("/etc/passwd")
+    wanted = pb.UploadCommit(upload=upload.name, name="/hess/passwd", size_bytes=-1)
+
+    assert await refusal(storage.commit(wanted)) == (grpc.StatusCode.INVALID_ARGUMENT, "PATH_REFUSED")
+
+
+@pytest.mark.parametrize(
+    "announced",
+    [
+        {"size_bytes": 6},
+        {"size_bytes": 5, "checksums": {"adler32": "00000001"}},
+        {"size_bytes": 5, "checksums": {"sha256": "0" * 64}},
+        {"size_bytes": 5, "checksums": {"md5": "0" * 32}},
+    ],
+)
+async def test_announced_must_be_what_arrived(storage: Storage, announced: dict[str, Any]) -> None:
+    upload = await storage.open()
+    await storage.put(upload, b"bytes")
+    wanted = pb.UploadCommit(upload=upload.name, name="/hess/file", **announced)
+
+    assert await refusal(storage.commit(wanted)) == (grpc.StatusCode.DATA_LOSS, "CHECKSUM_MISMATCH")
+    assert storage.visible() == []
+    assert (await storage.uploads(upload))[0].state == grant_pb2.Upload.STATE_OPEN
+
+
+async def test_missing_file_refuses_the_whole_commit(storage: Storage) -> None:
+    upload = await storage.open(max_files=2)
+    await storage.put(upload, b"only one")
+    both = [storage.wanted(upload, f"/hess/{index}", b"only one", index) for index in (0, 1)]
+
+    assert await refusal(storage.commit(*both)) == (grpc.StatusCode.FAILED_PRECONDITION, "UPLOAD_INCOMPLETE")
+    assert storage.catalog.files == {}
+
+
+async def test_refusal_of_the_catalogue_is_passed_on_and_nothing_stays(storage: Storage) -> None:
+    await storage.store("/hess/file", b"old")
+    upload = await storage.open()
+    await storage.put(upload, b"new")
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await storage.commit(storage.wanted(upload, "/hess/file", b"new"))
+
+    info = info_of(received_status(caught.value))
+    assert (info.domain, info.reason) == ("khomas.catalog", "FILE_EXISTS")
+    assert storage.visible() == ["hess/file"]
+    assert (storage.root / "hess/file").read_bytes() == b"old"
+    await storage.commit(storage.wanted(upload, "/hess/other", b"new"))
+    assert storage.visible() == ["hess/file", "hess/other"]
+
+
+async def test_taken_path_is_never_overwritten(storage: Storage) -> None:
+    (storage.root / "hess").mkdir()
+    (storage.root / "hess/file").write_bytes(b"somebody's")
+
+    committed = await storage.store("/hess/file", b"ours")
+
+    assert committed.path.startswith("hess/file~")
+    assert (storage.root / committed.path).read_bytes() == b"ours"
+    assert (storage.root / "hess/file").read_bytes() == b"somebody's"
+
+
+async def test_file_where_a_folder_is_wanted_is_left_alone(storage: Storage) -> None:
+    (storage.root / "hess").write_bytes(b"a file")
+
+    committed = await storage.store("/hess/file", b"ours")
+
+    assert (storage.root / committed.path).read_bytes() == b"ours"
+    assert (storage.root / "hess").read_bytes() == b"a file"
+
+
+async def test_repeated_commit_gives_the_first_answer(storage: Storage) -> None:
+    upload = await storage.open()
+    await storage.put(upload, b"bytes")
+    request_id, wanted = str(uuid4()), storage.wanted(upload, "/hess/file", b"bytes")
+
+    first = await storage.commit(wanted, request_id=request_id)
+    again = await storage.commit(wanted, request_id=request_id)
+
+    assert first == again
+    assert storage.catalog.calls == ["BatchCreateFiles"]
+
+
+async def test_request_id_of_another_commit_is_refused(storage: Storage) -> None:
+    one, other = await storage.open(), await storage.open()
+    for upload in (one, other):
+        await storage.put(upload, b"bytes")
+    request_id = str(uuid4())
+    await storage.commit(storage.wanted(one, "/hess/one", b"bytes"), request_id=request_id)
+
+    call = storage.commit(storage.wanted(other, "/hess/other", b"bytes"), request_id=request_id)
+
+    assert await refusal(call) == (grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED")
+
+
+async def test_second_commit_of_an_upload_is_refused(storage: Storage) -> None:
+    upload = await storage.open()
+    await storage.put(upload, b"bytes")
+    await storage.commit(storage.wanted(upload, "/hess/one", b"bytes"))
+
+    call = storage.commit(storage.wanted(upload, "/hess/two", b"bytes"))
+
+    assert await refusal(call) == (grpc.StatusCode.FAILED_PRECONDITION, "UPLOAD_STATE")
+
+
+async def test_file_catalogued_before_keeps_its_replica_and_ours_goes(storage: Storage) -> None:
+    first = await storage.store("/hess/file", b"same")
+
+    again = await storage.store("/hess/file", b"same")
+
+    assert (again.uid, again.path) == (first.uid, "hess/file")
+    assert storage.visible() == ["hess/file"]
+
+
+async def test_lost_answer_of_the_catalogue_is_found_out_by_asking_again(storage: Storage) -> None:
+    upload = await storage.open()
+    await storage.put(upload, b"bytes")
+    request_id, wanted = str(uuid4()), storage.wanted(upload, "/hess/file", b"bytes")
+    storage.catalog.after = unreachable
+
+    assert await refusal(storage.commit(wanted, request_id=request_id)) == (
+        grpc.StatusCode.UNAVAILABLE,
+        "UPSTREAM_UNAVAILABLE",
+    )
+    storage.catalog.after = fine
+    committed = (await storage.commit(wanted, request_id=request_id)).files[0]
+
+    assert committed.uid == storage.catalog.files["/hess/file"].uid
+    assert storage.visible() == ["hess/file"]
+
+
+async def test_commit_left_by_a_silent_catalogue_is_finished_without_the_caller(storage: Storage) -> None:
+    upload = await storage.open()
+    await storage.put(upload, b"bytes")
+    storage.catalog.before = unreachable
+    await refusal(storage.commit(storage.wanted(upload, "/hess/file", b"bytes")))
+
+    storage.catalog.before = fine
+
+    async def committed() -> bool:
+        return (await storage.uploads(upload))[0].state == grant_pb2.Upload.STATE_COMMITTED
+
+    await until(committed)
+
+    assert storage.visible() == ["hess/file"]
+
+
+async def test_commit_that_was_left_and_then_refused_is_taken_back(storage: Storage) -> None:
+    upload = await storage.open()
+    await storage.put(upload, b"bytes")
+    storage.catalog.before = unreachable
+    await refusal(storage.commit(storage.wanted(upload, "/hess/file", b"bytes")))
+
+    storage.catalog.before = exists
+
+    async def taken_back() -> bool:
+        return not storage.visible()
+
+    await until(taken_back)
+    storage.catalog.before = fine
+
+    await storage.commit(storage.wanted(upload, "/hess/file", b"bytes"))
+    assert storage.visible() == ["hess/file"]
+
+
+async def test_datasets_of_all_files_are_joined_in_the_commit_and_others_after_it(storage: Storage) -> None:
+    upload = await storage.open(max_files=2)
+    for index in (0, 1):
+        await storage.put(upload, b"bytes", index)
+
+    await storage.commit(
+        storage.wanted(upload, "/hess/a", b"bytes", 0, datasets=["datasets/all", "datasets/a"]),
+        storage.wanted(upload, "/hess/b", b"bytes", 1, datasets=["datasets/all"]),
+    )
+
+    assert storage.catalog.datasets == {"datasets/all": {"/hess/a", "/hess/b"}, "datasets/a": {"/hess/a"}}
+
+
+async def test_fits_gets_a_content_digest_and_a_given_one_is_kept(storage: Storage, fits_file: bytes) -> None:
+    plain = await storage.store("/hess/a.fits", fits_file)
+    zipped = await storage.store("/hess/a.fits.gz", gzip.compress(fits_file))
+    upload = await storage.open()
+    await storage.put(upload, fits_file)
+    wanted = storage.wanted(upload, "/hess/b.fits", fits_file)
+    wanted.checksums.content_digest = "f" * 64
+    given = (await storage.commit(wanted)).files[0]
+
+    assert plain.checksums.content_digest == zipped.checksums.content_digest != ""
+    assert given.checksums.content_digest == "f" * 64
+
+
+@pytest.mark.parametrize("name", ["/hess/../etc/passwd", "/hess/./x", "/.khomas/uploads/x", "/hess/%2e%2e/x"])
+async def test_odd_names_are_refused(storage: Storage, name: str) -> None:
+    upload = await storage.open()
+    await storage.put(upload, b"bytes")
+
+    code, reason = await refusal(storage.commit(storage.wanted(upload, name, b"bytes")))
+
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert reason in {"PATH_REFUSED", "FIELD_INVALID"}
+
+
+async def test_thousand_files_cost_six_statements(storage: Storage) -> None:
+    upload = await storage.open(max_files=1000)
+    for index in range(1000):
+        storage.place(upload, b"x", index)
+
+    with count_statements(storage.parts.database) as statements:
+        await storage.commit(*[storage.wanted(upload, f"/hess/{index}", b"x", index) for index in range(1000)])
+
+    background = (
+        "event_cursor",
+        "chosen",
+        "replica",
+        "deletion",
+        "space",
+        "FROM event",
+        "sqlite_sequence",
+        "transfer.",
+    )
+    ours = [one for one in statements if not any(word in one for word in background)]
+    assert len(ours) <= 6, ours
+
+
+def unreachable(_: str) -> None:
+    """Answer like a service that is going down."""
+    raise Down
+
+
+def exists(_: str) -> None:
+    raise FileExists(name="/hess/file")
+
+
+def fine(_: str) -> None:
+    return
+
+
+class Down(FileExists):
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "UPSTREAM_UNAVAILABLE"
+    area = ""
+    template = "down"

@@ -1,5 +1,6 @@
 """StorageElements as operators make, change and forget them, and what a look at them says."""
 
+import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +27,7 @@ from khomas.storage.errors import (
     StorageElementUnreachable,
 )
 from khomas.storage.protocols.interface import Room
+from khomas.storage.rows import mapping
 from khomas.storage.space import usages
 from khomas.storage.tables import storage_element
 
@@ -74,7 +76,7 @@ class Administration:
             used = await usages(connection)
         return element_proto(element, used.get(element.id, Usage()))
 
-    async def list(
+    async def page(
         self, request: storage_service_pb2.ListStorageElementsRequest
     ) -> storage_service_pb2.ListStorageElementsResponse:
         """Read a page of them."""
@@ -130,10 +132,10 @@ class Administration:
 
     async def ensure_local(self, root: Path) -> None:
         """Make the StorageElement `local` of an embedded installation, or follow its folder when that has moved."""
-        root.mkdir(parents=True, exist_ok=True)
-        points = [["posix", str(root.absolute())]]
+        folder = await asyncio.to_thread(_made, root)
+        points = [["posix", folder]]
         wanted = pb.StorageElement(name=PREFIX + LOCAL, site=LOCAL, media=pb.StorageElement.MEDIA_DISK)
-        wanted.access_points.add(protocol="posix", address=str(root.absolute()))
+        wanted.access_points.add(protocol="posix", address=folder)
         row = _new_row(wanted)
         looked = await self._look(row)
         async with self._database.write() as connection:
@@ -171,7 +173,7 @@ class Administration:
 
 def _record(row: Row[Any]) -> Element:
     """Return a row that has the position of a page after its columns."""
-    values = {column.name: row._mapping[column.name] for column in storage_element.c}  # noqa: SLF001  public name
+    values = {column.name: mapping(row)[column.name] for column in storage_element.c}
     values["access_points"] = tuple((protocol, address) for protocol, address in values["access_points"])
     return Element(**values)
 
@@ -221,3 +223,8 @@ def _with(element: Element, values: dict[str, Any]) -> Element:
 def _version(given: pb.StorageElement) -> int:
     # An etag that is no number is of nothing that we ever stored.
     return int(given.etag) if given.etag.isdecimal() else -1
+
+
+def _made(root: Path) -> str:
+    root.mkdir(parents=True, exist_ok=True)
+    return str(root.absolute())

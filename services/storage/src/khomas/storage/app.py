@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import grpc
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, update
 
 from khomas.api.storage.v1 import storage_service_pb2_grpc
 from khomas.kit.database import Database
 from khomas.kit.events import EventLog
 from khomas.kit.idempotency import Once
+from khomas.kit.ids import new_uid
+from khomas.kit.leases import FREE
 from khomas.kit.periodic import every
 from khomas.kit.service import Host, Running, Service
 from khomas.storage import tables
@@ -20,14 +22,20 @@ from khomas.storage.arrivals import Arrivals
 from khomas.storage.catalog import Catalog
 from khomas.storage.commits import Commits
 from khomas.storage.config import StorageSettings
+from khomas.storage.deletions import Deletions
 from khomas.storage.door.app import door
 from khomas.storage.downloads import Downloads
 from khomas.storage.elements import Elements, Protocols
+from khomas.storage.following import Following
 from khomas.storage.granting import Granting
 from khomas.storage.grants import Signer
 from khomas.storage.intents import Intents
+from khomas.storage.mover import Mover
+from khomas.storage.retry import Policy
 from khomas.storage.scan import Scans
 from khomas.storage.servicer import StorageServicer
+from khomas.storage.transfer_queue import Queue
+from khomas.storage.transfers import Transfers
 from khomas.storage.uploads import Uploads
 
 _MIGRATIONS = "khomas.storage:migrations"
@@ -36,21 +44,40 @@ _KEY = "grants"
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the tests of the service look at."""
+    """The parts of a running storage; tests of the service look at them."""
 
     database: Database
-    uploads: Uploads
-    commits: Commits
+    log: EventLog
+    once: Once
+    elements: Elements
+    protocols: Protocols
+    executor: ThreadPoolExecutor
+    signer: Signer
     administration: Administration
+    uploads: Uploads
+    intents: Intents
+    commits: Commits
+    downloads: Downloads
+    mover: Mover
+    transfers: Transfers
+    deletions: Deletions
+    following: Following
+
+    async def close(self) -> None:
+        """Let threads end, then close what they use."""
+        self.executor.shutdown(wait=True, cancel_futures=True)
+        await self.protocols.close()
+        await self.database.close()
 
 
-def _database(url: str) -> Database:
+def open_database(url: str) -> Database:
+    """Open the service's database."""
     return Database(url, metadata=tables.metadata, migrations=_MIGRATIONS)
 
 
 async def migrate(url: str) -> None:
     """Bring the schema up to date."""
-    database = _database(url)
+    database = open_database(url)
     try:
         await database.upgrade()
     finally:
@@ -59,49 +86,23 @@ async def migrate(url: str) -> None:
 
 async def start(settings: StorageSettings, host: Host) -> Running:
     """Start the service in a process that hosts it."""
-    database = _database(host.database_url)
-    await database.check()
-    executor = ThreadPoolExecutor(settings.data_threads, thread_name_prefix="storage-data")
-    log = EventLog(database, tables.event)
-    once = Once(database, tables.answer)
-    elements, protocols = Elements(database), Protocols.installed()
-    signer = Signer(await _signing_key(database))
-    granting = Granting(signer, host.http_url, settings.grant_lifetime, settings.max_grant_lifetime)
-    catalog = Catalog(host.channel("catalog"), settings.catalog_deadline)
-    administration = Administration(database, once, log, elements, protocols)
-    uploads = Uploads(database, once, log, elements, protocols, granting, settings.default_storage_element)
-    intents = Intents(database, log, 2 * settings.catalog_deadline)
-    arrivals = Arrivals(protocols, executor, settings.sha256_limit_bytes)
-    commits = Commits(
-        intents,
-        uploads,
-        arrivals,
-        elements,
-        protocols,
-        catalog,
-        executor,
-        fsync=settings.fsync,
-        deadline=settings.catalog_deadline,
-    )
-    servicer = StorageServicer(
-        administration,
-        uploads,
-        commits,
-        Downloads(catalog, elements, protocols, granting),
-        Scans(elements, protocols),
-        log,
-    )
+    parts = await _built(settings, host, open_database(host.database_url))
     local_root = settings.local_root or (host.state / "local" if host.issuer else None)
     if local_root is not None:
-        await administration.ensure_local(local_root)
-    if database.dialect == "sqlite":
+        await parts.administration.ensure_local(local_root)
+    if parts.database.dialect == "sqlite":
         # There is one process only, and it has just started: nobody works on what is leased.
-        await intents.release()
-
-    async def close() -> None:
-        executor.shutdown(wait=True, cancel_futures=True)
-        await protocols.close()
-        await database.close()
+        await _free_all(parts.database)
+    servicer = StorageServicer(
+        parts.administration,
+        parts.uploads,
+        parts.commits,
+        parts.downloads,
+        parts.transfers,
+        parts.deletions,
+        Scans(parts.elements, parts.protocols),
+        parts.log,
+    )
 
     def add_to(server: grpc.aio.Server) -> None:
         storage_service_pb2_grpc.add_StorageServiceServicer_to_server(servicer, server)
@@ -109,15 +110,88 @@ async def start(settings: StorageSettings, host: Host) -> Running:
     return Running(
         add_to=add_to,
         background={
-            "commits": every(settings.poll, commits.resume),
-            "uploads": every(settings.check_interval, uploads.expire),
-            "elements": every(settings.check_interval, administration.check),
-            "answers": every(timedelta(hours=1), once.prune, intents.prune),
+            "commits": every(settings.poll, parts.commits.resume),
+            "transfers": parts.mover.run,
+            "deletions": every(settings.poll, parts.deletions.work),
+            "catalog": parts.following.run,
+            "uploads": every(settings.check_interval, parts.uploads.expire),
+            "elements": every(settings.check_interval, parts.administration.check),
+            "housekeeping": every(
+                timedelta(hours=1), parts.once.prune, parts.log.prune, parts.intents.prune, parts.protocols.tidy
+            ),
         },
-        http=door(signer, uploads, elements, protocols, executor),
-        close=close,
-        parts=Parts(database, uploads, commits, administration),
+        http=door(parts.signer, parts.uploads, parts.elements, parts.protocols, parts.executor),
+        close=parts.close,
+        parts=parts,
     )
+
+
+async def _built(settings: StorageSettings, host: Host, database: Database) -> Parts:
+    await database.check()
+    owner = new_uid()
+    executor = ThreadPoolExecutor(settings.data_threads, thread_name_prefix="storage-data")
+    log, once = EventLog(database, tables.event), Once(database, tables.answer)
+    elements, protocols = Elements(database), Protocols.installed()
+    catalog = Catalog(host.channel("catalog"), settings.catalog_deadline)
+    signer = Signer(await _signing_key(database))
+    granting = Granting(signer, host.http_url, settings.grant_lifetime, settings.max_grant_lifetime)
+    uploads = Uploads(database, once, log, elements, protocols, granting, settings.default_storage_element)
+    intents = Intents(database, log, owner, 2 * settings.catalog_deadline)
+    arrivals = Arrivals(protocols, executor, settings.sha256_limit_bytes)
+    policy = Policy(settings.transfer_attempts, settings.transfer_pause, settings.max_transfer_pause)
+    mover = Mover(
+        Queue(database, log, owner, settings.lease, policy),
+        catalog,
+        elements,
+        protocols,
+        workers=settings.transfer_workers,
+        poll=settings.poll,
+        lease=settings.lease,
+    )
+    return Parts(
+        database=database,
+        log=log,
+        once=once,
+        elements=elements,
+        protocols=protocols,
+        executor=executor,
+        signer=signer,
+        administration=Administration(database, once, log, elements, protocols),
+        uploads=uploads,
+        intents=intents,
+        commits=Commits(
+            intents,
+            uploads,
+            arrivals,
+            elements,
+            protocols,
+            catalog,
+            executor,
+            fsync=settings.fsync,
+            deadline=settings.catalog_deadline,
+        ),
+        downloads=Downloads(catalog, elements, protocols, granting),
+        mover=mover,
+        transfers=Transfers(database, once, log, elements, catalog, mover.wake),
+        deletions=Deletions(
+            database,
+            log,
+            catalog,
+            elements,
+            protocols,
+            owner=owner,
+            lease=settings.lease,
+            pause=settings.deletion_pause,
+        ),
+        following=Following(database, log, catalog),
+    )
+
+
+async def _free_all(database: Database) -> None:
+    """Let go of everything that is leased."""
+    async with database.write() as connection:
+        for table in (tables.upload_commit, tables.transfer, tables.deletion):
+            await connection.execute(update(table).values(FREE).where(table.c.lease_owner.is_not(None)))
 
 
 async def _signing_key(database: Database) -> bytes:

@@ -51,7 +51,7 @@ class Arrivals:
         uploads = {
             PREFIX + row.uid: row for row in rows if row.owner == principal.subject or allows(principal, "admin")
         }
-        received = {(PREFIX + row.uid, row.index): row for row in rows if row.index is not None}
+        received = {(PREFIX + row.uid, row.number): row for row in rows if row.number is not None}
         for one in files:
             _check_open(one, uploads)
             paths.for_file(one.name)

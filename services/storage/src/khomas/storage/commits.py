@@ -85,9 +85,7 @@ class Commits:
 
     async def resume(self) -> None:
         """Go on with what was left unfinished."""
-        for intent in await self._intents.unfinished():
-            if not await self._intents.lease(intent.uid):
-                continue
+        for intent in await self._intents.lease_unfinished():
             log.info("commit.resumed", extra={"commit": intent.uid, "files": len(intent.placements)})
             try:
                 await self._finish(intent, await self._elements.all())
@@ -144,7 +142,7 @@ class Commits:
         if created.existing:
             answer = await self._without_doubles(intent, answer, elements)
         await self._intents.finish(intent.uid, answer)
-        await self._uploads.clear({placement.upload for placement in intent.placements})
+        await self._uploads.clear({(placement.upload, placement.storage_element) for placement in intent.placements})
         return answer
 
     async def _place(self, intent: Intent, elements: Mapping[str, Element]) -> None:
@@ -179,7 +177,12 @@ class Commits:
             if replicas and (one.storage_element, one.path) not in replicas:
                 doubles.append(names)
                 one.storage_element, one.path = replicas[0]
-        await self._in_thread(lambda: [staging.take_back(*names) for names in doubles])
+
+        def take_back() -> None:
+            for staged, target in doubles:
+                staging.take_back(staged, target)
+
+        await self._in_thread(take_back)
         return answer
 
     def _names(self, intent: Intent, elements: Mapping[str, Element]) -> Iterable[tuple[Placement, tuple[Path, Path]]]:

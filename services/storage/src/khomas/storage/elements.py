@@ -2,10 +2,11 @@
 
 import asyncio
 import difflib
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ from khomas.storage.errors import (
     StorageElementUnreachable,
 )
 from khomas.storage.protocols.interface import Plugin, ProtocolFault, Room, StorageProtocol
+from khomas.storage.rows import mapping
 from khomas.storage.tables import storage_element
+
+log = logging.getLogger(__name__)
 
 PREFIX = "storageElements/"
 _PROBE_SECONDS = 10.0
@@ -67,7 +71,7 @@ class Usage:
 
 def element_of(row: Row[Any]) -> Element:
     """Return a row of the table as a record."""
-    values = dict(row._mapping)  # noqa: SLF001  SQLAlchemy's public name for it
+    values = dict(mapping(row))
     values["access_points"] = tuple((protocol, address) for protocol, address in values["access_points"])
     return Element(**values)
 
@@ -113,11 +117,11 @@ def element_proto(element: Element, usage: Usage) -> pb.StorageElement:
         access_points=[pb.AccessPoint(protocol=name, address=address) for name, address in element.access_points],
         read_only=element.read_only,
         capacity_bytes=element.capacity_bytes,
-        create_time=element.create_time,
-        update_time=element.update_time,
         etag=str(element.version),
         uid=element.uid,
     )
+    message.create_time.FromDatetime(element.create_time)
+    message.update_time.FromDatetime(element.update_time)
     message.health.reachable = element.reachable
     message.health.message = element.message
     message.health.check_time.FromDatetime(element.check_time)
@@ -189,6 +193,15 @@ class Protocols:
             if isinstance(answer, BaseException) and not isinstance(answer, StorageElementUnreachable):
                 raise answer
         return list(answers)  # type: ignore[arg-type]  # others are raised above
+
+    async def tidy(self) -> None:
+        """Remove what died with a process more than a day ago."""
+        before = datetime.now(UTC) - timedelta(days=1)
+        for protocol in self._open.values():
+            try:
+                await protocol.tidy(before)
+            except ProtocolFault as fault:
+                log.warning("storage.untidy", extra={"error": fault.message})
 
     async def close(self) -> None:
         """End all connections."""

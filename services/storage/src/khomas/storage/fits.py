@@ -72,7 +72,9 @@ def _hdus(stream: BinaryIO, skip: Callable[[int], None], *, datasums: bool) -> l
     hdus: list[Hdu] = []
     while (cards := _header(stream, first=not hdus)) is not None:
         size = -(-_data_size(cards) // BLOCK) * BLOCK
-        datasum = _datasum(stream, size) if datasums else skip(size)
+        datasum = _datasum(stream, size) if datasums else None
+        if not datasums:
+            skip(size)
         hdus.append(Hdu(_name(cards, len(hdus)), cards, datasum))
     return hdus
 

@@ -5,7 +5,7 @@ from dataclasses import astuple, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, delete, insert, select, update
+from sqlalchemy import Row, Select, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
@@ -13,6 +13,7 @@ from khomas.api.storage.v1 import grant_pb2, storage_service_pb2
 from khomas.kit.database import Database, in_values
 from khomas.kit.errors import RequestIdReused
 from khomas.kit.events import EventLog
+from khomas.kit.leases import claim
 from khomas.storage.errors import UploadState
 from khomas.storage.staging import Placement
 from khomas.storage.tables import upload, upload_commit, uploaded_file
@@ -21,6 +22,7 @@ from khomas.storage.uploads import PREFIX, upload_event
 Answer = storage_service_pb2.BatchCommitUploadsResponse
 _OPEN = grant_pb2.Upload.STATE_OPEN
 _RETENTION = timedelta(hours=24)
+_BATCH = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +42,10 @@ class Intent:
 class Intents:
     """Stores intents."""
 
-    def __init__(self, database: Database, log: EventLog, lease: timedelta) -> None:
+    def __init__(self, database: Database, log: EventLog, owner: str, lease: timedelta) -> None:
         self._database = database
         self._log = log
+        self._owner = owner
         self._lease = lease
 
     async def uploads(self, uids: Sequence[str]) -> list[Row[Any]]:
@@ -76,7 +79,8 @@ class Intents:
             "placements": [astuple(placement) for placement in intent.placements],
             "catalog_request": intent.catalog_request.SerializeToString(),
             "memberships": intent.memberships,
-            "lease_end": now + self._lease,
+            "lease_owner": self._owner,
+            "lease_expire_time": now + self._lease,
             "create_time": now,
         }
         uids = {placement.upload for placement in intent.placements}
@@ -97,29 +101,26 @@ class Intents:
 
     async def lease(self, uid: str) -> bool:
         """Take an unfinished intent that nobody works on; tell whether that succeeded."""
-        now = datetime.now(UTC)
-        statement = (
-            update(upload_commit)
-            .where(upload_commit.c.uid == uid, upload_commit.c.answer.is_(None), upload_commit.c.lease_end < now)
-            .values(lease_end=now + self._lease)
-        )
-        async with self._database.write() as connection:
-            return bool((await connection.execute(statement)).rowcount)
+        return bool(await self._claim(select(upload_commit.c.uid).where(upload_commit.c.uid == uid), limit=1))
 
-    async def release(self, uid: str | None = None, pause: timedelta = timedelta(0)) -> None:
-        """Let others go on with an unfinished intent (all of them when none is named) after a pause."""
-        statement = update(upload_commit).where(upload_commit.c.answer.is_(None))
-        if uid is not None:
-            statement = statement.where(upload_commit.c.uid == uid)
-        async with self._database.write() as connection:
-            await connection.execute(statement.values(lease_end=datetime.now(UTC) + pause))
+    async def lease_unfinished(self) -> list[Intent]:
+        """Take some of the intents that nobody works on."""
+        return await self._claim(select(upload_commit.c.uid), limit=_BATCH)
 
-    async def unfinished(self, limit: int = 100) -> list[Intent]:
-        """Return intents that nobody works on."""
+    async def release(self, uid: str, pause: timedelta) -> None:
+        """Let others go on with an unfinished intent after a pause."""
+        statement = update(upload_commit).where(upload_commit.c.uid == uid, upload_commit.c.answer.is_(None))
+        async with self._database.write() as connection:
+            await connection.execute(statement.values(lease_expire_time=datetime.now(UTC) + pause))
+
+    async def _claim(self, wanted: Select[str], limit: int) -> list[Intent]:
         now = datetime.now(UTC)
-        query = select(upload_commit).where(upload_commit.c.answer.is_(None), upload_commit.c.lease_end < now)
-        async with self._database.read() as connection:
-            return [_intent(row) for row in (await connection.execute(query.limit(limit))).all()]
+        unfinished = wanted.where(upload_commit.c.answer.is_(None)).limit(limit)
+        async with self._database.write() as connection:
+            rows = await claim(
+                connection, upload_commit, unfinished, owner=self._owner, now=now, until=now + self._lease
+            )
+        return [_intent(row) for row in rows]
 
     async def finish(self, uid: str, answer: Answer) -> None:
         """Store the answer; the uploads are COMMITTED."""

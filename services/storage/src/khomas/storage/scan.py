@@ -14,9 +14,10 @@ from typing import Final
 
 from khomas.api.common.v1 import value_pb2
 from khomas.api.storage.v1 import storage_service_pb2 as pb
+from khomas.kit.errors import DomainError
 from khomas.storage import fits, staging
 from khomas.storage.elements import Element, Elements, Protocols, known
-from khomas.storage.errors import DomainError, PathNotFound, PathRefused
+from khomas.storage.errors import PathNotFound, PathRefused
 from khomas.storage.paths import PRIVATE, checked
 
 _BATCH_FILES: Final = 200

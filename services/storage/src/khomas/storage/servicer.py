@@ -1,17 +1,22 @@
 """The rpcs: each reads its request, asks one thing, builds its answer."""
 
+# The names of the methods are the contract's.
+# ruff: noqa: N802
+
 from collections.abc import AsyncIterator
 
-from khomas.api.common.v1 import event_pb2
-from khomas.api.storage.v1 import storage_element_pb2
+from khomas.api.common.v1 import event_pb2, explanation_pb2
+from khomas.api.storage.v1 import storage_element_pb2, transfer_pb2
 from khomas.api.storage.v1 import storage_service_pb2 as pb
 from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceServicer
 from khomas.kit.boundary.call import Context
 from khomas.kit.events import EventLog
 from khomas.storage.administration import Administration
 from khomas.storage.commits import Commits
+from khomas.storage.deletions import Deletions
 from khomas.storage.downloads import Downloads
 from khomas.storage.scan import Scans
+from khomas.storage.transfers import Transfers
 from khomas.storage.uploads import Uploads
 
 
@@ -24,6 +29,8 @@ class StorageServicer(StorageServiceServicer):
         uploads: Uploads,
         commits: Commits,
         downloads: Downloads,
+        transfers: Transfers,
+        deletions: Deletions,
         scans: Scans,
         log: EventLog,
     ) -> None:
@@ -31,6 +38,8 @@ class StorageServicer(StorageServiceServicer):
         self._uploads = uploads
         self._commits = commits
         self._downloads = downloads
+        self._transfers = transfers
+        self._deletions = deletions
         self._scans = scans
         self._log = log
 
@@ -47,7 +56,7 @@ class StorageServicer(StorageServiceServicer):
     async def ListStorageElements(
         self, request: pb.ListStorageElementsRequest, context: Context
     ) -> pb.ListStorageElementsResponse:
-        return await self._administration.list(request)
+        return await self._administration.page(request)
 
     async def UpdateStorageElement(
         self, request: pb.UpdateStorageElementRequest, context: Context
@@ -81,6 +90,30 @@ class StorageServicer(StorageServiceServicer):
         self, request: pb.BatchCreateDownloadsRequest, context: Context
     ) -> pb.BatchCreateDownloadsResponse:
         return await self._downloads.create(request)
+
+    async def BatchCreateTransfers(
+        self, request: pb.BatchCreateTransfersRequest, context: Context
+    ) -> pb.BatchCreateTransfersResponse:
+        return await self._transfers.create(request)
+
+    async def GetTransfer(self, request: pb.GetTransferRequest, context: Context) -> transfer_pb2.Transfer:
+        return await self._transfers.get(request.name)
+
+    async def ListTransfers(self, request: pb.ListTransfersRequest, context: Context) -> pb.ListTransfersResponse:
+        return await self._transfers.page(request)
+
+    async def BatchCancelTransfers(
+        self, request: pb.BatchCancelTransfersRequest, context: Context
+    ) -> pb.BatchCancelTransfersResponse:
+        return await self._transfers.cancel(request)
+
+    async def ExplainTransfer(
+        self, request: pb.ExplainTransferRequest, context: Context
+    ) -> explanation_pb2.Explanation:
+        return await self._transfers.explain(request.name)
+
+    async def ListDeletions(self, request: pb.ListDeletionsRequest, context: Context) -> pb.ListDeletionsResponse:
+        return await self._deletions.page(request)
 
     def ScanTree(self, request: pb.ScanTreeRequest, context: Context) -> AsyncIterator[pb.ScanTreeResponse]:
         return self._scans.scan(request)

@@ -6,8 +6,9 @@ from sqlalchemy import Select, case, func, literal, select, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.storage.v1 import grant_pb2, transfer_pb2
+from khomas.kit.errors import DomainError
 from khomas.storage.elements import Element, Usage, known
-from khomas.storage.errors import DomainError, NoSpace, StorageElementReadOnly
+from khomas.storage.errors import NoSpace, StorageElementReadOnly
 from khomas.storage.protocols.interface import Room
 from khomas.storage.tables import space, transfer, upload, uploaded_file
 
@@ -67,7 +68,7 @@ class Chooser:
     def __init__(
         self,
         elements: Mapping[str, Element],
-        free: Mapping[str, int | None | DomainError],
+        free: Mapping[str, int | DomainError | None],
         default: str,
     ) -> None:
         self._elements = elements

@@ -5,6 +5,7 @@ from sqlalchemy import JSON, BigInteger, Boolean, Column, Double, Index, Integer
 from khomas.kit.database import KeyText, UtcTime
 from khomas.kit.events import cursor_table, event_table
 from khomas.kit.idempotency import answer_table
+from khomas.kit.leases import lease_columns
 
 metadata = MetaData()
 answer = answer_table(metadata)
@@ -54,7 +55,9 @@ replica = Table(
     metadata,
     Column("file_uid", KeyText, primary_key=True),
     Column("storage_element", KeyText, primary_key=True),
+    Column("path", KeyText, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
+    Index("replica_by_path", "storage_element", "path"),
 )
 
 upload = Table(
@@ -77,7 +80,7 @@ uploaded_file = Table(
     "uploaded_file",
     metadata,
     Column("upload_uid", KeyText, primary_key=True),
-    Column("index", Integer, primary_key=True),
+    Column("number", Integer, primary_key=True),
     Column("size_bytes", BigInteger, nullable=False),
     Column("adler32", String, nullable=False),
     Column("sha256", String, nullable=False),
@@ -98,7 +101,7 @@ upload_commit = Table(
     # [[dataset, [LFNs]], …] that not all of the files join.
     Column("memberships", JSON, nullable=False),
     Column("answer", LargeBinary, nullable=True),
-    Column("lease_end", UtcTime, nullable=True),
+    *lease_columns(),
     Column("create_time", UtcTime, nullable=False, index=True),
 )
 
@@ -122,8 +125,7 @@ transfer = Table(
     # Where the copy goes, noted before it gets its name there.
     Column("path", String, nullable=False),
     Column("next_attempt_time", UtcTime, nullable=False),
-    Column("lease_end", UtcTime, nullable=True),
-    Column("epoch", Integer, nullable=False),
+    *lease_columns(),
     Column("create_time", UtcTime, nullable=False),
     Column("state_time", UtcTime, nullable=False),
     Column("end_time", UtcTime, nullable=True),
@@ -155,8 +157,7 @@ deletion = Table(
     Column("message", String, nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("next_attempt_time", UtcTime, nullable=False),
-    Column("lease_end", UtcTime, nullable=True),
-    Column("epoch", Integer, nullable=False),
+    *lease_columns(),
     Column("create_time", UtcTime, nullable=False),
     Column("end_time", UtcTime, nullable=True),
     Index("deletion_queue", "state", "next_attempt_time"),

@@ -1,11 +1,16 @@
 """For tests: a small catalogue in memory behind a real server, and a running storage with ways to talk to it."""
 
+# The names of the methods are the contract's.
+# ruff: noqa: N802
+
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 from uuid import uuid4
 
 import aiohttp
@@ -16,7 +21,7 @@ from zlib_ng.zlib_ng import adler32
 
 from khomas.api.catalog.v1 import catalog_service_pb2 as pb
 from khomas.api.catalog.v1 import catalog_service_pb2_grpc, dataset_pb2, file_pb2
-from khomas.api.common.v1 import event_pb2
+from khomas.api.common.v1 import checksum_pb2, event_pb2
 from khomas.api.storage.v1 import grant_pb2
 from khomas.api.storage.v1 import storage_service_pb2 as storage_pb
 from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceStub
@@ -35,6 +40,10 @@ class FileExists(DomainError):
     area = "catalog"
     reason = "FILE_EXISTS"
     template = "There is another file {name}."
+
+
+R = TypeVar("R", pb.BatchCreateFilesRequest, pb.BatchUpdateReplicasRequest)
+A = TypeVar("A", bound=Message)
 
 
 @dataclass(slots=True)
@@ -162,14 +171,14 @@ class _Servicer(catalog_service_pb2_grpc.CatalogServiceServicer):
             if position == len(self._catalog.events):
                 await self._catalog.appended.wait()
 
-    def _once(self, method: str, request: Any, work: Callable[[Any], Any]) -> Any:
+    def _once(self, method: str, request: R, work: Callable[[R], A]) -> A:
         """Answer a repeated request_id with the first answer, like the real one."""
         self._catalog.calls.append(method)
         self._catalog.before(method)
         if request.request_id not in self._catalog.answers:
             self._catalog.answers[request.request_id] = work(request)
         self._catalog.after(method)
-        return self._catalog.answers[request.request_id]
+        return cast(A, self._catalog.answers[request.request_id])  # stored by the same work
 
 
 class _Settings(ServiceSettings, env_prefix="KHOMAS_CATALOG_"):
@@ -180,7 +189,7 @@ def memory_catalog(catalog: MemoryCatalog) -> Service[_Settings]:
     """Return a catalogue to host beside the storage."""
 
     async def start(_: _Settings, __: Host) -> Running:
-        servicer = _Servicer(catalog)
+        servicer = _Servicer(catalog)  # type: ignore[abstract]  # only what the storage calls
         return Running(
             add_to=lambda server: catalog_service_pb2_grpc.add_CatalogServiceServicer_to_server(servicer, server)
         )
@@ -213,7 +222,7 @@ class Storage:
     ) -> tuple[int, dict[str, Any]]:
         """PUT one file through the door."""
         url, all_headers = f"{upload.grant.url}{index}", {**upload.grant.headers, **headers}
-        async with self.http.put(url, data=content, headers=all_headers) as answer:
+        async with self.http.put(url, data=BytesIO(content), headers=all_headers) as answer:
             return answer.status, await answer.json()
 
     async def commit(
@@ -227,11 +236,30 @@ class Storage:
         """Bring one file all the way in."""
         upload = await self.open()
         await self.put(upload, content)
-        return (await self.commit(wanted(upload, name, content))).files[0]
+        return (await self.commit(self.wanted(upload, name, content))).files[0]
 
     async def download(self, name: str) -> storage_pb.Download:
         """Ask how to read one file."""
         return (await self.stub.BatchCreateDownloads(storage_pb.BatchCreateDownloadsRequest(names=[name]))).downloads[0]
+
+    @staticmethod
+    def wanted(
+        upload: grant_pb2.Upload, name: str, content: bytes, index: int = 0, **fields: Any
+    ) -> storage_pb.UploadCommit:
+        """Say what an uploaded file becomes."""
+        checksums = checksum_pb2.Checksums(adler32=f"{adler32(content):08x}")
+        return storage_pb.UploadCommit(
+            upload=upload.name, index=index, name=name, size_bytes=len(content), checksums=checksums, **fields
+        )
+
+    async def uploads(self, *uploads: grant_pb2.Upload) -> list[grant_pb2.Upload]:
+        """Read uploads back."""
+        request = storage_pb.BatchGetUploadsRequest(names=[upload.name for upload in uploads])
+        return list((await self.stub.BatchGetUploads(request)).uploads)
+
+    def place(self, upload: grant_pb2.Upload, content: bytes, index: int = 0) -> None:
+        """Put one file straight into the staging folder."""
+        Path(upload.grant.local_path, str(index)).write_bytes(content)
 
     def visible(self) -> list[str]:
         """List what lies on the StorageElement, without what is hidden."""
@@ -239,11 +267,10 @@ class Storage:
         return sorted(str(path) for path in files if path.parts[0] != ".khomas")
 
 
-def wanted(
-    upload: grant_pb2.Upload, name: str, content: bytes, index: int = 0, **fields: Any
-) -> storage_pb.UploadCommit:
-    """Say what an uploaded file becomes."""
-    checksums = {"adler32": f"{adler32(content):08x}"}
-    return storage_pb.UploadCommit(
-        upload=upload.name, index=index, name=name, size_bytes=len(content), checksums=checksums, **fields
-    )
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 10) -> None:
+    """Wait for something that background loops do."""
+    async with asyncio.timeout(seconds):
+        for pause in itertools.repeat(0.02):
+            if await condition():
+                return
+            await asyncio.sleep(pause)

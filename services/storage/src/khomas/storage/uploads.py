@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, Row, Select, and_, select, true, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -14,15 +14,17 @@ from khomas.api.storage.v1 import grant_pb2, storage_service_pb2
 from khomas.kit.auth.principal import allows
 from khomas.kit.boundary.call import current_principal
 from khomas.kit.database import Database, in_values, insert_many
+from khomas.kit.errors import DomainError
 from khomas.kit.events import EventLog, NewEvent
 from khomas.kit.idempotency import Once
 from khomas.kit.ids import new_uids
 from khomas.storage import staging
 from khomas.storage.checksums import Sums
 from khomas.storage.elements import Element, Elements, Protocols, Usage
-from khomas.storage.errors import DomainError, UploadNotFound, UploadState
+from khomas.storage.errors import UploadNotFound, UploadState
 from khomas.storage.granting import Granting
 from khomas.storage.paths import staging as staging_path
+from khomas.storage.rows import mapping
 from khomas.storage.space import Chooser, available, default_element, usages
 from khomas.storage.tables import upload, uploaded_file
 
@@ -87,9 +89,9 @@ class Uploads:
         found: dict[str, grant_pb2.Upload] = {}
         for row in rows:
             message = found.setdefault(row.uid, upload_proto(row))
-            if row.index is not None:
+            if row.number is not None:
                 message.files.add(
-                    index=row.index,
+                    index=row.number,
                     size_bytes=row.size_bytes,
                     checksums={"adler32": row.adler32, "sha256": row.sha256, "content_digest": row.content_digest},
                 )
@@ -100,11 +102,12 @@ class Uploads:
     ) -> storage_service_pb2.BatchAbandonUploadsResponse:
         """Give uploads up and delete their bytes."""
         uids = [name.removeprefix(PREFIX) for name in request.names]
+        states: dict[str, Row[Any]] = {}
 
         async def work(connection: AsyncConnection) -> storage_service_pb2.BatchAbandonUploadsResponse:
             await self._give_up(connection, and_(in_values(upload.c.uid, uids), _mine()))
             rows = (await connection.execute(select(upload).where(in_values(upload.c.uid, uids), _mine()))).all()
-            states = {row.uid: row for row in rows}
+            states.update({row.uid: row for row in rows})
             for uid in uids:
                 if uid not in states:
                     raise UploadNotFound(name=PREFIX + uid)
@@ -113,7 +116,7 @@ class Uploads:
             return storage_service_pb2.BatchAbandonUploadsResponse()
 
         answer = await self._once(request, storage_service_pb2.BatchAbandonUploadsResponse, work)
-        await self.clear(uids)
+        await self.clear((row.uid, row.storage_element) for row in states.values())
         return answer
 
     async def expire(self) -> None:
@@ -138,7 +141,7 @@ class Uploads:
         """Note that a file has arrived, or has arrived again."""
         row = {
             "upload_uid": uid,
-            "index": index,
+            "number": index,
             "size_bytes": sums.size_bytes,
             "adler32": sums.adler32,
             "sha256": sums.sha256,
@@ -146,29 +149,23 @@ class Uploads:
             "stamp": stamp,
         }
         insert = (postgresql if self._database.dialect == "postgresql" else sqlite).insert(uploaded_file)
-        statement = insert.values(row).on_conflict_do_update(index_elements=["upload_uid", "index"], set_=row)
+        statement = insert.values(row).on_conflict_do_update(index_elements=["upload_uid", "number"], set_=row)
         async with self._database.write() as connection:
             await connection.execute(statement)
 
     async def forgotten(self, uid: str, index: int) -> None:
         """Note that a file was taken away again."""
-        statement = uploaded_file.delete().where(uploaded_file.c.upload_uid == uid, uploaded_file.c.index == index)
+        statement = uploaded_file.delete().where(uploaded_file.c.upload_uid == uid, uploaded_file.c.number == index)
         async with self._database.write() as connection:
             await connection.execute(statement)
 
-    async def clear(self, uids: Iterable[str]) -> None:
-        """Delete the staging folders of uploads that are final."""
-        wanted = list(uids)
-        if not wanted:
-            return
-        async with self._database.read() as connection:
-            rows = (await connection.execute(select(upload).where(in_values(upload.c.uid, wanted)))).all()
+    async def clear(self, gone: Iterable[tuple[str, str]]) -> None:
+        """Delete the staging folders of final uploads, each given as its uid and StorageElement."""
         elements = await self._elements.all()
-        final = [row for row in rows if row.state != State.STATE_OPEN and row.storage_element in elements]
-        folders = [self._folder(elements[row.storage_element], row.uid) for row in final]
+        folders = [self._folder(elements[element], uid) for uid, element in gone if element in elements]
         await asyncio.to_thread(staging.remove_folders, folders)
 
-    async def _free(self, candidates: Sequence[Element], used: dict[str, Usage]) -> dict[str, int | None | DomainError]:
+    async def _free(self, candidates: Sequence[Element], used: dict[str, Usage]) -> dict[str, int | DomainError | None]:
         rooms = await self._protocols.rooms(candidates)
         return {
             element.id: room
@@ -205,7 +202,7 @@ class Uploads:
     def _folder(self, element: Element, uid: str) -> Path:
         return self._protocols.local(element, staging_path(uid))
 
-    async def _give_up(self, connection: AsyncConnection, which: Any) -> list[str]:
+    async def _give_up(self, connection: AsyncConnection, which: Any) -> list[tuple[str, str]]:
         statement = (
             update(upload)
             .where(which, upload.c.state == State.STATE_OPEN, upload.c.commit_uid.is_(None))
@@ -214,7 +211,7 @@ class Uploads:
         )
         rows = (await connection.execute(statement)).all()
         await self._log.append(connection, [upload_event(row, "abandoned") for row in rows])
-        return [row.uid for row in rows]
+        return [(row.uid, row.storage_element) for row in rows]
 
 
 def state_word(row: Row[Any]) -> str:
@@ -231,7 +228,7 @@ def upload_event(row: Row[Any], verb: str) -> NewEvent:
 
 def upload_proto(row: Row[Any]) -> grant_pb2.Upload:
     """Return an upload without its grant, which is a secret of the one who opened it."""
-    return _message(row._mapping)  # noqa: SLF001  SQLAlchemy's public name for it
+    return _message(mapping(row))
 
 
 def _message(row: Any) -> grant_pb2.Upload:
@@ -246,10 +243,10 @@ def _message(row: Any) -> grant_pb2.Upload:
     )
 
 
-def _mine() -> Any:
+def _mine() -> ColumnElement[bool]:
     """Return the condition that an upload is the caller's; an administrator sees all."""
     principal = current_principal()
-    return or_(upload.c.owner == principal.subject, func.true() if allows(principal, "admin") else func.false())
+    return true() if allows(principal, "admin") else upload.c.owner == principal.subject
 
 
 def _with_files(uids: Sequence[str]) -> Select[Any]:
@@ -259,5 +256,5 @@ def _with_files(uids: Sequence[str]) -> Select[Any]:
         select(upload, *files)
         .select_from(joined)
         .where(in_values(upload.c.uid, uids))
-        .order_by(upload.c.uid, uploaded_file.c.index)
+        .order_by(upload.c.uid, uploaded_file.c.number)
     )

@@ -3,18 +3,18 @@
 import errno
 import json
 import logging
-from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from datetime import UTC, datetime
 
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
+from khomas.kit.errors import DomainError
 from khomas.storage.door.downloads import Reading
 from khomas.storage.door.grant import GRANT
 from khomas.storage.door.uploads import Writing
 from khomas.storage.elements import Elements, Protocols
 from khomas.storage.errors import (
-    DomainError,
     GrantRefused,
     PathNotFound,
     PathRefused,
@@ -28,7 +28,6 @@ from khomas.storage.uploads import Uploads
 
 log = logging.getLogger(__name__)
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _STATUS: dict[type[DomainError], int] = {
     GrantRefused: 401,
@@ -56,7 +55,7 @@ def door(
     return application
 
 
-def _guard(signer: Signer) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+def _guard(signer: Signer) -> Middleware:
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         """Let nobody in without a grant for this very address; then 401, or 403 for another address."""

@@ -24,7 +24,7 @@ class PlainFile(web.FileResponse):
         super().__init__(path, headers=headers)
 
     def _make_response(self, request: web.BaseRequest, accept_encoding: str):  # type: ignore[no-untyped-def]  # noqa: ANN202  the base class's private types
-        return super()._make_response(request, "")  # type: ignore[arg-type]  # its annotation is narrower than its use
+        return super()._make_response(request, "")
 
 
 class Reading:

@@ -81,7 +81,7 @@ class Sink(Protocol):
     def adler32(self) -> str:
         """Return the checksum of what has arrived at the far end, not of what was sent."""
 
-    def publish(self) -> None:
+    def publish(self, path: str) -> None:
         """Give it its name in one step; raise ProtocolFault TAKEN if there is such a file already."""
 
     def close(self) -> None:
@@ -108,11 +108,14 @@ class StorageProtocol(Protocol):
     def open(self, path: str) -> Source:
         """Open a file for reading, in a worker thread."""
 
-    def create(self, path: str, size_bytes: int) -> Sink:
-        """Begin a new file, in a worker thread."""
+    def create(self, size_bytes: int) -> Sink:
+        """Begin a new file that will have this size, in a worker thread."""
 
     def local_path(self, path: str) -> Path | None:
         """Return where the file lies for a process on a machine that mounts the storage, if there is such a place."""
+
+    async def tidy(self, before: datetime) -> None:
+        """Remove what sinks of processes that died before this moment have left."""
 
     async def close(self) -> None:
         """End connections."""

@@ -6,6 +6,7 @@ import os
 import stat
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -64,10 +65,9 @@ class PosixSource:
 class PosixSink:
     """A local file being written under a name in the private folder."""
 
-    def __init__(self, root: Path, target: Path) -> None:
-        folder = root / PRIVATE / "incoming"
+    def __init__(self, folder: Path, local: Callable[[str], Path]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._target = target
+        self._local = local
         self._hidden = folder / uuid.uuid4().hex
         self._descriptor = os.open(self._hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
 
@@ -88,11 +88,12 @@ class PosixSink:
         except OSError as error:
             raise fault(error) from error
 
-    def publish(self) -> None:
+    def publish(self, path: str) -> None:
         """Link to the final name: that is atomic and overwrites nothing."""
+        target = self._local(path)
         try:
-            self._target.parent.mkdir(parents=True, exist_ok=True)
-            os.link(self._hidden, self._target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.link(self._hidden, target)
         except OSError as error:
             raise fault(error) from error
 
@@ -110,6 +111,7 @@ class PosixProtocol:
     def __init__(self, root: Path, *, follow_out: bool) -> None:
         self.root = root
         self._resolved = root.resolve()
+        self._incoming = root / PRIVATE / "incoming"
         self._follow_out = follow_out
 
     async def probe(self) -> Room:
@@ -132,9 +134,9 @@ class PosixProtocol:
         """Open a file."""
         return self._blocking(lambda: PosixSource(self.local_path(path)))
 
-    def create(self, path: str, size_bytes: int) -> PosixSink:
+    def create(self, size_bytes: int) -> PosixSink:
         """Begin a file."""
-        return self._blocking(lambda: self._sink(path, size_bytes))
+        return self._blocking(lambda: self._sink(size_bytes))
 
     def local_path(self, path: str) -> Path:
         """Return the path below the root; links that lead out of it are followed in read-only trees only."""
@@ -142,6 +144,10 @@ class PosixProtocol:
         if not self._follow_out and not target.resolve().is_relative_to(self._resolved):
             raise ProtocolFault(Problem.REFUSED, f"{path} leads out of the root of the storage")
         return target
+
+    async def tidy(self, before: datetime) -> None:
+        """Remove hidden files that nobody has written to since."""
+        await asyncio.to_thread(self._blocking, lambda: self._tidy(before))
 
     async def close(self) -> None:
         """Do nothing: there is no connection."""
@@ -181,15 +187,17 @@ class PosixProtocol:
                 return
             folder = folder.parent
 
-    def _sink(self, path: str, size_bytes: int) -> PosixSink:
-        if not self.root.is_dir():
-            raise ProtocolFault(Problem.UNREACHABLE, f"there is no folder {self.root}")
-        sink = PosixSink(self.root, self.local_path(path))
-        room = self._room().free_bytes
-        if room is not None and room < size_bytes:
-            sink.close()
-            raise ProtocolFault(Problem.FULL, f"{room} bytes are free, {size_bytes} are needed")
-        return sink
+    def _sink(self, size_bytes: int) -> PosixSink:
+        free = self._room().free_bytes
+        if free is not None and free < size_bytes:
+            raise ProtocolFault(Problem.FULL, f"{free} bytes are free, {size_bytes} are needed")
+        return PosixSink(self._incoming, self.local_path)
+
+    def _tidy(self, before: datetime) -> None:
+        for left in self._incoming.glob("*"):
+            with suppress(FileNotFoundError):
+                if left.stat().st_mtime < before.timestamp():
+                    left.unlink()
 
     def _each(self, action: Callable[[str], T], paths: Sequence[str]) -> list[T | ProtocolFault]:
         results: list[T | ProtocolFault] = []

@@ -1,0 +1,265 @@
+"""Deletions: planned by the catalogue's events, done after the undo window, confirmed to the catalogue."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import grpc
+from sqlalchemy import Row, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
+from khomas.api.catalog.v1 import file_pb2
+from khomas.api.storage.v1 import storage_service_pb2
+from khomas.api.storage.v1 import transfer_pb2 as pb
+from khomas.kit.database import Database, in_values, insert_many, rows_table
+from khomas.kit.errors import DomainError
+from khomas.kit.events import EventLog, NewEvent
+from khomas.kit.filtering import fields, where
+from khomas.kit.ids import new_uids
+from khomas.kit.leases import claim
+from khomas.kit.paging import Ordering, list_page
+from khomas.storage.catalog import Catalog
+from khomas.storage.elements import Element, Elements, Protocols
+from khomas.storage.known_replicas import shared_paths
+from khomas.storage.rows import mapping, mappings
+from khomas.storage.tables import deletion
+
+log = logging.getLogger(__name__)
+
+State = pb.Deletion.State
+_FIELDS = {
+    "state": fields.enum(deletion.c.state, pb.Deletion.State),
+    "file": fields.text(deletion.c.file),
+    "storage_element": fields.text(deletion.c.storage_element),
+    "create_time": fields.time(deletion.c.create_time),
+}
+_ORDER = Ordering(fields={"create_time": deletion.c.create_time}, unique=deletion.c.uid, default="create_time desc")
+_BATCH = 500
+_MAX_PAUSE = timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """How one try ended; with a message it has failed."""
+
+    row: Row[Any]
+    state: pb.Deletion.State.ValueType
+    message: str = ""
+
+
+async def plan(connection: AsyncConnection, event_log: EventLog, files: Mapping[str, file_pb2.File]) -> None:
+    """Bring the plan in line with files, by uid, as they are now: those DELETING get deletions, others lose them."""
+    query = select(deletion).where(in_values(deletion.c.file_uid, list(files)), deletion.c.state == State.STATE_WAITING)
+    waiting = {(row.file_uid, row.storage_element) for row in (await connection.execute(query)).all()}
+    deleting = {uid: file for uid, file in files.items() if file.state == file_pb2.File.STATE_DELETING}
+    rows = [
+        row for file in deleting.values() for row in _rows(file) if (file.uid, row["storage_element"]) not in waiting
+    ]
+    for row, uid in zip(rows, new_uids(len(rows)) if rows else (), strict=True):
+        row["uid"] = uid
+    await insert_many(connection, deletion, rows)
+    undone = {uid for uid, _ in waiting if files[uid].state == file_pb2.File.STATE_ACTIVE}
+    changed = [deletion_event(row) for row in rows]
+    if undone:
+        statement = (
+            update(deletion)
+            .where(in_values(deletion.c.file_uid, undone), deletion.c.state == State.STATE_WAITING)
+            .values(state=State.STATE_UNDONE, end_time=datetime.now(UTC))
+            .returning(deletion)
+        )
+        changed += [deletion_event(row) for row in mappings(await connection.execute(statement))]
+    await event_log.append(connection, changed)
+
+
+class Deletions:
+    """Deletes replicas whose undo window is over."""
+
+    def __init__(
+        self,
+        database: Database,
+        event_log: EventLog,
+        catalog: Catalog,
+        elements: Elements,
+        protocols: Protocols,
+        *,
+        owner: str,
+        lease: timedelta,
+        pause: timedelta,
+    ) -> None:
+        self._database = database
+        self._log = event_log
+        self._catalog = catalog
+        self._elements = elements
+        self._protocols = protocols
+        self._owner = owner
+        self._lease = lease
+        self._pause = pause
+
+    async def page(
+        self, request: storage_service_pb2.ListDeletionsRequest
+    ) -> storage_service_pb2.ListDeletionsResponse:
+        """Read a page."""
+        query = select(deletion).where(where(request.filter, _FIELDS))
+        async with self._database.read() as connection:
+            page = await list_page(connection, query, request, _ORDER)
+        return storage_service_pb2.ListDeletionsResponse(
+            deletions=[deletion_proto(mapping(row)) for row in page.rows],
+            next_page_token=page.next_page_token,
+        )
+
+    async def work(self) -> None:
+        """Do everything that is due, in batches."""
+        while rows := await self._claim():
+            try:
+                results = await self._deleted(rows)
+            except (DomainError, grpc.aio.AioRpcError) as error:
+                results = [_Result(row, State.STATE_WAITING, f"the catalogue does not answer: {error}") for row in rows]
+            await self._settle(results)
+
+    async def _claim(self) -> Sequence[Row[Any]]:
+        now = datetime.now(UTC)
+        due = (
+            select(deletion.c.uid)
+            .where(deletion.c.state == State.STATE_WAITING, deletion.c.next_attempt_time <= now)
+            .order_by(deletion.c.next_attempt_time)
+            .limit(_BATCH)
+        )
+        async with self._database.read() as connection:
+            if (await connection.execute(due.limit(1))).first() is None:
+                return []
+        async with self._database.write() as connection:
+            return await claim(connection, deletion, due, owner=self._owner, now=now, until=now + self._lease)
+
+    async def _deleted(self, rows: Sequence[Row[Any]]) -> list[_Result]:
+        """Ask once more whether the files are to go: an undo may be on its way to us. Then delete and confirm."""
+        found = await self._catalog.files([f"files/{row.file_uid}" for row in rows])
+        judged = [_judged(row, result) for row, result in zip(rows, found, strict=True)]
+        results = await self._without_bytes([result.row for result in judged if result.state == State.STATE_CONFIRMED])
+        await self._confirm([result.row for result in results if result.state == State.STATE_CONFIRMED])
+        return [*results, *(result for result in judged if result.state != State.STATE_CONFIRMED)]
+
+    async def _without_bytes(self, rows: Sequence[Row[Any]]) -> list[_Result]:
+        """Delete the bytes, StorageElement by StorageElement."""
+        elements = await self._elements.all()
+        async with self._database.read() as connection:
+            shared = await shared_paths(connection, [(row.file_uid, row.storage_element, row.path) for row in rows])
+        results: list[_Result] = []
+        by_element: dict[str, list[Row[Any]]] = {}
+        for row in rows:
+            element = elements.get(row.storage_element)
+            if element is None:
+                results.append(_Result(row, State.STATE_WAITING, f"there is no StorageElement {row.storage_element}"))
+            elif element.read_only or (row.storage_element, row.path) in shared:
+                # Adopted where it lies, or now the bytes of another file: only forgotten.
+                results.append(_Result(row, State.STATE_CONFIRMED))
+            else:
+                by_element.setdefault(element.id, []).append(row)
+        for name, some in by_element.items():
+            results.extend(await self._deleted_from(elements[name], some))
+        return results
+
+    async def _deleted_from(self, element: Element, rows: Sequence[Row[Any]]) -> list[_Result]:
+        faults = await self._protocols.of(element).delete([row.path for row in rows])
+        return [
+            _Result(row, State.STATE_WAITING, fault.message) if fault else _Result(row, State.STATE_CONFIRMED)
+            for row, fault in zip(rows, faults, strict=True)
+        ]
+
+    async def _confirm(self, rows: Sequence[Row[Any]]) -> None:
+        updates: dict[str, catalog_pb.ReplicaUpdate] = {}
+        for row in rows:
+            name = f"files/{row.file_uid}"
+            updates.setdefault(name, catalog_pb.ReplicaUpdate(name=name)).remove.append(row.storage_element)
+        if updates:
+            await self._catalog.update_replicas(updates.values(), str(uuid4()))
+
+    async def _settle(self, results: Iterable[_Result]) -> None:
+        now = datetime.now(UTC)
+        columns = {
+            name: deletion.c[name].type
+            for name in ("uid", "lease_epoch", "state", "message", "next_attempt_time", "end_time")
+        }
+        rows = [
+            (
+                one.row.uid,
+                one.row.lease_epoch,
+                one.state,
+                one.message,
+                now + min(self._pause * 2 ** min(one.row.attempts, 10), _MAX_PAUSE),
+                None if one.state == State.STATE_WAITING else now,
+            )
+            for one in results
+        ]
+        async with self._database.write() as connection:
+            new = rows_table(connection, columns, rows)
+            values = {name: new.c[name] for name in ("state", "message", "next_attempt_time", "end_time")}
+            statement = (
+                update(deletion)
+                .where(deletion.c.uid == new.c.uid, deletion.c.lease_epoch == new.c.lease_epoch)
+                .values(**values, attempts=deletion.c.attempts + 1, lease_owner=None, lease_expire_time=None)
+                .returning(deletion)
+            )
+            changed = (await connection.execute(statement)).all()
+            events = [deletion_event(mapping(row)) for row in changed]
+            await self._log.append(connection, events)
+
+
+def deletion_proto(row: Mapping[str, Any]) -> pb.Deletion:
+    """Return a deletion as callers see it."""
+    message = pb.Deletion(
+        name=f"deletions/{row['uid']}",
+        file=row["file"],
+        file_uid=row["file_uid"],
+        storage_element=row["storage_element"],
+        path=row["path"],
+        state=row["state"],
+        message=row["message"],
+        attempts=row["attempts"],
+    )
+    message.create_time.FromDatetime(row["create_time"])
+    if row["state"] == State.STATE_WAITING:
+        message.next_attempt_time.FromDatetime(row["next_attempt_time"])
+    if row["end_time"] is not None:
+        message.end_time.FromDatetime(row["end_time"])
+    return message
+
+
+def deletion_event(row: Mapping[str, Any]) -> NewEvent:
+    """Tell how a deletion is now; its cause is the file."""
+    message = deletion_proto(row)
+    return NewEvent("storage.deletion.changed", message.name, row["uid"], row["file_uid"], message)
+
+
+def _rows(file: file_pb2.File) -> list[dict[str, Any]]:
+    return [
+        {
+            "uid": "",
+            "file": file.name,
+            "file_uid": file.uid,
+            "storage_element": replica.storage_element,
+            "path": replica.path,
+            "state": State.STATE_WAITING,
+            "message": "",
+            "attempts": 0,
+            "next_attempt_time": file.deletion.purge_time.ToDatetime(UTC),
+            "create_time": datetime.now(UTC),
+            "end_time": None,
+        }
+        for replica in file.replicas
+    ]
+
+
+def _judged(row: Row[Any], result: catalog_pb.FileResult) -> _Result:
+    """Return what the catalogue says of a deletion now: UNDONE, not yet, or (as CONFIRMED) to be done."""
+    file = result.file
+    if result.HasField("error"):
+        return _Result(row, State.STATE_WAITING, f"the catalogue does not know the file: {result.error.message}")
+    if file.state == file_pb2.File.STATE_ACTIVE:
+        return _Result(row, State.STATE_UNDONE)
+    if file.deletion.purge_time.ToDatetime(UTC) > datetime.now(UTC):
+        return _Result(row, State.STATE_WAITING)
+    return _Result(row, State.STATE_CONFIRMED)

@@ -1,0 +1,62 @@
+"""What the storage does when files change in the catalogue."""
+
+from collections.abc import Sequence
+
+from google.protobuf.message import Message
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
+from khomas.api.catalog.v1 import file_pb2
+from khomas.api.common.v1 import event_pb2
+from khomas.kit.database import Database
+from khomas.kit.events import EventConsumer, EventLog
+from khomas.storage import deletions, known_replicas
+from khomas.storage.catalog import Catalog
+from khomas.storage.tables import cursor
+
+_FILTER = 'kind = "catalog.file.*"'
+_LISTS = ("", "state = DELETING")
+
+
+class Following:
+    """Follows the catalogue's files: for the space they take, and for those that are to go."""
+
+    def __init__(self, database: Database, event_log: EventLog, catalog: Catalog) -> None:
+        self._database = database
+        self._log = event_log
+        self._catalog = catalog
+        self._consumer = EventConsumer(
+            database, cursor, name="storage", watch=catalog.stub.WatchEvents, filter_text=_FILTER
+        )
+
+    async def run(self) -> None:
+        """Follow for ever."""
+        await self._consumer.run(self._handle, self._relist)
+
+    async def _handle(self, connection: AsyncConnection, events: Sequence[event_pb2.Event]) -> None:
+        # Each event has the whole file, so the last one of a file says all.
+        files: dict[str, file_pb2.File] = {}
+        for event in events:
+            file = file_pb2.File()
+            if _unpacked(event, file):
+                files[file.uid] = file
+        await self._take(connection, files)
+
+    async def _take(self, connection: AsyncConnection, files: dict[str, file_pb2.File]) -> None:
+        if files:
+            await known_replicas.note(connection, files)
+            await deletions.plan(connection, self._log, files)
+
+    async def _relist(self) -> None:
+        """Events were missed: count everything anew, and see what is to be deleted."""
+        async with self._database.write() as connection:
+            await known_replicas.forget_all(connection)
+        for filter_text in _LISTS:
+            request = catalog_pb.ListFilesRequest(filter=filter_text, view=catalog_pb.FILE_VIEW_FULL)
+            async for batch in self._catalog.stub.StreamFiles(request):
+                async with self._database.write() as connection:
+                    await self._take(connection, {file.uid: file for file in batch.files})
+
+
+def _unpacked(event: event_pb2.Event, message: Message) -> bool:
+    return event.resource.Unpack(message)

@@ -1,0 +1,251 @@
+"""Transfers as callers want, see and cancel them."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from sqlalchemy import ColumnElement, Row, select, true, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
+from khomas.api.catalog.v1 import file_pb2
+from khomas.api.common.v1 import explanation_pb2
+from khomas.api.storage.v1 import storage_service_pb2
+from khomas.api.storage.v1 import transfer_pb2 as pb
+from khomas.kit.auth.principal import allows
+from khomas.kit.boundary.call import current_principal
+from khomas.kit.boundary.status import status_of
+from khomas.kit.database import Database, in_values, insert_many
+from khomas.kit.errors import DomainError
+from khomas.kit.events import EventLog, NewEvent
+from khomas.kit.filtering import fields, where
+from khomas.kit.idempotency import Once
+from khomas.kit.ids import new_uids
+from khomas.kit.leases import FREE
+from khomas.kit.paging import Ordering, list_page
+from khomas.storage.catalog import Catalog
+from khomas.storage.elements import Element, Elements, known
+from khomas.storage.errors import NoReplica, StorageElementReadOnly, TransferNotFound
+from khomas.storage.explaining import explanation
+from khomas.storage.rows import mapping, mappings
+from khomas.storage.tables import transfer, transfer_attempt
+
+PREFIX = "transfers/"
+ACTIVE = (pb.Transfer.STATE_WAITING, pb.Transfer.STATE_RUNNING)
+_FIELDS = {
+    "state": fields.enum(transfer.c.state, pb.Transfer.State),
+    "reason": fields.enum(transfer.c.reason, pb.TransferReason),
+    "file": fields.text(transfer.c.file),
+    "destination": fields.text(transfer.c.destination),
+    "origin": fields.text(transfer.c.origin),
+    "owner": fields.text(transfer.c.owner),
+    "create_time": fields.time(transfer.c.create_time),
+    "uid": fields.text(transfer.c.uid),
+}
+_ORDER = Ordering(
+    fields={"create_time": transfer.c.create_time, "priority": transfer.c.priority},
+    unique=transfer.c.uid,
+    default="create_time",
+)
+Results = storage_service_pb2.BatchCreateTransfersResponse
+
+
+class Transfers:
+    """Takes wishes for copies and tells what became of them."""
+
+    def __init__(
+        self,
+        database: Database,
+        once: Once,
+        log: EventLog,
+        elements: Elements,
+        catalog: Catalog,
+        wake: Callable[[], None],
+    ) -> None:
+        self._database = database
+        self._once = once
+        self._log = log
+        self._elements = elements
+        self._catalog = catalog
+        self._wake = wake
+
+    async def create(self, request: storage_service_pb2.BatchCreateTransfersRequest) -> Results:
+        """Queue copies; what is wanted already is not wanted twice."""
+        elements = await self._elements.all()
+        files = await self._catalog.files([one.file for one in request.transfers])
+        judged = [_row(one, file, elements) for one, file in zip(request.transfers, files, strict=True)]
+
+        async def work(connection: AsyncConnection) -> Results:
+            wanted = await self._wanted(connection, {one.file for one in request.transfers})
+            rows: list[dict[str, Any]] = []
+            results = Results()
+            for one, row in zip(request.transfers, judged, strict=True):
+                if not isinstance(row, dict):
+                    results.results.add(error=row)
+                    continue
+                if (one.file, one.destination) not in wanted:
+                    rows.append(row)
+                    wanted[one.file, one.destination] = transfer_proto(row)
+                results.results.add(transfer=wanted[one.file, one.destination])
+            await insert_many(connection, transfer, rows)
+            await self._log.append(connection, [transfer_event(row) for row in rows])
+            self._database.after_commit(connection, self._wake)
+            return results
+
+        return await self._once(request, Results, work)
+
+    async def get(self, name: str) -> pb.Transfer:
+        """Read one with its attempts."""
+        row, attempts = await self._read(name)
+        message = transfer_proto(row)
+        message.attempts.extend(map(attempt_proto, attempts))
+        return message
+
+    async def explain(self, name: str) -> explanation_pb2.Explanation:
+        """Tell why one waits or failed."""
+        row, attempts = await self._read(name)
+        return explanation(transfer_proto(row), row["state_time"], [attempt_proto(one) for one in attempts])
+
+    async def page(
+        self, request: storage_service_pb2.ListTransfersRequest
+    ) -> storage_service_pb2.ListTransfersResponse:
+        """Read a page."""
+        query = select(transfer).where(where(request.filter, _FIELDS))
+        async with self._database.read() as connection:
+            page = await list_page(connection, query, request, _ORDER)
+        return storage_service_pb2.ListTransfersResponse(
+            transfers=[transfer_proto(mapping(row)) for row in page.rows],
+            next_page_token=page.next_page_token,
+        )
+
+    async def cancel(
+        self, request: storage_service_pb2.BatchCancelTransfersRequest
+    ) -> storage_service_pb2.BatchCancelTransfersResponse:
+        """Take transfers of the caller back."""
+        uids = {name.removeprefix(PREFIX) for name in request.names}
+        now = datetime.now(UTC)
+        ended = {"state": pb.Transfer.STATE_CANCELLED, "reason": pb.TRANSFER_REASON_CANCELLED, "message": ""}
+        # The epoch tells who works on it that the result is not wanted any more.
+        values = {**ended, **FREE, "lease_epoch": transfer.c.lease_epoch + 1, "end_time": now, "state_time": now}
+        which = (in_values(transfer.c.uid, uids), _mine())
+        statement = update(transfer).where(*which, transfer.c.state.in_(ACTIVE)).values(values).returning(transfer)
+
+        async def work(connection: AsyncConnection) -> storage_service_pb2.BatchCancelTransfersResponse:
+            found = set((await connection.scalars(select(transfer.c.uid).where(*which))).all())
+            if missing := uids - found:
+                raise TransferNotFound(name=PREFIX + min(missing))
+            rows = mappings(await connection.execute(statement))
+            await self._log.append(connection, [transfer_event(row) for row in rows])
+            return storage_service_pb2.BatchCancelTransfersResponse(
+                cancelled=len(rows), already_final=len(uids) - len(rows)
+            )
+
+        return await self._once(request, storage_service_pb2.BatchCancelTransfersResponse, work)
+
+    async def _wanted(self, connection: AsyncConnection, names: Iterable[str]) -> dict[tuple[str, str], pb.Transfer]:
+        query = select(transfer).where(in_values(transfer.c.file, list(names)), transfer.c.state.in_(ACTIVE))
+        rows = (await connection.execute(query)).all()
+        return {(row.file, row.destination): transfer_proto(mapping(row)) for row in rows}
+
+    async def _read(self, name: str) -> tuple[Mapping[str, Any], Sequence[Row[Any]]]:
+        uid = name.removeprefix(PREFIX)
+        attempts = select(transfer_attempt).where(transfer_attempt.c.transfer_uid == uid)
+        async with self._database.read() as connection:
+            row = (await connection.execute(select(transfer).where(transfer.c.uid == uid))).one_or_none()
+            if row is None:
+                raise TransferNotFound(name=name)
+            tries = (await connection.execute(attempts.order_by(transfer_attempt.c.number))).all()
+        return mapping(row), tries
+
+
+def transfer_proto(row: Mapping[str, Any]) -> pb.Transfer:
+    """Return a transfer without its attempts."""
+    message = pb.Transfer(
+        name=PREFIX + row["uid"],
+        file=row["file"],
+        destination=row["destination"],
+        sources=row["sources"],
+        priority=row["priority"],
+        max_attempts=row["max_attempts"],
+        origin=row["origin"],
+        owner=row["owner"],
+        state=row["state"],
+        reason=row["reason"],
+        message=row["message"],
+        size_bytes=row["size_bytes"],
+    )
+    message.create_time.FromDatetime(row["create_time"])
+    if row["reason"] == pb.TRANSFER_REASON_BACKOFF:
+        message.next_attempt_time.FromDatetime(row["next_attempt_time"])
+    if row["end_time"] is not None:
+        message.end_time.FromDatetime(row["end_time"])
+    return message
+
+
+def attempt_proto(row: Row[Any]) -> pb.TransferAttempt:
+    """Return one try."""
+    message = pb.TransferAttempt(
+        number=row.number, source=row.source, reason=row.reason, message=row.message, bytes=row.bytes
+    )
+    message.start_time.FromDatetime(row.start_time)
+    message.elapsed.CopyFrom(Duration(nanos=int(row.elapsed_seconds % 1 * 1e9), seconds=int(row.elapsed_seconds)))
+    return message
+
+
+def transfer_event(row: Mapping[str, Any]) -> NewEvent:
+    """Tell how a transfer is now."""
+    message = transfer_proto(row)
+    return NewEvent("storage.transfer.changed", message.name, row["uid"], row["origin"], message)
+
+
+def _row(one: pb.Transfer, result: catalog_pb.FileResult, elements: Mapping[str, Element]) -> Any:
+    """Return the new transfer as a row of the table, or the status that says why there is none."""
+    if result.HasField("error"):
+        return result.error
+    try:
+        destination = known(elements, one.destination)
+        for source in one.sources:
+            known(elements, source)
+        there = any(replica.storage_element == destination.id for replica in _readable(result.file))
+        if not there and not destination.takes_files:
+            raise StorageElementReadOnly(storage_element=destination.id)
+        if not _readable(result.file):
+            raise NoReplica(file=one.file)
+    except DomainError as error:
+        return status_of(error)
+    return _new(one, result.file, there=there)
+
+
+def _readable(file: file_pb2.File) -> list[file_pb2.Replica]:
+    return [replica for replica in file.replicas if replica.state == file_pb2.Replica.STATE_AVAILABLE]
+
+
+def _new(one: pb.Transfer, file: file_pb2.File, *, there: bool) -> dict[str, Any]:
+    now = datetime.now(UTC)
+    return {
+        "uid": new_uids(1)[0],
+        "file": one.file,
+        "file_uid": file.uid,
+        "destination": one.destination,
+        "sources": list(one.sources),
+        "priority": one.priority,
+        "max_attempts": one.max_attempts,
+        "origin": one.origin,
+        "owner": current_principal().subject,
+        "state": pb.Transfer.STATE_SUCCEEDED if there else pb.Transfer.STATE_WAITING,
+        "reason": pb.TRANSFER_REASON_UNSPECIFIED if there else pb.TRANSFER_REASON_QUEUED,
+        "message": "The file has a replica there already." if there else "",
+        "size_bytes": file.size_bytes,
+        "attempt": 0,
+        "path": "",
+        "next_attempt_time": now,
+        "create_time": now,
+        "state_time": now,
+        "end_time": now if there else None,
+    }
+
+
+def _mine() -> ColumnElement[bool]:
+    principal = current_principal()
+    return true() if allows(principal, "admin") else transfer.c.owner == principal.subject

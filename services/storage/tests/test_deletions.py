@@ -1,0 +1,136 @@
+"""Bytes go after the undo window, and the catalogue is told when they are gone."""
+
+import asyncio
+from datetime import timedelta
+from pathlib import Path
+from uuid import uuid4
+
+from khomas.api.catalog.v1 import file_pb2
+from khomas.api.storage.v1 import storage_element_pb2, transfer_pb2
+from khomas.api.storage.v1 import storage_service_pb2 as pb
+from khomas.storage.testing import Storage, until
+
+Deletion = transfer_pb2.Deletion
+
+
+async def listed(storage: Storage, filter_text: str = "") -> list[Deletion]:
+    return list((await storage.stub.ListDeletions(pb.ListDeletionsRequest(filter=filter_text))).deletions)
+
+
+async def test_deleted_file_is_gone_and_confirmed(storage: Storage) -> None:
+    committed = await storage.store("/hess/raw/file", b"bytes")
+
+    storage.catalog.delete("/hess/raw/file")
+
+    async def confirmed() -> bool:
+        return [one.state for one in await listed(storage)] == [Deletion.STATE_CONFIRMED]
+
+    await until(confirmed)
+    assert storage.catalog.files == {}
+    assert not (storage.root / "hess").exists()
+    (deletion,) = await listed(storage, 'state = CONFIRMED AND file = "/hess/raw/*"')
+    assert (deletion.file_uid, deletion.path) == (committed.uid, "hess/raw/file")
+
+
+async def test_undone_deletion_touches_nothing(storage: Storage) -> None:
+    await storage.store("/hess/file", b"bytes")
+    storage.catalog.delete("/hess/file", timedelta(hours=1))
+
+    async def planned() -> bool:
+        return [one.state for one in await listed(storage)] == [Deletion.STATE_WAITING]
+
+    async def undone() -> bool:
+        return [one.state for one in await listed(storage)] == [Deletion.STATE_UNDONE]
+
+    await until(planned)
+    storage.catalog.undelete("/hess/file")
+    await until(undone)
+    assert storage.visible() == ["hess/file"]
+
+
+async def test_undo_that_we_have_not_heard_of_yet_is_kept(storage: Storage) -> None:
+    await storage.store("/hess/file", b"bytes")
+    storage.catalog.delete("/hess/file", timedelta(seconds=0.5))
+    # The event of the undo never reaches us: only the question before the deletion can tell.
+    storage.catalog.files["/hess/file"].state = file_pb2.File.STATE_ACTIVE
+
+    async def undone() -> bool:
+        return [one.state for one in await listed(storage)] == [Deletion.STATE_UNDONE]
+
+    await until(undone)
+    assert storage.visible() == ["hess/file"]
+
+
+async def test_read_only_bytes_are_only_forgotten(storage: Storage, tmp_path: Path) -> None:
+    root = tmp_path / "museum"
+    root.mkdir()
+    (root / "old").write_bytes(b"bytes")
+    element = storage_element_pb2.StorageElement(name="storageElements/museum", read_only=True)
+    element.media = storage_element_pb2.StorageElement.MEDIA_DISK
+    element.access_points.add(protocol="posix", address=str(root))
+    request = pb.CreateStorageElementRequest(storage_element=element, request_id=str(uuid4()))
+    await storage.stub.CreateStorageElement(request)
+    committed = await storage.store("/hess/file", b"bytes")
+    file = storage.catalog.by_uid(committed.uid)
+    file.replicas[0].storage_element, file.replicas[0].path = "museum", "old"
+
+    storage.catalog.delete("/hess/file")
+
+    async def gone() -> bool:
+        return not storage.catalog.files
+
+    await until(gone)
+    assert (root / "old").read_bytes() == b"bytes"
+
+
+async def test_bytes_that_another_file_has_taken_over_stay(storage: Storage) -> None:
+    await storage.store("/hess/old", b"bytes")
+    await storage.store("/hess/new", b"bytes")
+    new = storage.catalog.files["/hess/new"]
+    new.replicas[0].path = "hess/old"
+    storage.catalog.tell("catalog.file.updated", new)
+
+    storage.catalog.delete("/hess/old")
+
+    async def gone() -> bool:
+        return "/hess/old" not in storage.catalog.files
+
+    await until(gone)
+    assert "hess/old" in storage.visible()
+
+
+async def test_failed_deletion_is_tried_again(storage: Storage) -> None:
+    await storage.store("/hess/file", b"bytes")
+    target = storage.root / "hess" / "file"
+    target.unlink()
+    target.mkdir()
+
+    storage.catalog.delete("/hess/file")
+
+    async def failed() -> bool:
+        return any(one.attempts >= 2 and one.message for one in await listed(storage))
+
+    async def confirmed() -> bool:
+        return [one.state for one in await listed(storage)] == [Deletion.STATE_CONFIRMED]
+
+    await until(failed)
+    target.rmdir()
+    await until(confirmed)
+
+
+async def test_space_is_counted_and_given_back(storage: Storage) -> None:
+    async def used() -> tuple[int, int]:
+        element = await storage.stub.GetStorageElement(pb.GetStorageElementRequest(name="storageElements/local"))
+        return element.space.used_bytes, element.space.file_count
+
+    async def full() -> bool:
+        return await used() == (5, 1)
+
+    async def empty() -> bool:
+        return await used() == (0, 0)
+
+    await storage.store("/hess/file", b"bytes")
+    await until(full)
+    storage.catalog.delete("/hess/file")
+    await until(empty)
+    await asyncio.sleep(0)
