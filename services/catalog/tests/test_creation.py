@@ -14,7 +14,8 @@ from khomas.kit.testing import Served
 
 
 async def names(catalog: CatalogServiceStub, **search: str) -> list[str]:
-    return [one.name for one in (await catalog.ListFiles(pb.ListFilesRequest(**search))).files]
+    request = pb.ListFilesRequest(**search)  # type: ignore[arg-type]  # fields of the message by name
+    return [one.name for one in (await catalog.ListFiles(request)).files]
 
 
 async def test_a_committed_file_is_read_back_with_everything(catalog: CatalogServiceStub) -> None:
