@@ -28,9 +28,11 @@ def fixed_part(pattern: str) -> str:
 
 
 def _check(principal: Principal, capability: str, paths: list[str]) -> None:
+    if not paths:
+        return
     odd = odd_path(paths)
     if odd is not None:
         raise FieldInvalid.of("spec", f"{odd!r} is no absolute name: write it as /vo/directory/file")
     path = refused_path(principal, capability, paths)
-    if paths and path is not None:
+    if path is not None:
         raise CapabilityMissing(capability=capability, path=path)

@@ -13,6 +13,7 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
+    literal_column,
 )
 
 from khomas.kit.database import KeyText, UtcTime
@@ -84,9 +85,11 @@ job = Table(
     Column("rest_reason", SmallInteger, nullable=False),
     Column("max_running", Integer, nullable=False),
     Index("job_children", "parent", "index"),
-    Index("job_newest", "create_time", "uid"),
     Index("job_origin", "origin"),
 )
+# Lists leave the children of arrays out.
+TOP = job.c.parent == literal_column("''")
+Index("job_newest", job.c.create_time, job.c.uid, sqlite_where=TOP, postgresql_where=TOP)
 Index(
     "job_due",
     job.c.priority.desc(),
@@ -101,8 +104,8 @@ Index(
     postgresql_where=job.c.deadline.is_not(None),
 )
 # 3 is DESIRED_STATE_CANCEL.
-_cancelling = (job.c.desired == 3) & job.c.end_time.is_(None)
-Index("job_cancelling", job.c.uid, sqlite_where=_cancelling, postgresql_where=_cancelling)
+CANCELLING = (job.c.desired == literal_column("3")) & job.c.end_time.is_(None)
+Index("jobCANCELLING", job.c.uid, sqlite_where=CANCELLING, postgresql_where=CANCELLING)
 
 # Children of arrays by state, those without a row included.
 count = Table(

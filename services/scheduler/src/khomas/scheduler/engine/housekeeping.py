@@ -39,8 +39,7 @@ class Housekeeping:
 
     async def cancel_step(self) -> None:
         """Tell backends whose end is wanted, once."""
-        job = tables.job.c
-        query = select(tables.job).where(job.desired == DesiredState.DESIRED_STATE_CANCEL, job.end_time.is_(None))
+        query = select(tables.job).where(tables.CANCELLING)
         async with self._desk.database.read() as connection:
             jobs = {row.uid: Job(*row) for row in (await connection.execute(query.limit(10 * _BATCH))).all()}
             plans = await self._desk.blueprints.of(connection, {one.spec for one in jobs.values()})

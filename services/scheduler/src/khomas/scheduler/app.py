@@ -1,0 +1,134 @@
+"""Builds the service: every part by hand, in the order of their needs."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+import grpc
+
+from khomas.api.catalog.v1.catalog_service_pb2_grpc import CatalogServiceStub
+from khomas.api.scheduler.v1.scheduler_service_pb2_grpc import add_SchedulerServiceServicer_to_server
+from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceStub
+from khomas.kit.database import Database
+from khomas.kit.events import EventLog
+from khomas.kit.idempotency import Once
+from khomas.kit.periodic import every
+from khomas.kit.service import Host, Running, Service
+from khomas.scheduler import tables
+from khomas.scheduler.catalog import Catalog
+from khomas.scheduler.config import SchedulerSettings
+from khomas.scheduler.engine.desk import Desk
+from khomas.scheduler.engine.engine import Engine
+from khomas.scheduler.explaining import Explaining
+from khomas.scheduler.jobs import Jobs
+from khomas.scheduler.logs import Logs
+from khomas.scheduler.orders import Orders
+from khomas.scheduler.sandboxes import Sandboxes
+from khomas.scheduler.servicer import SchedulerServicer
+from khomas.scheduler.sites import Sites, open_sites
+from khomas.scheduler.storage import Storage
+from khomas.scheduler.store.blueprints import Blueprints
+from khomas.scheduler.store.changes import Changes
+from khomas.scheduler.store.control import Control
+from khomas.scheduler.store.leadership import Leadership
+from khomas.scheduler.store.listing import Listing
+from khomas.scheduler.store.lookup import Lookup
+from khomas.scheduler.store.retrying import Retrying
+from khomas.scheduler.store.submission import Submission
+
+_MIGRATIONS = "khomas.scheduler:migrations"
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of a running scheduler; tests of the service look at them."""
+
+    database: Database
+    events: EventLog
+    once: Once
+    desk: Desk
+    engine: Engine
+
+    async def close(self) -> None:
+        """Let the next process work at once, then close everything. Jobs go on."""
+        await self.desk.leadership.give_up()
+        await self.desk.sites.close()
+        await self.database.close()
+
+
+def open_database(url: str) -> Database:
+    """Open the service's database."""
+    return Database(url, metadata=tables.metadata, migrations=_MIGRATIONS)
+
+
+async def migrate(url: str) -> None:
+    """Bring the schema up to date."""
+    database = open_database(url)
+    try:
+        await database.upgrade()
+    finally:
+        await database.close()
+
+
+async def start(settings: SchedulerSettings, host: Host) -> Running:
+    """Start the service in a process that hosts it."""
+    database = open_database(host.database_url)
+    await database.check()
+    parts = build(settings, host, database, open_sites(settings, host.state))
+    servicer = _servicer(parts)
+
+    def add_to(server: grpc.aio.Server) -> None:
+        add_SchedulerServiceServicer_to_server(servicer, server)
+
+    return Running(
+        add_to=add_to,
+        background={
+            "engine": parts.engine.run,
+            "housekeeping": every(timedelta(hours=1), parts.once.prune, parts.events.prune),
+        },
+        close=parts.close,
+        parts=parts,
+    )
+
+
+def build(settings: SchedulerSettings, host: Host, database: Database, sites: Sites) -> Parts:
+    """Make the parts over a database and backends."""
+    events = EventLog(database, tables.event)
+    deadline = settings.service_deadline.total_seconds()
+    storage = Storage(StorageServiceStub(host.channel("storage")), deadline, settings.grant_lifetime)
+    desk = Desk(
+        settings=settings,
+        database=database,
+        changes=Changes(events),
+        leadership=Leadership(database, settings.lease),
+        blueprints=Blueprints(),
+        sites=sites,
+        storage=storage,
+        catalog=Catalog(CatalogServiceStub(host.channel("catalog")), deadline),
+        sandboxes=Sandboxes(host.state / "sandboxes"),
+        folder=(host.state / "jobs").absolute(),
+    )
+    return Parts(database, events, Once(database, tables.answer), desk, Engine(desk))
+
+
+def _servicer(parts: Parts) -> SchedulerServicer:
+    desk = parts.desk
+    lookup = Lookup(desk.blueprints)
+    logs = Logs(desk.database, lookup, desk.sites, desk.sandboxes, desk.folder)
+    orders = Orders(
+        database=desk.database,
+        once=parts.once,
+        catalog=desk.catalog,
+        sites=desk.sites,
+        submission=Submission(parts.events, desk.changes, desk.sandboxes),
+        control=Control(lookup, desk.changes),
+        retrying=Retrying(lookup),
+        sandboxes=desk.sandboxes,
+        blueprints=desk.blueprints,
+        due=desk.due,
+        cancelling=desk.cancelling,
+    )
+    jobs = Jobs(desk.database, lookup, Listing(desk.blueprints), desk.sites)
+    return SchedulerServicer(orders, jobs, logs, Explaining(desk.database, lookup, desk.sites, logs), parts.events)
+
+
+service = Service("scheduler", SchedulerSettings, start, migrate)

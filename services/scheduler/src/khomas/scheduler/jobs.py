@@ -1,0 +1,129 @@
+"""The calls that read jobs and backends."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.status_pb2 import Status
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
+from khomas.api.scheduler.v1.job_pb2 import Job as WireJob
+from khomas.api.scheduler.v1.placement_pb2 import Backend
+from khomas.kit.boundary.status import status_of
+from khomas.kit.database import Database
+from khomas.scheduler.errors import JobNotFound
+from khomas.scheduler.messages import job_message
+from khomas.scheduler.names import uid_of
+from khomas.scheduler.records import Job
+from khomas.scheduler.sites import Site, Sites
+from khomas.scheduler.store.changes import read_attempts, read_counts
+from khomas.scheduler.store.listing import Listing
+from khomas.scheduler.store.lookup import Lookup
+
+
+@dataclass(frozen=True, slots=True)
+class Jobs:
+    """Answers reading calls."""
+
+    database: Database
+    lookup: Lookup
+    listing: Listing
+    sites: Sites
+
+    async def get(self, request: pb.GetJobRequest) -> WireJob:
+        """A job with everything. Raises `JobNotFound`."""
+        uid = uid_of(request.name)
+        async with self.database.read() as connection:
+            found = await self.lookup.read(connection, [uid])
+            if uid not in found:
+                raise JobNotFound(name=request.name)
+            return (await self._written(connection, [found[uid]], full=True))[0]
+
+    async def batch_get(self, request: pb.BatchGetJobsRequest) -> pb.BatchGetJobsResponse:
+        """Many jobs, or why there is none of that name."""
+        uids: dict[str, str] = {}
+        missing: dict[str, Status] = {}
+        for name in request.names:
+            try:
+                uids[name] = uid_of(name)
+            except JobNotFound as error:
+                missing[name] = status_of(error)
+        async with self.database.read() as connection:
+            found = await self.lookup.read(connection, dict.fromkeys(uids.values()))
+            jobs = await self._written(connection, list(found.values()), full=request.full)
+        written = {job.name: job for job in jobs}
+        for name in uids.keys() - written.keys():
+            missing[name] = status_of(JobNotFound(name=name))
+        return pb.BatchGetJobsResponse(
+            results=[
+                pb.JobResult(job=written[name]) if name in written else pb.JobResult(error=missing[name])
+                for name in request.names
+            ]
+        )
+
+    async def page(self, request: pb.ListJobsRequest) -> pb.ListJobsResponse:
+        """A page of jobs, or of the children of an array."""
+        async with self.database.read() as connection:
+            jobs, token = await self.listing.page(connection, request)
+            written = await self._written(connection, jobs, full=request.full)
+        return pb.ListJobsResponse(jobs=written, next_page_token=token)
+
+    async def count(self, request: pb.CountJobsRequest) -> pb.CountJobsResponse:
+        """Numbers of jobs by the value of a field."""
+        async with self.database.read() as connection:
+            return pb.CountJobsResponse(counts=await self.listing.counts(connection, request))
+
+    async def backends(self, request: pb.ListBackendsRequest) -> pb.ListBackendsResponse:
+        """The backends with what is known of them."""
+        return pb.ListBackendsResponse(
+            backends=[_backend(site) for site in sorted(self.sites, key=lambda one: one.name)]
+        )
+
+    async def _written(self, connection: AsyncConnection, jobs: Sequence[Job], *, full: bool) -> "list[WireJob]":
+        arrays = [job.uid for job in jobs if job.is_array]
+        counts = await read_counts(connection, arrays) if arrays else {}
+        if not full:
+            return [job_message(job, counts=counts.get(job.uid)) for job in jobs]
+        attempts = await read_attempts(connection, [job.uid for job in jobs])
+        plans = await self.lookup.blueprints.of(connection, {job.spec for job in jobs})
+        return [
+            job_message(
+                job,
+                spec=plans[job.spec].spec,
+                attempts=attempts.get(job.uid, ()),
+                counts=counts.get(job.uid),
+                site=self.sites.by_name,
+            )
+            for job in jobs
+        ]
+
+
+def _backend(site: Site) -> Backend:
+    known = site.resources
+    cpus = [one.cpu_milli for one in known if one.cpu_milli is not None]
+    free = [one.free_cpu_milli for one in known if one.free_cpu_milli is not None]
+    written = Backend(
+        name=f"backends/{site.name}",
+        kind=site.backend.capabilities.kind,
+        site=site.settings.site,
+        status=Backend.STATUS_UNREACHABLE if site.trouble else Backend.STATUS_PRODUCTION,
+        message=site.trouble or "; ".join(one.message for one in known if one.message),
+        cpus=sum(cpus) // 1000 if cpus else -1,
+        free_cpus=sum(free) // 1000 if free else -1,
+        running_jobs=sum(one.running_jobs or 0 for one in known),
+        queued_jobs=sum(one.queued_jobs or 0 for one in known),
+        max_memory_bytes=max((one.max_memory_bytes or 0 for one in known), default=0),
+        observe_time=site.observe_time,  # type: ignore[arg-type]  # protobuf takes datetimes
+    )
+    walls = [one.max_wall_time for one in known]
+    if walls and None not in walls:
+        written.max_wall_time.CopyFrom(_duration(max(wall for wall in walls if wall is not None)))
+    return written
+
+
+def _duration(value: timedelta) -> Duration:
+    duration = Duration()
+    duration.FromTimedelta(value)
+    return duration

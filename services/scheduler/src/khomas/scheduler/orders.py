@@ -1,0 +1,118 @@
+"""The calls that change something, each in one transaction that a repeated request finds done."""
+
+from dataclasses import dataclass
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
+from khomas.kit.boundary.call import current_principal
+from khomas.kit.database import Database
+from khomas.kit.idempotency import Once
+from khomas.scheduler.catalog import Catalog
+from khomas.scheduler.intake import Intake, take_in
+from khomas.scheduler.messages import job_message
+from khomas.scheduler.plans import plan
+from khomas.scheduler.sandboxes import Sandboxes
+from khomas.scheduler.signals import Signal
+from khomas.scheduler.sites import Sites
+from khomas.scheduler.store.blueprints import Blueprints
+from khomas.scheduler.store.control import Control
+from khomas.scheduler.store.retrying import Retrying, retried
+from khomas.scheduler.store.submission import Submission
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """Carries out mutating calls, and wakes the engine."""
+
+    database: Database
+    once: Once
+    catalog: Catalog
+    sites: Sites
+    submission: Submission
+    control: Control
+    retrying: Retrying
+    sandboxes: Sandboxes
+    blueprints: Blueprints
+    due: Signal
+    cancelling: Signal
+
+    async def submit(self, request: pb.BatchCreateJobsRequest) -> pb.BatchCreateJobsResponse:
+        """Take jobs in, or say what would happen to them."""
+        intake = await take_in(request, current_principal(), self.catalog, self.sites.offers())
+        if request.validate_only:
+            plans = [plan(draft, self.sites, request.render_scripts) for draft in intake.jobs]
+            return pb.BatchCreateJobsResponse(warnings=intake.warnings, plans=plans)
+
+        async def work(connection: AsyncConnection) -> pb.BatchCreateJobsResponse:
+            return await self._submitted(connection, intake)
+
+        answer = await self.once(request, pb.BatchCreateJobsResponse, work)
+        self.due.set()
+        return answer
+
+    async def _submitted(self, connection: AsyncConnection, intake: Intake) -> pb.BatchCreateJobsResponse:
+        jobs = await self.submission.submit(connection, intake.drafts)
+        for draft in intake.drafts:
+            self.blueprints.keep(draft.job.uid, draft.blueprint)
+        return pb.BatchCreateJobsResponse(
+            jobs=[job_message(jobs[draft.job.uid]) for draft in intake.jobs],
+            mergers=[job_message(jobs[draft.job.uid]) for draft in intake.mergers],
+            warnings=intake.warnings,
+        )
+
+    async def cancel(self, request: pb.BatchCancelJobsRequest) -> pb.BatchCancelJobsResponse:
+        """Want jobs to end."""
+
+        async def work(connection: AsyncConnection) -> pb.BatchCancelJobsResponse:
+            return await self.control.cancel(connection, request.names, request.reason)
+
+        answer = await self.once(request, pb.BatchCancelJobsResponse, work)
+        self.cancelling.set()
+        self.due.set()
+        return answer
+
+    async def hold(self, request: pb.BatchHoldJobsRequest) -> pb.BatchHoldJobsResponse:
+        """Keep jobs from starting."""
+
+        async def work(connection: AsyncConnection) -> pb.BatchHoldJobsResponse:
+            return await self.control.hold(connection, request.names)
+
+        return await self.once(request, pb.BatchHoldJobsResponse, work)
+
+    async def release(self, request: pb.BatchReleaseJobsRequest) -> pb.BatchReleaseJobsResponse:
+        """Let held jobs go on."""
+
+        async def work(connection: AsyncConnection) -> pb.BatchReleaseJobsResponse:
+            return await self.control.release(connection, request.names)
+
+        answer = await self.once(request, pb.BatchReleaseJobsResponse, work)
+        self.due.set()
+        return answer
+
+    async def retry(self, request: pb.RetryJobsRequest) -> pb.RetryJobsResponse:
+        """Make new jobs of those that ended badly."""
+        owner = current_principal().subject
+
+        async def work(connection: AsyncConnection) -> pb.RetryJobsResponse:
+            drafts = await self.retrying.drafts(connection, request, owner)
+            jobs = await self.submission.submit(connection, drafts)
+            return pb.RetryJobsResponse(jobs=[job_message(job) for job in jobs.values()], retried=retried(drafts))
+
+        answer = await self.once(request, pb.RetryJobsResponse, work)
+        self.due.set()
+        return answer
+
+    async def find_missing(self, request: pb.FindMissingSandboxesRequest) -> pb.FindMissingSandboxesResponse:
+        """Say which contents are not stored."""
+        async with self.database.read() as connection:
+            return pb.FindMissingSandboxesResponse(sha256=await self.sandboxes.missing(connection, request.sha256))
+
+    async def create_sandboxes(self, request: pb.BatchCreateSandboxesRequest) -> pb.BatchCreateSandboxesResponse:
+        """Store contents."""
+        await self.sandboxes.write(request.sandboxes)
+
+        async def work(connection: AsyncConnection) -> pb.BatchCreateSandboxesResponse:
+            return pb.BatchCreateSandboxesResponse(created=await self.sandboxes.note(connection, request.sandboxes))
+
+        return await self.once(request, pb.BatchCreateSandboxesResponse, work)

@@ -1,0 +1,99 @@
+"""SchedulerService as it is on the wire."""
+
+from collections.abc import AsyncIterator
+
+from khomas.api.common.v1.event_pb2 import WatchEventsRequest, WatchEventsResponse
+from khomas.api.common.v1.explanation_pb2 import Explanation
+from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
+from khomas.api.scheduler.v1.job_pb2 import Job
+from khomas.api.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceServicer
+from khomas.kit.boundary.call import Context
+from khomas.kit.events import EventLog
+from khomas.scheduler.explaining import Explaining
+from khomas.scheduler.jobs import Jobs
+from khomas.scheduler.logs import Logs
+from khomas.scheduler.orders import Orders
+
+
+class SchedulerServicer(SchedulerServiceServicer):
+    """Hands each call to the part that knows."""
+
+    def __init__(self, orders: Orders, jobs: Jobs, logs: Logs, explaining: Explaining, events: EventLog) -> None:
+        self._orders = orders
+        self._jobs = jobs
+        self._logs = logs
+        self._explaining = explaining
+        self._events = events
+
+    async def BatchCreateJobs(  # noqa: N802  names of the contract
+        self, request: pb.BatchCreateJobsRequest, context: Context
+    ) -> pb.BatchCreateJobsResponse:
+        return await self._orders.submit(request)
+
+    async def GetJob(self, request: pb.GetJobRequest, context: Context) -> Job:  # noqa: N802
+        return await self._jobs.get(request)
+
+    async def BatchGetJobs(  # noqa: N802
+        self, request: pb.BatchGetJobsRequest, context: Context
+    ) -> pb.BatchGetJobsResponse:
+        return await self._jobs.batch_get(request)
+
+    async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:  # noqa: N802
+        return await self._jobs.page(request)
+
+    async def CountJobs(self, request: pb.CountJobsRequest, context: Context) -> pb.CountJobsResponse:  # noqa: N802
+        return await self._jobs.count(request)
+
+    async def BatchCancelJobs(  # noqa: N802
+        self, request: pb.BatchCancelJobsRequest, context: Context
+    ) -> pb.BatchCancelJobsResponse:
+        return await self._orders.cancel(request)
+
+    async def BatchHoldJobs(  # noqa: N802
+        self, request: pb.BatchHoldJobsRequest, context: Context
+    ) -> pb.BatchHoldJobsResponse:
+        return await self._orders.hold(request)
+
+    async def BatchReleaseJobs(  # noqa: N802
+        self, request: pb.BatchReleaseJobsRequest, context: Context
+    ) -> pb.BatchReleaseJobsResponse:
+        return await self._orders.release(request)
+
+    async def RetryJobs(self, request: pb.RetryJobsRequest, context: Context) -> pb.RetryJobsResponse:  # noqa: N802
+        return await self._orders.retry(request)
+
+    async def ExplainJob(self, request: pb.ExplainJobRequest, context: Context) -> Explanation:  # noqa: N802
+        return await self._explaining.explain(request.name)
+
+    async def ReadLog(  # noqa: N802
+        self, request: pb.ReadLogRequest, context: Context
+    ) -> AsyncIterator[pb.ReadLogResponse]:
+        async for piece in self._logs.read(request):
+            yield piece
+
+    async def FindMissingSandboxes(  # noqa: N802
+        self, request: pb.FindMissingSandboxesRequest, context: Context
+    ) -> pb.FindMissingSandboxesResponse:
+        return await self._orders.find_missing(request)
+
+    async def BatchCreateSandboxes(  # noqa: N802
+        self, request: pb.BatchCreateSandboxesRequest, context: Context
+    ) -> pb.BatchCreateSandboxesResponse:
+        return await self._orders.create_sandboxes(request)
+
+    async def ReadSandbox(  # noqa: N802
+        self, request: pb.ReadSandboxRequest, context: Context
+    ) -> AsyncIterator[pb.ReadSandboxResponse]:
+        async for piece in self._logs.sandbox(request):
+            yield piece
+
+    async def ListBackends(  # noqa: N802
+        self, request: pb.ListBackendsRequest, context: Context
+    ) -> pb.ListBackendsResponse:
+        return await self._jobs.backends(request)
+
+    async def WatchEvents(  # noqa: N802
+        self, request: WatchEventsRequest, context: Context
+    ) -> AsyncIterator[WatchEventsResponse]:
+        async for batch in self._events.watch(request):
+            yield batch

@@ -1,0 +1,28 @@
+"""A scheduler with the local backend, and a catalogue and a storage in memory."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from khomas.kit.testing import serve
+from khomas.kit.testing.postgresql import database_url, postgresql, postgresql_url
+from khomas.scheduler.app import service
+from khomas.scheduler.testing import Scheduler
+
+__all__ = ["database_url", "postgresql", "postgresql_url"]
+
+FAST = {"poll": 0.05, "initial_backoff": 0.05, "collect_after": 0.2}
+
+
+@pytest.fixture
+def settings() -> dict[str, Any]:
+    """Settings of the scheduler; tests override them."""
+    return {}
+
+
+@pytest.fixture
+async def scheduler(tmp_path: Path, settings: dict[str, Any]) -> AsyncIterator[Scheduler]:
+    async with serve(service, state=tmp_path / "state", settings={"scheduler": FAST | settings}) as served:
+        yield Scheduler(served)
