@@ -29,7 +29,7 @@ def settings() -> dict[str, Any]:
 
 @pytest.fixture
 async def storage(tmp_path: Path, catalog: MemoryCatalog, settings: dict[str, Any]) -> AsyncIterator[Storage]:
-    fast = {"poll": 0.05, "transfer_pause": 0.05, "deletion_pause": 0.05, "catalog_deadline": 2.0}
+    fast = {"poll": 0.05, "transfer_pause": 0.05, "deletion_pause": 0.05, "catalog_deadline": 0.7}
     async with (
         serve(
             memory_catalog(catalog), service, state=tmp_path / "state", settings={"storage": fast | settings}

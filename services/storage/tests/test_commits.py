@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -59,7 +60,7 @@ async def test_file_changed_after_its_put_is_summed_again(storage: Storage) -> N
 
 async def test_linked_file_is_not_committed(storage: Storage) -> None:
     upload = await storage.open()
-    Path(upload.grant.local_path, "0").symlink_to("/etc/passwd")
+    Path(upload.grant.local_path, "0").symlink_to("/etc/passwd")  # noqa: ASYNC240  a test may block
     wanted = pb.UploadCommit(upload=upload.name, name="/hess/passwd", size_bytes=-1)
 
     assert await refusal(storage.commit(wanted)) == (grpc.StatusCode.INVALID_ARGUMENT, "PATH_REFUSED")
@@ -260,6 +261,7 @@ async def test_odd_names_are_refused(storage: Storage, name: str) -> None:
     assert reason in {"PATH_REFUSED", "FIELD_INVALID"}
 
 
+@pytest.mark.parametrize("settings", [{"poll": timedelta(hours=1)}])
 async def test_thousand_files_cost_six_statements(storage: Storage) -> None:
     upload = await storage.open(max_files=1000)
     for index in range(1000):

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.storage.v1 import storage_element_pb2 as pb
 from khomas.api.storage.v1 import storage_service_pb2
-from khomas.kit.database import Database, insert_many
+from khomas.kit.database import Database
 from khomas.kit.errors import EtagMismatch, FieldInvalid
 from khomas.kit.events import EventLog, NewEvent
 from khomas.kit.filtering import fields, where
@@ -138,10 +138,10 @@ class Administration:
         wanted.access_points.add(protocol="posix", address=folder)
         row = _new_row(wanted)
         looked = await self._look(row)
+        moved = update(storage_element).where(storage_element.c.id == LOCAL).values(access_points=points, **looked)
         async with self._database.write() as connection:
-            await insert_many(connection, storage_element, [row | looked], skip_existing=True)
-            moved = update(storage_element).where(storage_element.c.id == LOCAL)
-            await connection.execute(moved.values(access_points=points, **looked))
+            if not (await connection.execute(moved)).rowcount:
+                await connection.execute(insert(storage_element), row | looked)
         self._elements.forget()
 
     async def check(self) -> None:

@@ -25,6 +25,7 @@ from khomas.storage.downloads import reading_order
 from khomas.storage.elements import Element, Elements, Protocols
 from khomas.storage.protocols.interface import Sink
 from khomas.storage.transfer_queue import Outcome, Queue
+from khomas.storage.transfers import sources_of
 
 log = logging.getLogger(__name__)
 
@@ -191,7 +192,7 @@ class Mover:
         destination: Element,
         failed: Sequence[str],
     ) -> Element:
-        allowed = set(task.row["sources"]) or set(elements)
+        allowed = set(sources_of(task.row)) or set(elements)
         order = [
             (element, replica)
             for element, replica in reading_order(file, elements, destination.site)

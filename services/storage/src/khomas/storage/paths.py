@@ -13,8 +13,10 @@ _ODD = re.compile(r"[\x00-\x1f\x7f-\x9f]|%2[eEfF]|^/|/$|//|(^|/)\.{1,2}(/|$)")
 
 def checked(path: str) -> str:
     """Return a path relative to a root as it is, or raise PathRefused."""
-    if not path or len(path.encode(errors="replace")) > _MAX_BYTES or _ODD.search(path) or not _encodable(path):
-        raise PathRefused(path=path)
+    # A name that is no UTF-8 has surrogates, which nothing can send.
+    plain = path.encode(errors="backslashreplace")
+    if not path or len(plain) > _MAX_BYTES or plain.decode() != path or _ODD.search(path):
+        raise PathRefused(path=plain.decode())
     return path
 
 
@@ -44,14 +46,6 @@ def beside(path: str, uid: str) -> str:
 def apart(path: str, uid: str) -> str:
     """Return the path to use when there is a file where `path` wants a folder."""
     return f"~{_random_part(uid)}/{path.rpartition('/')[2]}"
-
-
-def _encodable(path: str) -> bool:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _random_part(uid: str) -> str:

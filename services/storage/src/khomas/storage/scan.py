@@ -51,7 +51,8 @@ class Scans:
         top = checked(request.path) if request.path else ""
         if not await asyncio.to_thread(local(top).is_dir):
             raise PathNotFound(storage_element=element.id, path=request.path or "/")
-        found = _wanted(Walk(local, follow=element.read_only).below(top, request.after_path), request, top)
+        walk = Walk(local, follow=element.read_only)
+        found = _wanted(walk.below(top, request.after_path), request, top)
         with ThreadPoolExecutor(_READERS, thread_name_prefix="storage-scan") as readers:
             batches = _batches(found, read=bool(request.checksums or request.cards))
             while batch := await asyncio.to_thread(next, batches, None):
@@ -71,8 +72,12 @@ class Walk:
         # Links to folders are followed in trees that were adopted as they are.
         self._follow = follow
 
-    def below(self, folder: str, after: str, inside: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Found]:
-        """Yield the files of a folder and its folders, from `after` on. `inside` are the folders above."""
+    def below(self, folder: str, after: str) -> Iterator[Found]:
+        """Yield the files of a folder and of its folders, from `after` on."""
+        yield from self._below(folder, after, frozenset({_identity(self._local(folder).stat())}))
+
+    def _below(self, folder: str, after: str, inside: frozenset[tuple[int, int]]) -> Iterator[Found]:
+        """Do it with the folders above known, so that no link leads round and round."""
         prefix = f"{folder}/" if folder else ""
         for name, entry in self._entries(folder):
             path = prefix + name
@@ -98,12 +103,11 @@ class Walk:
         self, path: str, entry: "os.DirEntry[str]", after: str, inside: frozenset[tuple[int, int]]
     ) -> Iterator[Found]:
         try:
-            status = entry.stat()
-            identity = (status.st_dev, status.st_ino)
+            identity = _identity(entry.stat())
             if identity in inside:
                 yield Found(path, 0, 0, "a link to a folder above it")
                 return
-            yield from self.below(path, after, inside | {identity})
+            yield from self._below(path, after, inside | {identity})
         except OSError as error:
             yield Found(path, 0, 0, f"cannot be listed: {error.strerror}")
 
@@ -119,6 +123,10 @@ class Walk:
         if not stat.S_ISREG(status.st_mode):
             return Found(path, 0, 0, "not a regular file")
         return Found(path, status.st_size, status.st_mtime)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _wanted(found: Iterator[Found], request: pb.ScanTreeRequest, top: str) -> Iterator[Found]:

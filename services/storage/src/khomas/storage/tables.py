@@ -112,7 +112,8 @@ transfer = Table(
     Column("file", KeyText, nullable=False),
     Column("file_uid", String, nullable=False),
     Column("destination", KeyText, nullable=False),
-    Column("sources", JSON, nullable=False),
+    # Ids with commas between them; empty = any.
+    Column("sources", String, nullable=False),
     Column("priority", Integer, nullable=False),
     Column("max_attempts", Integer, nullable=False),
     Column("origin", String, nullable=False, index=True),

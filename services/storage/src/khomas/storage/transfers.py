@@ -165,7 +165,7 @@ def transfer_proto(row: Mapping[str, Any]) -> pb.Transfer:
         name=PREFIX + row["uid"],
         file=row["file"],
         destination=row["destination"],
-        sources=row["sources"],
+        sources=sources_of(row),
         priority=row["priority"],
         max_attempts=row["max_attempts"],
         origin=row["origin"],
@@ -181,6 +181,11 @@ def transfer_proto(row: Mapping[str, Any]) -> pb.Transfer:
     if row["end_time"] is not None:
         message.end_time.FromDatetime(row["end_time"])
     return message
+
+
+def sources_of(row: Mapping[str, Any]) -> list[str]:
+    """Return the StorageElements that a transfer may read from; empty = any."""
+    return [name for name in row["sources"].split(",") if name]
 
 
 def attempt_proto(row: Row[Any]) -> pb.TransferAttempt:
@@ -228,7 +233,7 @@ def _new(one: pb.Transfer, file: file_pb2.File, *, there: bool) -> dict[str, Any
         "file": one.file,
         "file_uid": file.uid,
         "destination": one.destination,
-        "sources": list(one.sources),
+        "sources": ",".join(one.sources),
         "priority": one.priority,
         "max_attempts": one.max_attempts,
         "origin": one.origin,

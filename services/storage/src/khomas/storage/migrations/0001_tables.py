@@ -119,7 +119,7 @@ def upgrade() -> None:
         sa.Column("file", sa.String().with_variant(sa.TEXT(collation="C"), "postgresql"), nullable=False),
         sa.Column("file_uid", sa.String(), nullable=False),
         sa.Column("destination", sa.String().with_variant(sa.TEXT(collation="C"), "postgresql"), nullable=False),
-        sa.Column("sources", sa.JSON(), nullable=False),
+        sa.Column("sources", sa.String(), nullable=False),
         sa.Column("priority", sa.Integer(), nullable=False),
         sa.Column("max_attempts", sa.Integer(), nullable=False),
         sa.Column("origin", sa.String(), nullable=False),

@@ -1,0 +1,50 @@
+"""A storage that is killed in the middle of a commit finishes it when it is started again."""
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+from uuid import uuid4
+
+import aiohttp
+import pytest
+
+from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
+from khomas.api.catalog.v1.catalog_service_pb2_grpc import CatalogServiceStub
+from khomas.api.storage.v1 import grant_pb2
+from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceStub
+from khomas.kit.plugins import installed, load
+from khomas.kit.testing import serve
+from khomas.storage.app import service
+from khomas.storage.testing import MemoryCatalog, Storage, until
+
+
+@pytest.mark.parametrize("step", ["record", "_place", "create_files", "finish"])
+async def test_commit_survives_sigkill_after(step: str, tmp_path: Path) -> None:
+    script, request_id = Path(__file__).with_name("dies.py"), str(uuid4())
+    process = await asyncio.create_subprocess_exec(sys.executable, script, tmp_path, request_id, step)
+    assert await process.wait() == -signal.SIGKILL
+
+    catalog = load(installed("khomas.services")["catalog"])
+    async with (
+        serve(catalog, service, state=tmp_path, settings={"storage": {"poll": 0.05}}) as served,
+        aiohttp.ClientSession() as http,
+    ):
+        root = tmp_path / "storage" / "local"
+        storage = Storage(served, StorageServiceStub(served.channel), MemoryCatalog(), http, root)
+        upload = grant_pb2.Upload(name=(tmp_path / "upload").read_text())
+
+        async def committed() -> bool:
+            return (await storage.uploads(upload))[0].state == grant_pb2.Upload.STATE_COMMITTED
+
+        await until(committed)
+        wanted = storage.wanted(upload, "/hess/file", b"bytes")
+        answer = (await storage.commit(wanted, request_id=request_id)).files[0]
+        (found,) = (
+            await CatalogServiceStub(served.channel).BatchGetFiles(
+                catalog_pb.BatchGetFilesRequest(names=["/hess/file"], view=catalog_pb.FILE_VIEW_REPLICAS)
+            )
+        ).results
+
+    assert (found.file.uid, found.file.replicas[0].path) == (answer.uid, "hess/file")
+    assert storage.visible() == ["hess/file"]

@@ -1,0 +1,174 @@
+"""Uploads are opened where there is space, and closed in time."""
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from khomas.api.storage.v1 import grant_pb2, storage_element_pb2
+from khomas.api.storage.v1 import storage_service_pb2 as pb
+from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceStub
+from khomas.kit.boundary.status import reason_of
+from khomas.kit.database import count_statements
+from khomas.storage.testing import Storage, until
+
+DISK = storage_element_pb2.StorageElement.MEDIA_DISK
+
+
+async def element(storage: Storage, name: str, root: Path, **fields: Any) -> None:
+    made = storage_element_pb2.StorageElement(name=f"storageElements/{name}", media=DISK, **fields)
+    made.access_points.add(protocol="posix", address=str(root))
+    request = pb.CreateStorageElementRequest(storage_element=made, request_id=str(uuid4()))
+    await storage.stub.CreateStorageElement(request)
+
+
+async def refusal(call: Any) -> str:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return reason_of(caught.value)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a disk of one megabyte; without the right to mount, make the writer hit its limit in a real way."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root; the quota test covers the refusal at opening")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("settings", [{"poll": timedelta(hours=1)}])
+async def test_thousand_uploads_cost_six_statements(storage: Storage) -> None:
+    wanted = [grant_pb2.Upload(reserve_bytes=1)] * 1000
+    request = pb.BatchCreateUploadsRequest(uploads=wanted, request_id=str(uuid4()))
+
+    with count_statements(storage.parts.database) as statements:
+        uploads = (await storage.stub.BatchCreateUploads(request)).uploads
+
+    # Others come from loops that have just started.
+    ours = [one for one in statements if re.search("upload|storage_element|answer", one)]
+    assert 0 < len(ours) <= 6, ours
+    assert len({upload.name for upload in uploads}) == 1000
+
+
+async def test_repeated_request_gives_the_same_uploads(storage: Storage) -> None:
+    request = pb.BatchCreateUploadsRequest(uploads=[grant_pb2.Upload()], request_id=str(uuid4()))
+
+    first = await storage.stub.BatchCreateUploads(request)
+
+    assert await storage.stub.BatchCreateUploads(request) == first
+
+
+async def test_first_storage_with_space_is_taken(storage: Storage, tmp_path: Path) -> None:
+    for name, capacity in (("tiny", 100), ("large", 0)):
+        (tmp_path / name).mkdir()
+        await element(storage, name, tmp_path / name, capacity_bytes=capacity)
+
+    upload = await storage.open(storage_elements=["tiny", "large"], reserve_bytes=101)
+
+    assert upload.grant.storage_element == "large"
+
+
+async def test_reservations_of_others_count(storage: Storage, tmp_path: Path) -> None:
+    (tmp_path / "tiny").mkdir()
+    await element(storage, "tiny", tmp_path / "tiny", capacity_bytes=100)
+    await storage.open(storage_elements=["tiny"], reserve_bytes=60)
+
+    assert await refusal(storage.open(storage_elements=["tiny"], reserve_bytes=60)) == "NO_SPACE"
+
+
+async def test_unknown_read_only_and_missing_storage_are_told_apart(storage: Storage, tmp_path: Path) -> None:
+    for name in ("museum", "broken"):
+        (tmp_path / name).mkdir()
+        await element(storage, name, tmp_path / name, read_only=name == "museum")
+    (tmp_path / "broken").rmdir()
+
+    assert await refusal(storage.open(storage_elements=["nowhere"])) == "STORAGE_ELEMENT_NOT_FOUND"
+    assert await refusal(storage.open(storage_elements=["museum"])) == "STORAGE_ELEMENT_READ_ONLY"
+    assert await refusal(storage.open(storage_elements=["broken"])) == "STORAGE_ELEMENT_UNREACHABLE"
+
+
+async def test_full_disk_refuses_the_put_and_leaves_nothing(storage: Storage, small_disk: Path) -> None:
+    await element(storage, "small", small_disk)
+    upload = await storage.open(storage_elements=["small"])
+
+    status, answer = await storage.put(upload, b"x" * 3_000_000)
+
+    assert (status, answer["reason"]) == (507, "NO_SPACE")
+    assert not [path for path in small_disk.rglob("*") if path.is_file()]  # noqa: ASYNC240  a test may block
+    assert (await storage.put(upload, b"fits"))[0] == 201
+
+
+async def test_abandoned_upload_is_gone_and_may_be_given_up_again(storage: Storage) -> None:
+    upload = await storage.open()
+    await storage.put(upload, b"bytes")
+
+    for _ in range(2):
+        request = pb.BatchAbandonUploadsRequest(names=[upload.name], request_id=str(uuid4()))
+        await storage.stub.BatchAbandonUploads(request)
+
+    assert (await storage.uploads(upload))[0].state == grant_pb2.Upload.STATE_ABANDONED
+    assert not Path(upload.grant.local_path).exists()  # noqa: ASYNC240  a test may block
+    assert (await storage.put(upload, b"more"))[0] == 409
+
+
+async def test_committed_upload_cannot_be_given_up(storage: Storage) -> None:
+    upload = await storage.open()
+    await storage.put(upload, b"bytes")
+    await storage.commit(storage.wanted(upload, "/hess/file", b"bytes"))
+
+    request = pb.BatchAbandonUploadsRequest(names=[upload.name], request_id=str(uuid4()))
+
+    assert await refusal(storage.stub.BatchAbandonUploads(request)) == "UPLOAD_STATE"
+
+
+@pytest.mark.parametrize("settings", [{"check_interval": timedelta(seconds=0.1)}])
+async def test_expired_upload_is_given_up(storage: Storage) -> None:
+    request = pb.BatchCreateUploadsRequest(
+        uploads=[grant_pb2.Upload()], lifetime=Duration(nanos=200_000_000), request_id=str(uuid4())
+    )
+    upload = (await storage.stub.BatchCreateUploads(request)).uploads[0]
+
+    async def abandoned() -> bool:
+        return (await storage.uploads(upload))[0].state == grant_pb2.Upload.STATE_ABANDONED
+
+    await until(abandoned)
+    assert not Path(upload.grant.local_path).exists()  # noqa: ASYNC240  a test may block
+
+
+async def test_grant_lives_no_longer_than_the_maximum(storage: Storage) -> None:
+    request = pb.BatchCreateUploadsRequest(
+        uploads=[grant_pb2.Upload()], lifetime=Duration(seconds=365 * 86400), request_id=str(uuid4())
+    )
+    upload = (await storage.stub.BatchCreateUploads(request)).uploads[0]
+
+    life = upload.grant.expire_time.seconds - upload.create_time.seconds
+
+    assert abs(life - 7 * 86400) <= 1
+
+
+async def test_uploads_of_others_do_not_exist(storage: Storage) -> None:
+    upload = await storage.open()
+    await storage.put(upload, b"bytes")
+    mallory = StorageServiceStub(storage.served.channel_for("storage.create:/", subject="mallory"))
+
+    seen = await mallory.BatchGetUploads(pb.BatchGetUploadsRequest(names=[upload.name]))
+    commit = pb.BatchCommitUploadsRequest(
+        files=[storage.wanted(upload, "/hess/file", b"bytes")], request_id=str(uuid4())
+    )
+    abandon = pb.BatchAbandonUploadsRequest(names=[upload.name], request_id=str(uuid4()))
+
+    assert not seen.uploads
+    assert await refusal(mallory.BatchCommitUploads(commit)) == "UPLOAD_NOT_FOUND"
+    assert await refusal(mallory.BatchAbandonUploads(abandon)) == "UPLOAD_NOT_FOUND"
