@@ -10,6 +10,7 @@ from khomas.kit.testing import serve
 from khomas.kit.testing.postgresql import database_url, postgresql, postgresql_url
 from khomas.scheduler.app import service
 from khomas.scheduler.testing import Scheduler
+from khomas.scheduler.testing.files import Files, memory_services
 
 __all__ = ["database_url", "postgresql", "postgresql_url"]
 
@@ -25,4 +26,18 @@ def settings() -> dict[str, Any]:
 @pytest.fixture
 async def scheduler(tmp_path: Path, settings: dict[str, Any]) -> AsyncIterator[Scheduler]:
     async with serve(service, state=tmp_path / "state", settings={"scheduler": FAST | settings}) as served:
+        yield Scheduler(served)
+
+
+@pytest.fixture
+def files() -> Files:
+    """The files of the catalogue and the storage."""
+    return Files()
+
+
+@pytest.fixture
+async def with_files(tmp_path: Path, settings: dict[str, Any], files: Files) -> AsyncIterator[Scheduler]:
+    """A scheduler beside a catalogue and a storage."""
+    services = (*memory_services(files), service)
+    async with serve(*services, state=tmp_path / "state", settings={"scheduler": FAST | settings}) as served:
         yield Scheduler(served)
