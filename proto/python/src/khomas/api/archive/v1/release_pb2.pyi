@@ -99,7 +99,9 @@ class Release(_message.Message):
     record_count: _builtins.int
     """Output only. Records in the snapshot."""
     content_digest: _builtins.str
-    """Output only. SHA-256 over the snapshot: equal content, equal digest."""
+    """Output only. SHA-256 over the snapshot: equal content, equal digest. It covers records and content digests of the
+    files, but not access_url and access_estsize, which differ between versions of equal content.
+    """
     owner: _builtins.str
     """Output only. Subject of the token."""
     etag: _builtins.str
@@ -213,16 +215,26 @@ class MappingRule(_message.Message):
     MATCH_FIELD_NUMBER: _builtins.int
     HDU_FIELD_NUMBER: _builtins.int
     COLUMNS_FIELD_NUMBER: _builtins.int
+    BY_REFERENCE_FIELD_NUMBER: _builtins.int
     match: _builtins.str
     """Shell pattern over the LFN's last segment."""
     hdu: _builtins.str
     """HDU whose header is read, by EXTNAME. Empty = the first with the card."""
+    by_reference: _builtins.bool
+    """Release the file as it is, without a copy and without new cards: for adopted data that others look after."""
     @_builtins.property
     def columns(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Column to expression. An expression is a constant ("event", 2), a header card ("@RA_PNT"), a metadata key
-        ("$zenith"), or a formula over them: "@MJDREFI + @MJDREFF + @TSTART / 86400",
-        "1.239841984332e-6 / (@E_MAX * 1e12)". A missing card makes the column NULL, or a problem where ObsCore
-        forbids NULL.
+        """Column to expression. An expression is a constant ("event" in quotes, 2), a header card ("@RA_PNT", with braces
+        where the keyword has a hyphen: "@{DATE-OBS}"), a metadata key ("$zenith"; a time is its MJD), a name of the
+        archive's own, or a formula over them: "@MJDREFI + @MJDREFF + @TSTART / 86400",
+        "1.239841984332e-6 / (@E_MAX * 1e12)". Text may have formulas in braces:
+        "\\"CIRCLE ICRS {@RA_PNT} {@DEC_PNT} 2.5\\"". A missing card makes the column NULL, or a problem where ObsCore
+        forbids NULL. An empty expression is NULL.
+
+        The archive's own names: #did (publisher identifier), #url, #format (media type), #size_kbyte, #collection,
+        #version, #stem (name of the file without .fits.gz), #file_name, #file (LFN offered), #source (LFN released).
+        Without an expression: obs_collection is #collection, obs_id #stem, obs_publisher_did #did, access_url #url,
+        access_format #format, access_estsize #size_kbyte, every other column NULL.
         """
 
     def __init__(
@@ -231,10 +243,11 @@ class MappingRule(_message.Message):
         match: _builtins.str = ...,
         hdu: _builtins.str = ...,
         columns: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        by_reference: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "hdu", b"hdu", "match", b"match"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by_reference", b"by_reference", "columns", b"columns", "hdu", b"hdu", "match", b"match"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
