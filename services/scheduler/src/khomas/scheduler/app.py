@@ -1,5 +1,6 @@
 """Builds the service: every part by hand, in the order of their needs."""
 
+import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -35,6 +36,8 @@ from khomas.scheduler.store.lookup import Lookup
 from khomas.scheduler.store.retrying import Retrying
 from khomas.scheduler.store.submission import Submission
 
+# A backend that is slow to answer must not keep the service from starting.
+_FIRST_LOOK_SECONDS = 5.0
 _MIGRATIONS = "khomas.scheduler:migrations"
 
 
@@ -74,6 +77,7 @@ async def start(settings: SchedulerSettings, host: Host) -> Running:
     database = open_database(host.database_url)
     await database.check()
     parts = build(settings, host, database, open_sites(settings, host.state))
+    await asyncio.gather(*[site.look(_FIRST_LOOK_SECONDS) for site in parts.desk.sites])
     servicer = _servicer(parts)
 
     def add_to(server: grpc.aio.Server) -> None:
@@ -82,7 +86,7 @@ async def start(settings: SchedulerSettings, host: Host) -> Running:
     return Running(
         add_to=add_to,
         background={
-            "engine": parts.engine.run,
+            **({"engine": parts.engine.run} if settings.engine else {}),
             "housekeeping": every(timedelta(hours=1), parts.once.prune, parts.events.prune),
         },
         close=parts.close,

@@ -27,6 +27,8 @@ class SchedulerSettings(ServiceSettings, env_prefix="KHOMAS_SCHEDULER_"):
 
     # By name. Empty = this machine, as `local`.
     backends: dict[str, BackendSettings] = {}
+    # Whether this process takes part in working on jobs; one that does not only answers calls.
+    engine: bool = True
     # Attempts of a job whose policy does not say.
     max_attempts: int = Field(default=3, gt=0)
     initial_backoff: timedelta = timedelta(seconds=5)

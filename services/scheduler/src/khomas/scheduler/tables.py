@@ -156,8 +156,8 @@ Index(
     sqlite_where=attempt.c.end_time.is_(None),
     postgresql_where=attempt.c.end_time.is_(None),
 )
-_left = attempt.c.end_time.is_not(None) & attempt.c.collected.is_(False)
-Index("attempt_left", attempt.c.end_time, sqlite_where=_left, postgresql_where=_left)
+LEFT = attempt.c.end_time.is_not(None) & literal_column("NOT collected")
+Index("attempt_left", attempt.c.end_time, sqlite_where=LEFT, postgresql_where=LEFT)
 
 dependency = Table(
     "dependency",

@@ -30,7 +30,7 @@ class Collector:
         """Collect a batch of attempts that ended some time ago."""
         table = tables.attempt
         before = now() - self._desk.settings.collect_after
-        query = select(table).where(table.c.end_time < before, table.c.collected.is_(False)).order_by(table.c.end_time)
+        query = select(table).where(tables.LEFT, table.c.end_time < before).order_by(table.c.end_time)
         async with self._desk.database.read() as connection:
             ended = [Attempt(*row) for row in (await connection.execute(query.limit(_BATCH))).all()]
         collected = [attempt for attempt in ended if await self._collect(attempt)]

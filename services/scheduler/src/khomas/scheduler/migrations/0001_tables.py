@@ -58,8 +58,8 @@ def upgrade() -> None:
             "attempt_left",
             ["end_time"],
             unique=False,
-            sqlite_where=sa.text("end_time IS NOT NULL AND collected IS 0"),
-            postgresql_where=sa.text("end_time IS NOT NULL AND collected IS 0"),
+            sqlite_where=sa.text("end_time IS NOT NULL AND NOT collected"),
+            postgresql_where=sa.text("end_time IS NOT NULL AND NOT collected"),
         )
         batch_op.create_index(
             "attempt_open",
