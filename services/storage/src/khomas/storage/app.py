@@ -147,6 +147,7 @@ async def _built(settings: StorageSettings, host: Host, database: Database) -> P
         workers=settings.transfer_workers,
         poll=settings.poll,
         lease=settings.lease,
+        fsync=settings.fsync,
     )
     return Parts(
         database=database,

@@ -7,6 +7,7 @@ are in the catalogue, or the catalogue has refused and every name is taken back.
 import asyncio
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from datetime import timedelta
@@ -116,15 +117,17 @@ class Commits:
     async def _resumed(self, uid: str, key: str, digest: bytes) -> Answer:
         """Finish what an earlier call began, or wait for whoever does."""
         elements = await self._elements.all()
-        async with asyncio.timeout(self._deadline):
-            while (before := await self._intents.before(key, digest)) is not None:
-                intent, answer = before
-                if answer is not None:
-                    return answer
-                if await self._intents.lease(uid):
-                    return await self._finish(intent, elements)
-                await asyncio.sleep(_LOOK_AGAIN_SECONDS)
-        raise UpstreamUnavailable("The commit was refused and taken back meanwhile; ask again.", service="catalog")
+        end = time.monotonic() + self._deadline
+        while (before := await self._intents.before(key, digest)) is not None and time.monotonic() < end:
+            intent, answer = before
+            if answer is not None:
+                return answer
+            if await self._intents.lease(uid):
+                return await self._finish(intent, elements)
+            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+        raise UpstreamUnavailable(
+            "The commit is still under way, or was just taken back; ask again.", service="catalog"
+        )
 
     async def _finish(self, intent: Intent, elements: Mapping[str, Element]) -> Answer:
         """Take all steps after the intent. Raises after taking it back, or with the intent kept: UNAVAILABLE."""
@@ -132,7 +135,7 @@ class Commits:
             await self._place(intent, elements)
             created = await self._catalog.create_files(intent.catalog_request)
         except UpstreamUnavailable:
-            await self._intents.release(intent.uid, timedelta(seconds=1))
+            await self._intents.release(intent.uid)
             raise
         except (grpc.aio.AioRpcError, DomainError, staging.Taken, OSError):
             await self._take_back(intent, elements)

@@ -13,8 +13,8 @@ class StorageSettings(ServiceSettings, env_prefix="KHOMAS_STORAGE_"):
 
     # Root of the StorageElement `local`, made at the start. Embedded installations have one by default.
     local_root: Path | None = None
-    # Flush every upload to the disk before it is announced. Without it an acknowledged commit survives the end
-    # of any process, but not a power cut; with it a small file costs a disk rotation.
+    # Flush every upload and every copy to the disk before it is announced. Without it an acknowledged commit
+    # survives the end of any process, but not a power cut.
     fsync: bool = False
     # Files that did not come through the door get a SHA-256 up to this size; larger ones when the sender gives
     # one to compare with. Adler-32 is always computed.

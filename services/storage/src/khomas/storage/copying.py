@@ -40,8 +40,9 @@ class Wanted:
 class Copy:
     """One copy in the making; another thread may stop it and see how far it is."""
 
-    def __init__(self, wanted: Wanted) -> None:
+    def __init__(self, wanted: Wanted, *, durable: bool) -> None:
         self.bytes = 0
+        self._durable = durable
         self._wanted = wanted
         self._stopped = threading.Event()
 
@@ -67,6 +68,8 @@ class Copy:
             reader.close()
 
     def _stream(self, reader: Source, sink: Sink) -> None:
+        # Letting the kernel copy and reading afterwards was not faster (measured 1.5 times slower without the check
+        # at the far end), and on some file systems the copy would share its blocks with the source.
         summing, buffer = Summing(sha256=False), memoryview(bytearray(BLOCK))
         while True:
             self._check_stopped()
@@ -78,14 +81,15 @@ class Copy:
             with destination_side():
                 sink.write(buffer[:count])
             self.bytes = summing.size_bytes
-        got = Wanted(summing.size_bytes, summing.adler32)
-        if got != self._wanted:
-            raise CopyFailed(
-                pb.TRANSFER_REASON_SOURCE_CHECKSUM, f"the source has {_said(got)}, not {_said(self._wanted)}"
-            )
+        sent = Wanted(summing.size_bytes, summing.adler32)
+        if sent != self._wanted:
+            message = f"the source has {_said(sent)}, not {_said(self._wanted)}"
+            raise CopyFailed(pb.TRANSFER_REASON_SOURCE_CHECKSUM, message)
 
     def _verify(self, sink: Sink) -> None:
         with destination_side():
+            if self._durable:
+                sink.flush()
             arrived = sink.adler32()
         if arrived != self._wanted.adler32:
             message = f"adler32 {arrived} arrived where {self._wanted.adler32} was sent"

@@ -13,7 +13,7 @@ from khomas.api.storage.v1 import grant_pb2, storage_service_pb2
 from khomas.kit.database import Database, in_values
 from khomas.kit.errors import RequestIdReused
 from khomas.kit.events import EventLog
-from khomas.kit.leases import claim
+from khomas.kit.leases import FREE, claim
 from khomas.storage.errors import UploadState
 from khomas.storage.staging import Placement
 from khomas.storage.tables import upload, upload_commit, uploaded_file
@@ -107,11 +107,10 @@ class Intents:
         """Take some of the intents that nobody works on."""
         return await self._claim(select(upload_commit.c.uid), limit=_BATCH)
 
-    async def release(self, uid: str, pause: timedelta) -> None:
-        """Let others go on with an unfinished intent after a pause."""
-        statement = update(upload_commit).where(upload_commit.c.uid == uid, upload_commit.c.answer.is_(None))
+    async def release(self, uid: str) -> None:
+        """Let others go on with an unfinished intent."""
         async with self._database.write() as connection:
-            await connection.execute(statement.values(lease_expire_time=datetime.now(UTC) + pause))
+            await connection.execute(update(upload_commit).where(upload_commit.c.uid == uid).values(FREE))
 
     async def _claim(self, wanted: Select[str], limit: int) -> list[Intent]:
         now = datetime.now(UTC)

@@ -79,12 +79,14 @@ class Mover:
         workers: int,
         poll: timedelta,
         lease: timedelta,
+        fsync: bool,
     ) -> None:
         self._queue = queue
         self._catalog = catalog
         self._elements = elements
         self._protocols = protocols
         self._workers = workers
+        self._fsync = fsync
         self._poll = poll.total_seconds()
         self._renewal = lease.total_seconds() / 3
         self._tasks: dict[str, _Task] = {}
@@ -119,7 +121,7 @@ class Mover:
             problem = f"the catalogue does not answer: {error}"
         failed = await self._queue.failed_sources([row["uid"] for row in rows])
         for number, row in enumerate(rows):
-            task = _Task(row, Copy(Wanted(0, "")), datetime.now(UTC), time.monotonic())
+            task = _Task(row, Copy(Wanted(0, ""), durable=False), datetime.now(UTC), time.monotonic())
             self._tasks[row["uid"]] = task
             if not files:
                 self._outcomes.put_nowait(task.outcome(pb.TRANSFER_REASON_TRANSIENT, problem))
@@ -169,7 +171,7 @@ class Mover:
             return task.outcome(message="The file has a replica there already.")
         wanted = Wanted(file.size_bytes, file.checksums.adler32)
         if not await self._arrived_before(task, wanted, destination):
-            task.copy = Copy(wanted)
+            task.copy = Copy(wanted, durable=self._fsync)
             source = self._source(task, file, elements, destination, failed)
             await self._copied(task, source, destination, executor)
         task.copied = wanted

@@ -13,7 +13,7 @@ from pathlib import Path
 from khomas.storage import fits
 from khomas.storage.checksums import Sums, summed
 from khomas.storage.paths import apart, beside
-from khomas.storage.protocols.posix import PosixSource
+from khomas.storage.protocols.posix import PosixSource, flush_folder
 
 
 class NotThere(Exception):
@@ -118,7 +118,7 @@ def place(source: Path, target: Path, stamp: str, *, flush: bool) -> None:
         raise Changed
     if flush:
         _flush(target)
-        _flush(target.parent)
+        flush_folder(target.parent)
 
 
 def take_back(source: Path, target: Path) -> None:

@@ -78,6 +78,9 @@ class Sink(Protocol):
     def write(self, data: memoryview) -> None:
         """Append."""
 
+    def flush(self) -> None:
+        """Make it survive a power cut once it is published."""
+
     def adler32(self) -> str:
         """Return the checksum of what has arrived at the far end, not of what was sent."""
 

@@ -40,6 +40,15 @@ def fault(error: OSError) -> ProtocolFault:
     return ProtocolFault(_PROBLEMS.get(error.errno or 0, Problem.PASSING), f"{error.strerror}: {error.filename}")
 
 
+def flush_folder(folder: Path) -> None:
+    """Write the names in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class PosixSource:
     """A local file open for reading."""
 
@@ -68,6 +77,7 @@ class PosixSink:
     def __init__(self, folder: Path, local: Callable[[str], Path]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._local = local
+        self._flushed = False
         self._hidden = folder / uuid.uuid4().hex
         self._descriptor = os.open(self._hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
 
@@ -79,10 +89,17 @@ class PosixSink:
         except OSError as error:
             raise fault(error) from error
 
-    def adler32(self) -> str:
-        """Flush to the disk, then read everything back."""
+    def flush(self) -> None:
+        """Write everything to the disk."""
         try:
             os.fsync(self._descriptor)
+        except OSError as error:
+            raise fault(error) from error
+        self._flushed = True
+
+    def adler32(self) -> str:
+        """Read everything back."""
+        try:
             os.lseek(self._descriptor, 0, os.SEEK_SET)
             return summed(lambda buffer: os.readv(self._descriptor, [buffer]), sha256=False).adler32
         except OSError as error:
@@ -94,6 +111,8 @@ class PosixSink:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             os.link(self._hidden, target)
+            if self._flushed:
+                flush_folder(target.parent)
         except OSError as error:
             raise fault(error) from error
 
