@@ -74,9 +74,14 @@ async def migrate(url: str) -> None:
 
 async def start(settings: SchedulerSettings, host: Host) -> Running:
     """Start the service in a process that hosts it."""
+    return await start_with(settings, host, open_sites(settings, host.state))
+
+
+async def start_with(settings: SchedulerSettings, host: Host, sites: Sites) -> Running:
+    """Start the service over these backends."""
     database = open_database(host.database_url)
     await database.check()
-    parts = build(settings, host, database, open_sites(settings, host.state))
+    parts = build(settings, host, database, sites)
     await asyncio.gather(*[site.look(_FIRST_LOOK_SECONDS) for site in parts.desk.sites])
     servicer = _servicer(parts)
 

@@ -45,7 +45,8 @@ class _Many(TypeDecorator[Any]):
             return dialect.type_descriptor(Text())
         # A cast to an array of collated text is no SQL.
         item = Text() if isinstance(self.item, String) else self.item
-        return dialect.type_descriptor(postgresql.ARRAY(item))
+        # One dimension: a list as a value, such as JSON, is no further dimension.
+        return dialect.type_descriptor(postgresql.ARRAY(item, dimensions=1))
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
         if dialect.name == "postgresql":

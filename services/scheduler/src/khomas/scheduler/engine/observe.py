@@ -161,7 +161,7 @@ def observed(attempt: Attempt, seen: Observation, moment: datetime) -> Attempt:
         attempt,
         node=seen.node or attempt.node,
         queue=seen.queue or attempt.queue,
-        start_time=seen.start_time or attempt.start_time,
+        start_time=attempt.start_time or seen.start_time,
     )
     if seen.state.final:
         return judged(attempt, seen, moment)

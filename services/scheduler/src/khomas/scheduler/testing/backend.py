@@ -1,0 +1,183 @@
+"""A batch system in memory, which does what a test tells it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from typing import Any, ClassVar
+
+from khomas.kit.service import Host, Running, Service
+from khomas.scheduler.app import migrate, start_with
+from khomas.scheduler.backends.interface import (
+    Capabilities,
+    Chunk,
+    ComputeResource,
+    NotSupportedError,
+    Observation,
+    Outcome,
+    PollResult,
+    RenderedScript,
+    Seen,
+    State,
+    SubmitItem,
+    SubmitOutcome,
+    Submitted,
+    Usage,
+)
+from khomas.scheduler.config import BackendSettings, SchedulerSettings
+from khomas.scheduler.sites import Site, Sites
+
+
+class Handover(Enum):
+    """What becomes of the next handovers."""
+
+    ACCEPT = "accept"
+    REJECT = "reject"
+    THROTTLE = "throttle"
+    # The answer gets lost; the jobs have arrived.
+    ANSWER_LOST = "answer lost"
+    # The call gets lost.
+    CALL_LOST = "call lost"
+
+
+@dataclass(slots=True)
+class BatchSystem:
+    """A backend whose jobs start and end when a test says so. It outlives restarts of the scheduler."""
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        kind="memory", min_poll_interval=timedelta(milliseconds=5), peek=True, shared_folder=True
+    )
+
+    handover: Handover = Handover.ACCEPT
+    # False: polls fail.
+    answers: bool = True
+    items: dict[str, SubmitItem] = field(default_factory=dict)
+    state: dict[str, State] = field(default_factory=dict)
+    records: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    logs: dict[str, bytes] = field(default_factory=dict)
+    # Tokens in the order of their handovers, repeated ones too.
+    submitted: list[str] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+
+    # --------------------------------------------------------------------------- what tests say
+
+    def start(self, token: str) -> None:
+        """Let a job run."""
+        self.state[token] = State.RUNNING
+
+    def end(self, token: str, reason: int = 0, **record: Any) -> None:
+        """Let a job end with an exit record: well, or for a reason."""
+        state = "CANCELLED" if reason == 600 else "FAILED" if reason else "SUCCEEDED"
+        self.state[token] = State[state]
+        self.records[token] = {
+            "state": state,
+            "reason": reason,
+            "message": f"it ended with {reason}",
+            "usage": {},
+            "outputs": [],
+            **record,
+        }
+
+    def vanish(self, token: str) -> None:
+        """Lose a job."""
+        del self.state[token]
+
+    @property
+    def going(self) -> list[str]:
+        """Tokens of jobs that have not ended."""
+        return [token for token, state in self.state.items() if not state.final]
+
+    # ------------------------------------------------------------------------------ the Protocol
+
+    def render(self, items: Sequence[SubmitItem]) -> list[RenderedScript]:
+        """Nothing to see."""
+        return [RenderedScript(item.token, f"{item.token}.sh", "true\n") for item in items]
+
+    async def submit(self, items: Sequence[SubmitItem]) -> list[SubmitOutcome]:
+        """Do as told."""
+        if self.handover is Handover.CALL_LOST:
+            raise ConnectionError("the call got lost")
+        if self.handover is Handover.REJECT:
+            return [SubmitOutcome(item.token, Submitted.REJECTED, message="not today") for item in items]
+        if self.handover is Handover.THROTTLE:
+            pause = timedelta(milliseconds=20)
+            return [SubmitOutcome(item.token, Submitted.THROTTLED, retry_after=pause) for item in items]
+        for item in items:
+            self.submitted.append(item.token)
+            self.items[item.token] = item
+            self.state.setdefault(item.token, State.QUEUED)
+        if self.handover is Handover.ANSWER_LOST:
+            raise ConnectionError("the answer got lost")
+        return [SubmitOutcome(item.token, Submitted.ACCEPTED, native_id=f"n{item.token}") for item in items]
+
+    async def find(self, tokens: Sequence[str]) -> dict[str, str]:
+        """Those that arrived."""
+        if not self.answers:
+            raise ConnectionError("no answer")
+        return {token: f"n{token}" for token in tokens if token in self.state}
+
+    async def poll(self, ids: Sequence[str], cursor: str = "") -> PollResult:
+        """What the test said."""
+        if not self.answers:
+            raise ConnectionError("no answer")
+        return PollResult([self._seen(native_id) for native_id in ids], complete=True, cursor="")
+
+    async def cancel(self, ids: Sequence[str], grace: timedelta) -> list[Outcome]:
+        """End them at once."""
+        for native_id in ids:
+            token = native_id[1:]
+            self.cancelled.append(token)
+            if token in self.going:
+                self.end(token, 600)
+        return [Outcome(native_id, done=True) for native_id in ids]
+
+    async def hold(self, ids: Sequence[str], on: bool) -> list[Outcome]:
+        """Refuse."""
+        raise NotSupportedError("nothing is held here")
+
+    async def peek(self, native_id: str, stream: str, offset: int, limit: int) -> Chunk:
+        """Logs of stderr."""
+        log = self.logs.get(native_id[1:], b"") if stream == "stderr" else b""
+        start = max(0, len(log) + offset) if offset < 0 else offset
+        return Chunk(start, log[start : start + limit], len(log))
+
+    async def fetch_output(self, native_id: str, location: str, target: str) -> None:
+        """Nothing to fetch."""
+        raise FileNotFoundError(location)
+
+    async def purge(self, ids: Sequence[str]) -> list[Outcome]:
+        """Keep them: tests look at them."""
+        return [Outcome(native_id, done=True) for native_id in ids]
+
+    async def usage(self, ids: Sequence[str]) -> dict[str, Usage]:
+        """Not known."""
+        return {}
+
+    async def list_resources(self) -> list[ComputeResource]:
+        """As much as anybody wants."""
+        return [ComputeResource(queue="", cpu_milli=10**9)]
+
+    async def aclose(self) -> None:
+        """Stay."""
+
+    def _seen(self, native_id: str) -> Observation:
+        token = native_id[1:]
+        if token not in self.state:
+            return Observation(token, native_id, Seen.ABSENT)
+        record, state = self.records.get(token), self.state[token]
+        start = datetime.now(UTC) if state is State.RUNNING else None
+        return Observation(token, native_id, Seen.PRESENT, state, start_time=start, record=record)
+
+
+def memory_sites(system: BatchSystem, max_jobs: int = 1000) -> Sites:
+    """The batch system as the only backend, `memory`."""
+    return Sites([Site("memory", BackendSettings(kind="memory", max_jobs=max_jobs), system)])
+
+
+def memory_scheduler(system: BatchSystem, max_jobs: int = 1000) -> Service[SchedulerSettings]:
+    """The scheduler over this batch system."""
+
+    async def start(settings: SchedulerSettings, host: Host) -> Running:
+        return await start_with(settings, host, memory_sites(system, max_jobs))
+
+    return Service("scheduler", SchedulerSettings, start, migrate)
