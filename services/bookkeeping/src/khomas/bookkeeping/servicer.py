@@ -1,0 +1,60 @@
+"""The rpcs: each reads its request, asks one thing, builds its answer."""
+
+# The contract gives the methods their names.
+# ruff: noqa: N802
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from khomas.api.bookkeeping.v1 import bookkeeping_service_pb2 as pb
+from khomas.api.bookkeeping.v1 import production_pb2
+from khomas.api.bookkeeping.v1.bookkeeping_service_pb2_grpc import BookkeepingServiceServicer
+from khomas.api.common.v1 import event_pb2
+from khomas.bookkeeping.cells import Cells
+from khomas.bookkeeping.engine import Engine
+from khomas.bookkeeping.items import Items
+from khomas.bookkeeping.productions import Productions
+from khomas.kit.boundary.call import Context
+from khomas.kit.events import EventLog
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the rpcs are made of."""
+
+    productions: Productions
+    cells: Cells
+    items: Items
+    engine: Engine
+    log: EventLog
+
+
+class BookkeepingServicer(BookkeepingServiceServicer):
+    """Implements khomas.api.bookkeeping.v1.BookkeepingService."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    async def CreateProduction(
+        self, request: pb.CreateProductionRequest, context: Context
+    ) -> pb.CreateProductionResponse:
+        answer = await self._parts.productions.create(request)
+        self._parts.engine.wake()
+        return answer
+
+    async def GetProduction(self, request: pb.GetProductionRequest, context: Context) -> production_pb2.Production:
+        return await self._parts.productions.get(request.name)
+
+    async def ListProductions(self, request: pb.ListProductionsRequest, context: Context) -> pb.ListProductionsResponse:
+        return await self._parts.productions.page(request)
+
+    async def ListCells(self, request: pb.ListCellsRequest, context: Context) -> pb.ListCellsResponse:
+        return await self._parts.cells.page(request)
+
+    async def ListWorkItems(self, request: pb.ListWorkItemsRequest, context: Context) -> pb.ListWorkItemsResponse:
+        return await self._parts.items.page(request)
+
+    def WatchEvents(
+        self, request: event_pb2.WatchEventsRequest, context: Context
+    ) -> AsyncIterator[event_pb2.WatchEventsResponse]:
+        return self._parts.log.watch(request)
