@@ -91,11 +91,12 @@ def test_every_path_field_is_checked() -> None:
         policy.check_request(holder("catalog.read:/vo"), reply("/vo/a"))
 
 
-def test_without_path_fields_the_whole_tree_is_asked_for() -> None:
+def test_without_path_fields_the_capability_on_any_path_is_enough() -> None:
     policy = policy_of(by_path())
-    policy.check_request(holder("catalog.read:/"), reply())
+    policy.check_caller(holder("catalog.read:/vo"))
+    policy.check_request(holder("catalog.read:/vo"), reply())
     with pytest.raises(CapabilityMissing):
-        policy.check_request(holder("catalog.read:/vo"), reply())
+        policy.check_caller(holder("storage.read:/"))
 
 
 def test_odd_path_is_an_invalid_field() -> None:

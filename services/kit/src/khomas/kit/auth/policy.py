@@ -40,8 +40,6 @@ class Policy:
             return
         for field, getter in self.paths:
             self._check_paths(principal, field, list(getter(request)))
-        if not self.paths:
-            self._check_paths(principal, "", ["/"])
 
     def _check_paths(self, principal: Principal, field: str, paths: Sequence[str]) -> None:
         asked = [path if path.startswith("/") else _asked(path) for path in paths]
