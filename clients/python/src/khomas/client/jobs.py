@@ -33,11 +33,16 @@ def job_name(text: str) -> str:
     return text if text.startswith("jobs/") else f"jobs/{text}"
 
 
-def state_of(job: Any) -> str:
-    """Return the state of a job as people write it."""
+def state_name(number: Any) -> str:
+    """Return a state as people write it."""
     from khomas.api.scheduler.v1.state_pb2 import JobState
 
-    return JobState.Name(job.status.state).removeprefix("JOB_STATE_")
+    return JobState.Name(number).removeprefix("JOB_STATE_")
+
+
+def state_of(job: Any) -> str:
+    """Return the state of a job as people write it."""
+    return state_name(job.status.state)
 
 
 def reason_of(status: Any) -> str:

@@ -1,0 +1,199 @@
+"""Commands about adoption, StorageElements and transfers."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from khomas.cli.output import as_dict, format_of, listing, show_one, talk
+from khomas.cli.output import show as show_rows
+from khomas.cli.running import Ticker, with_client
+
+if TYPE_CHECKING:
+    from khomas.client.async_client import AsyncClient
+
+
+@click.group()
+def adopt() -> None:
+    """Take an existing tree into the catalogue, where it lies."""
+
+
+@adopt.command("start")
+@click.argument("storage_element")
+@click.argument("destination")
+@click.option("--path", default="", help="Top of the tree on the StorageElement.")
+@click.option("--include", multiple=True, help="Shell pattern over the relative path.")
+@click.option("--pattern", multiple=True, help="Regular expression with named groups: obs_id_(?P<run>\\d+).")
+@click.option("--header", multiple=True, metavar="CARD[=key[:unit]]", help="FITS card to keep as metadata.")
+@click.option("--dataset", default="", help="Dataset that all files join.")
+@click.option("--declare", is_flag=True, help="Declare missing metadata keys.")
+@click.option("--dry-run", is_flag=True, help="Say what would happen.")
+@click.option("--json", "as_json", is_flag=True)
+def adopt_start(storage_element: str, destination: str, dry_run: bool, as_json: bool, **options: Any) -> int:
+    """Adopt the tree on a StorageElement under the LFN directory DESTINATION, and wait for the end."""
+    from khomas.api.catalog.v1.adoption_pb2 import Adoption
+    from khomas.client.specs import dataset_name
+
+    wanted = Adoption(
+        storage_element=storage_element,
+        destination=destination.rstrip("/"),
+        path=options["path"],
+        include=options["include"],
+        path_patterns=options["pattern"],
+        dataset=dataset_name(options["dataset"]),
+        declare_keys=options["declare"],
+    )
+    for word in options["header"]:
+        card, _, rest = word.partition("=")
+        key, _, unit = rest.partition(":")
+        wanted.headers.add(card=card, key=key, unit=unit)
+    found = with_client(lambda client: _adopt(client, wanted, dry_run))
+    show_one(as_dict(found) if as_json else _adoption_row(found), as_json)
+    return 0 if dry_run or found.state == Adoption.STATE_SUCCEEDED else 1
+
+
+async def _adopt(client: "AsyncClient", wanted: Any, dry_run: bool) -> Any:
+    from khomas.api.catalog.v1.adoption_pb2 import Adoption
+
+    started = await client.files.adopt(wanted, validate_only=dry_run)
+    if dry_run:
+        return started
+    ticker = Ticker()
+    found = await client.catalog.until(
+        lambda: client.catalog.adoption(started.name),
+        lambda one: one.state != Adoption.STATE_RUNNING,
+        on_look=lambda one: ticker(f"adopted {one.adopted_files} files, {one.adopted_bytes // 1_000_000} MB"),
+    )
+    ticker.done()
+    return found
+
+
+def _adoption_row(one: Any) -> dict[str, Any]:
+    from khomas.api.catalog.v1.adoption_pb2 import Adoption
+
+    return {
+        "id": one.name.removeprefix("adoptions/"),
+        "state": Adoption.State.Name(one.state).removeprefix("STATE_"),
+        "storage_element": one.storage_element,
+        "destination": one.destination,
+        "files": one.adopted_files,
+        "bytes": one.adopted_bytes,
+        "known": one.known_files,
+        "problems": list(one.problems),
+    }
+
+
+@adopt.command("ls")
+@listing
+def adopt_ls(**options: Any) -> None:
+    """List adoptions."""
+    form = format_of(options)
+    found = with_client(lambda client: client.catalog.adoptions())
+    show_rows([_adoption_row(one) for one in found], form, ("id", "state", "storage_element", "destination", "files"))
+
+
+@adopt.command("undo")
+@click.argument("name")
+def adopt_undo(name: str) -> None:
+    """Take the files of an adoption out of the catalogue again; the bytes stay."""
+    full = name if name.startswith("adoptions/") else f"adoptions/{name}"
+    found = with_client(lambda client: client.catalog.undo_adoption(full))
+    show_one(_adoption_row(found), as_json=False)
+
+
+@click.group()
+def se() -> None:
+    """List and make StorageElements."""
+
+
+def _element_row(one: Any) -> dict[str, Any]:
+    from khomas.api.storage.v1.storage_element_pb2 import StorageElement
+
+    return {
+        "id": one.name.removeprefix("storageElements/"),
+        "site": one.site,
+        "media": StorageElement.Media.Name(one.media).removeprefix("MEDIA_"),
+        "files": one.space.file_count,
+        "used": one.space.used_bytes,
+        "free": one.space.free_bytes,
+        "read_only": one.read_only,
+        "health": "ok" if one.health.reachable else one.health.message or "unknown",
+        "address": [f"{point.protocol}:{point.address}" for point in one.access_points],
+    }
+
+
+@se.command("ls")
+@listing
+def se_ls(**options: Any) -> None:
+    """List StorageElements with space and health."""
+    form = format_of(options)
+    found = with_client(lambda client: client.storage.elements())
+    columns = ("id", "site", "media", "files", "used", "free", "read_only", "health")
+    show_rows([_element_row(one) for one in found], form, columns)
+
+
+@se.command("create")
+@click.argument("name")
+@click.argument("address")
+@click.option("--protocol", default="posix")
+@click.option("--site", default="")
+@click.option("--read-only", is_flag=True, help="For trees that are adopted where they lie.")
+@click.option("--description", default="")
+def se_create(name: str, address: str, protocol: str, site: str, read_only: bool, description: str) -> None:
+    """Make a StorageElement known; ADDRESS is its root, a folder for the protocol posix."""
+    from khomas.api.storage.v1.storage_element_pb2 import AccessPoint, StorageElement
+
+    place = str(Path(address).resolve()) if protocol == "posix" else address
+    wanted = StorageElement(
+        name=f"storageElements/{name}",
+        description=description,
+        site=site,
+        media=StorageElement.MEDIA_DISK,
+        access_points=[AccessPoint(protocol=protocol, address=place)],
+        read_only=read_only,
+    )
+    made = with_client(lambda client: client.storage.create_element(wanted))
+    click.echo(made.name.removeprefix("storageElements/"))
+
+
+@click.group()
+def transfer() -> None:
+    """Copy files between StorageElements."""
+
+
+@transfer.command("create")
+@click.argument("names", nargs=-1, required=True)
+@click.option("--to", "destination", required=True, help="StorageElement.")
+def transfer_create(names: tuple[str, ...], destination: str) -> int:
+    """Want copies of files on a StorageElement."""
+    results = with_client(lambda client: client.storage.transfer(names, destination))
+    failed = 0
+    for name, result in zip(names, results, strict=True):
+        if result.HasField("transfer"):
+            click.echo(f"{result.transfer.name}  {name}")
+        else:
+            failed = 1
+            talk(f"{name}: {result.error.message}")
+    return failed
+
+
+@transfer.command("ls")
+@click.option("--filter", "filter_text", default="", help="AIP-160: state = FAILED.")
+@listing
+def transfer_ls(filter_text: str, **options: Any) -> None:
+    """List transfers."""
+    from khomas.api.storage.v1.transfer_pb2 import Transfer, TransferReason
+
+    form = format_of(options)
+    rows = [
+        {
+            "id": one.name,
+            "file": one.file,
+            "to": one.destination,
+            "state": Transfer.State.Name(one.state).removeprefix("STATE_"),
+            "reason": TransferReason.Name(one.reason).removeprefix("TRANSFER_REASON_") if one.reason else "",
+            "message": one.message,
+        }
+        for one in with_client(lambda client: client.storage.transfers(filter_text))
+    ]
+    show_rows(rows, form, ("id", "file", "to", "state", "reason", "message"))

@@ -1,0 +1,111 @@
+"""The `khomas` command: a table of commands, each imported when it is called."""
+
+import difflib
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+# Command to module and one line of help. Help must not import: it is what people type most.
+COMMANDS = {
+    "submit": ("jobs", "Submit a job, an array, or a job file."),
+    "ls": ("jobs", "List jobs."),
+    "show": ("jobs", "Show a job with its attempts."),
+    "logs": ("jobs", "Print what a job printed; -f follows."),
+    "wait": ("jobs", "Wait for jobs to end."),
+    "why": ("jobs", "Say why a job, transfer, production or release waits or failed."),
+    "cancel": ("job_changes", "Cancel jobs."),
+    "hold": ("job_changes", "Keep waiting jobs from starting."),
+    "release-job": ("job_changes", "Let held jobs go on."),
+    "retry": ("job_changes", "Submit failed jobs again."),
+    "diff": ("job_changes", "Compare two jobs."),
+    "export": ("job_changes", "Print a job as a job file."),
+    "explain": ("job_changes", "Say what a reason means."),
+    "backends": ("job_changes", "List the batch systems."),
+    "put": ("files", "Bring files in."),
+    "get": ("files", "Fetch files, or the outputs of a job."),
+    "find": ("files", "Search files by path and metadata."),
+    "dir": ("files", "List a directory."),
+    "rm": ("files", "Delete files; can be undone for a while."),
+    "undelete": ("files", "Take deletions back."),
+    "meta": ("metadata", "Declare metadata keys and set values."),
+    "dataset": ("metadata", "Make, fill, close and list datasets."),
+    "adopt": ("adoption", "Take an existing tree into the catalogue, where it lies."),
+    "se": ("adoption", "List and make StorageElements."),
+    "transfer": ("adoption", "Copy files between StorageElements."),
+    "prod": ("productions", "Create, watch and steer productions."),
+    "run": ("productions", "Observation runs and their quality."),
+    "trace": ("productions", "Say where anything came from."),
+    "release": ("releases", "Make, publish and export releases."),
+    "events": ("system", "Watch the events of a service."),
+    "auth": ("system", "Say what a token allows."),
+    "up": ("system", "Run every installed service in one process."),
+    "completion": ("system", "Print the completion script of a shell."),
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command; None if there is none."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"khomas.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Suggest the nearest command for one that does not exist."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, 3)
+            hint = f" Did you mean {', '.join(near)}?" if near else " `khomas --help` lists them."
+            raise click.UsageError(f"There is no command {args[0]}.{hint}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--endpoint", metavar="HOST:PORT", help="Where the services are (KHOMAS_ENDPOINT).")
+@click.version_option(package_name="khomas-client")
+def khomas(endpoint: str | None) -> None:
+    """From a raw run on a disk to a published product."""
+    if endpoint:
+        os.environ["KHOMAS_ENDPOINT"] = endpoint
+
+
+def main() -> None:
+    """Run the command line and leave with one of the documented exit codes."""
+    try:
+        code = khomas.main(prog_name="khomas", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader, `head` for one, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        if not hasattr(error, "exit_code"):
+            raise
+        click.echo(str(error), err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,335 @@
+"""Commands about productions, runs and traces."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from khomas.cli.jobs import read_document
+from khomas.cli.output import as_dict, format_of, listing, show_one, talk
+from khomas.cli.output import show as show_rows
+from khomas.cli.running import Ticker, with_client
+
+if TYPE_CHECKING:
+    from khomas.client.async_client import AsyncClient
+
+_WATCH_SECONDS = 2.0
+
+
+@click.group()
+def prod() -> None:
+    """Create, watch and steer productions."""
+
+
+@prod.command("create")
+@click.argument("document", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--requested", help="Events of every cell, instead of the document's: 200e6.")
+@click.option("--dry-run", is_flag=True, help="Plan it, make nothing.")
+@click.option("--json", "as_json", is_flag=True)
+def prod_create(document: Path, requested: str | None, dry_run: bool, as_json: bool) -> None:
+    """Make a production from a file and start it."""
+    content = read_document(document)
+    if requested:
+        for stage in content.get("stages", []):
+            if "grid" in stage:
+                stage["requested_events"] = requested
+    answer = with_client(lambda client: _create(client, content, document.parent, dry_run))
+    if as_json:
+        show_one(as_dict(answer), as_json=True)
+        return
+    name = answer.production.name.removeprefix("productions/")
+    if dry_run:
+        _show_cells(answer.cells)
+        click.echo(f"{name}: {sum(cell.progress.jobs_to_go for cell in answer.cells)} jobs planned in grids")
+    else:
+        click.echo(f"production {name}; follow with: khomas prod show {name} --watch")
+
+
+async def _create(client: "AsyncClient", content: dict[str, Any], folder: Path, dry_run: bool) -> Any:
+    from khomas.client.specs import Sandboxes, production
+
+    sandboxes = Sandboxes(folder)
+    wanted = production(content, sandboxes)
+    if sandboxes.contents:
+        await client.jobs.upload_sandboxes(sandboxes.contents)
+    return await client.bookkeeping.create_production(wanted, validate_only=dry_run)
+
+
+@prod.command("ls")
+@click.option("--filter", "filter_text", default="")
+@listing
+def prod_ls(filter_text: str, **options: Any) -> None:
+    """List productions."""
+    form = format_of(options)
+    found = with_client(lambda client: client.bookkeeping.productions(filter_text))
+    columns = ("id", "state", "jobs", "succeeded", "failed", "active", "created")
+    show_rows([_row(one) for one in found], form, columns)
+
+
+def _row(one: Any) -> dict[str, Any]:
+    from khomas.api.bookkeeping.v1.production_pb2 import Production
+
+    return {
+        "id": one.name.removeprefix("productions/"),
+        "state": Production.State.Name(one.state).removeprefix("STATE_"),
+        "jobs": one.progress.jobs_total,
+        "succeeded": one.progress.jobs_succeeded,
+        "failed": one.progress.jobs_failed,
+        "active": one.progress.jobs_active,
+        "message": one.message,
+        "tags": dict(one.tags),
+        "created": one.create_time.ToJsonString(),
+        "owner": one.owner,
+    }
+
+
+@prod.command("show")
+@click.argument("name")
+@click.option("--watch", is_flag=True, help="Refresh until it ends.")
+@click.option("--json", "as_json", is_flag=True)
+def prod_show(name: str, watch: bool, as_json: bool) -> None:
+    """Show the tables of a production: its stages, and the cells of its grids."""
+    from khomas.api.bookkeeping.v1.production_pb2 import Production
+
+    while True:
+        found, cells = with_client(lambda client: _read(client, name))
+        if as_json:
+            show_one({**as_dict(found), "cells": [as_dict(cell) for cell in cells]}, as_json=True)
+        else:
+            if watch:
+                click.clear()
+            _show(found, cells)
+        if not watch or found.state >= Production.STATE_COMPLETED:
+            return
+        time.sleep(_WATCH_SECONDS)
+
+
+async def _read(client: "AsyncClient", name: str) -> tuple[Any, list[Any]]:
+    found = await client.bookkeeping.production(name)
+    cells: list[Any] = []
+    for stage in found.stages:
+        if stage.WhichOneof("source") == "grid":
+            cells += await client.bookkeeping.cells(name, stage.name)
+    return found, cells
+
+
+def _show(found: Any, cells: list[Any]) -> None:
+    row = _row(found)
+    click.echo(f"{row['id']}  {row['state']}  {found.description}{f'  {found.message}' if found.message else ''}")
+    rows = [
+        {
+            "stage": stage.name,
+            "files": stage.progress.input_files,
+            "items": f"{stage.progress.items_processed}/{stage.progress.items_total}",
+            "jobs": stage.progress.jobs_total,
+            "succeeded": stage.progress.jobs_succeeded,
+            "failed": stage.progress.jobs_failed,
+            "active": stage.progress.jobs_active,
+            "complete": stage.progress.complete,
+        }
+        for stage in found.stages
+    ]
+    form = format_of({"as_json": False, "as_csv": False, "quiet": False, "columns": ""})
+    show_rows(rows, form, ("stage", "files", "items", "jobs", "succeeded", "failed", "active", "complete"), "stage")
+    if cells:
+        _show_cells(cells)
+
+
+def _show_cells(cells: Any) -> None:
+    from khomas.api.bookkeeping.v1.production_pb2 import Cell
+
+    rows = []
+    for cell in cells:
+        parameters = {name: cell.parameters[name] for name in cell.columns}
+        rows.append(
+            {
+                **parameters,
+                "requested": f"{cell.requested_events:,}",
+                "produced": f"{cell.progress.produced_events:,}",
+                "jobs": cell.progress.jobs_total or cell.progress.jobs_to_go,
+                "to go": cell.progress.jobs_to_go,
+                "status": Cell.State.Name(cell.state).removeprefix("STATE_"),
+            }
+        )
+    if rows:
+        form = format_of({"as_json": False, "as_csv": False, "quiet": False, "columns": ""})
+        show_rows(rows, form, list(rows[0]), next(iter(rows[0])))
+
+
+@prod.command("wait")
+@click.argument("name")
+@click.option("--timeout", help="Give up after this time.")
+def prod_wait(name: str, timeout: str | None) -> int:
+    """Wait for a production to end. Exit code: 0 completed, 1 failed or paused, 3 cancelled, 124 time-out."""
+    from khomas.api.bookkeeping.v1.production_pb2 import Production
+    from khomas.client.errors import CANCELLED, FAILED
+    from khomas.client.units import duration
+
+    ticker = Ticker()
+    seconds = duration(timeout, "--timeout").total_seconds() if timeout else None
+    found = with_client(
+        lambda client: client.bookkeeping.wait(name, timeout=seconds, on_look=lambda one: ticker(_line(one)))
+    )
+    ticker.done()
+    click.echo(_line(found))
+    if found.state == Production.STATE_COMPLETED:
+        return 0
+    return CANCELLED if found.state == Production.STATE_CANCELLED else FAILED
+
+
+def _line(one: Any) -> str:
+    row = _row(one)
+    counts = f"{row['succeeded']}/{row['jobs']} jobs, {row['failed']} failed, {row['active']} active"
+    return f"{row['id']}  {row['state']}  {counts}  {one.message}".rstrip()
+
+
+@prod.command("items")
+@click.argument("name")
+@click.option("--stage", default="")
+@click.option("--filter", "filter_text", default="", help="AIP-160: state = MAX_TRIES.")
+@listing
+def prod_items(name: str, stage: str, filter_text: str, **options: Any) -> None:
+    """List the work items of data stages."""
+    from khomas.api.bookkeeping.v1.production_pb2 import WorkItem
+
+    form = format_of(options)
+    rows = [
+        {
+            "id": one.name.rpartition("/")[2],
+            "state": WorkItem.State.Name(one.state).removeprefix("STATE_"),
+            "group": one.group,
+            "files": list(one.files),
+            "job": one.job.removeprefix("jobs/"),
+            "tries": one.tries,
+            "message": one.message,
+        }
+        for one in with_client(lambda client: client.bookkeeping.items(name, stage, filter_text))
+    ]
+    show_rows(rows, form, ("id", "state", "group", "job", "tries", "message"))
+
+
+def _steering(verb: str, text: str) -> None:
+    @prod.command(verb, help=text)
+    @click.argument("name")
+    def command(name: str) -> None:
+        found = with_client(lambda client: client.bookkeeping.change_production(verb, name))
+        click.echo(_line(found))
+
+
+_steering("pause", "Make no new jobs until it is resumed.")
+_steering("resume", "Go on; work items that failed too often get new tries.")
+_steering("cancel", "Give it up and cancel its jobs; what was produced stays.")
+
+
+@prod.command("flush")
+@click.argument("name")
+@click.argument("stage")
+def prod_flush(name: str, stage: str) -> None:
+    """Submit incomplete groups of a data stage now."""
+    found = with_client(lambda client: client.bookkeeping.change_production("flush", name, stage=stage))
+    click.echo(_line(found))
+
+
+@click.group()
+def run() -> None:
+    """Observation runs and their quality."""
+
+
+def _run_row(one: Any) -> dict[str, Any]:
+    from khomas.api.bookkeeping.v1.run_pb2 import Run
+
+    return {
+        "id": one.name.removeprefix("runs/"),
+        "target": one.target,
+        "period": one.period,
+        "quality": Run.Quality.Name(one.quality).removeprefix("QUALITY_"),
+        "start": one.start_time.ToJsonString() if one.HasField("start_time") else "",
+        "comment": one.comment,
+        "files": list(one.files),
+    }
+
+
+@run.command("ls")
+@click.option("--filter", "filter_text", default="", help='AIP-160: target = "Crab*" AND quality = GOOD.')
+@listing
+def run_ls(filter_text: str, **options: Any) -> None:
+    """List runs."""
+    form = format_of(options)
+    found = with_client(lambda client: client.bookkeeping.runs(filter_text))
+    show_rows([_run_row(one) for one in found], form, ("id", "target", "period", "quality", "start", "comment"))
+
+
+@run.command("show")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True)
+def run_show(name: str, as_json: bool) -> None:
+    """Show a run with the history of its quality."""
+    found = with_client(lambda client: client.bookkeeping.run(name))
+    show_one(as_dict(found) if as_json else _run_row(found), as_json)
+    for change in [] if as_json else found.history:
+        talk(f"{change.time.ToJsonString()} {change.author}: {change.quality} {change.comment}")
+
+
+@run.command("create")
+@click.argument("name")
+@click.option("--target", default="")
+@click.option("--period", default="")
+@click.option("--file", "files", multiple=True, help="LFN of a file of the run.")
+def run_create(name: str, target: str, period: str, files: tuple[str, ...]) -> None:
+    """Make a run known."""
+    from khomas.api.bookkeeping.v1.run_pb2 import Run
+
+    wanted = Run(name=f"runs/{name}", target=target, period=period, files=files)
+    for made in with_client(lambda client: client.bookkeeping.create_runs([wanted])):
+        click.echo(made.name.removeprefix("runs/"))
+
+
+@run.command("flag")
+@click.argument("name")
+@click.argument("quality", type=click.Choice(["good", "limited", "bad"]))
+@click.option("--comment", required=True, help="Why.")
+def run_flag(name: str, quality: str, comment: str) -> None:
+    """Decide about the quality of a run; the history keeps who and why."""
+    found = with_client(lambda client: client.bookkeeping.flag_run(name, quality, comment))
+    show_one(_run_row(found), as_json=False)
+
+
+@click.command()
+@click.argument("id_", metavar="ID")
+@click.option("--forward", is_flag=True, help="What came of it, instead of where it came from.")
+@click.option("--depth", type=int, default=0, help="Steps from file to file; default all.")
+@click.option("--json", "as_json", is_flag=True)
+def trace(id_: str, forward: bool, depth: int, as_json: bool) -> None:
+    """Say where anything came from: an LFN, a uid, a job, a native id, a production."""
+    found = with_client(lambda client: client.bookkeeping.trace(id_, forward=forward, max_depth=depth))
+    if as_json:
+        show_one(as_dict(found), as_json=True)
+        return
+    nodes = {node.name: node for node in found.nodes}
+    following: dict[str, list[tuple[str, str]]] = {}
+    for edge in found.edges:
+        # Python keyword, hence getattr.
+        start, end = (edge.to, getattr(edge, "from")) if forward else (getattr(edge, "from"), edge.to)
+        following.setdefault(start, []).append((edge.relation, end))
+    _tree(nodes, following, found.subject, "", set())
+
+
+def _tree(
+    nodes: dict[str, Any], following: dict[str, list[tuple[str, str]]], name: str, indent: str, seen: set[str]
+) -> None:
+    node = nodes.get(name)
+    summary = f"{node.kind}  {node.summary}" if node is not None else ""
+    click.echo(f"{name}  {summary}".rstrip())
+    if name in seen:
+        return
+    seen.add(name)
+    after = following.get(name, [])
+    for at, (relation, end) in enumerate(after):
+        last = at == len(after) - 1
+        again = " (above)" if end in seen else ""
+        click.echo(f"{indent}{'└' if last else '├'}─ {relation}: ", nl=False)
+        if again:
+            click.echo(f"{end}{again}")
+        else:
+            _tree(nodes, following, end, indent + ("   " if last else "│  "), seen)

@@ -1,0 +1,86 @@
+"""What every command does: open a client, run, and turn errors into exit codes."""
+
+import asyncio
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from khomas.client.async_client import AsyncClient
+
+T = TypeVar("T")
+
+
+def with_client(work: "Callable[[AsyncClient], Awaitable[T]]") -> T:
+    """Run work with a client and return its result."""
+    from khomas.client.async_client import AsyncClient
+
+    async def run() -> T:
+        async with AsyncClient() as client:
+            return await work(client)
+
+    return asyncio.run(run())
+
+
+class Progress:
+    """A bar on a terminal, one line a minute elsewhere."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self._what = what
+        self._total = total
+        self._done = 0
+        self._bar: Any = None
+        self._task: Any = None
+        self._terminal = sys.stderr.isatty()
+
+    def __enter__(self) -> "Progress":
+        if self._terminal:
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+            columns = (
+                "{task.description}",
+                BarColumn(),
+                DownloadColumn(),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._bar.start()
+            self._task = self._bar.add_task(self._what, total=self._total)
+        return self
+
+    def __call__(self, length: int) -> None:
+        """Count bytes."""
+        self._done += length
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+class Ticker:
+    """A line that is rewritten on a terminal, and printed once a minute elsewhere."""
+
+    def __init__(self, seconds: float = 60.0) -> None:
+        self._seconds = seconds
+        self._last = 0.0
+        self._terminal = sys.stderr.isatty()
+
+    def __call__(self, line: str) -> None:
+        """Show the newest line."""
+        now = time.monotonic()
+        if self._terminal:
+            sys.stderr.write(f"\r\x1b[K{line}")
+            sys.stderr.flush()
+        elif now - self._last >= self._seconds:
+            sys.stderr.write(line + "\n")
+            self._last = now
+
+    def done(self) -> None:
+        """End the rewritten line."""
+        if self._terminal:
+            sys.stderr.write("\n")
