@@ -43,34 +43,37 @@ def job_of(spec: JobSpec, group: str, files: Sequence[str], path: str) -> JobSpe
     """Return the job of a work item. Raises `TemplateError` for a group that cannot be formatted as wanted."""
     job = JobSpec()
     job.CopyFrom(spec)
+    folder = f"{path.rstrip('/')}/" if path else ""
+    known = {"group": group}
+    # In outputs {file} is the name of the output, so only the command knows the input by it.
+    in_command = {**known, "file": folder + files[0].rpartition("/")[2]}
     command = job.command
-    command.executable = _with_group(command.executable, group)
-    command.arguments[:] = [_with_group(text, group) for text in command.arguments]
-    _fill_map(command.env, group)
+    command.executable = _filled(command.executable, in_command)
+    command.arguments[:] = [_filled(text, in_command) for text in command.arguments]
+    _fill_map(command.env, in_command)
     for given in job.inputs:
         if given.WhichOneof("source") == "file":
-            given.file = _with_group(given.file, group)
+            given.file = _filled(given.file, known)
     for output in job.outputs:
-        output.name_pattern = _with_group(output.name_pattern, group)
-        _fill_map(output.metadata, group)
-    folder = f"{path.rstrip('/')}/" if path else ""
+        output.name_pattern = _filled(output.name_pattern, known)
+        _fill_map(output.metadata, known)
     job.inputs.extend(Input(file=_escaped(file), path=folder) for file in files)
     return job
 
 
-def _fill_map(texts: MutableMapping[str, str], group: str) -> None:
+def _fill_map(texts: MutableMapping[str, str], known: Mapping[str, str]) -> None:
     for key, text in list(texts.items()):
-        texts[key] = _with_group(text, group)
+        texts[key] = _filled(text, known)
 
 
-def _with_group(text: str, group: str) -> str:
-    """Fill {group} and leave the other keys to the scheduler."""
+def _filled(text: str, known: Mapping[str, str]) -> str:
+    """Fill the keys that are known and leave the others to the scheduler."""
     parts = parse_template(text).parts
     return "".join(
         _escaped(part)
         if isinstance(part, str)
-        else _escaped(Template(text, (part,)).fill({"group": group}))
-        if part.key == "group"
+        else _escaped(Template(text, (part,)).fill(known))
+        if part.key in known
         else f"{{{part.key}{':' if part.format else ''}{part.format}}}"
         for part in parts
     )
