@@ -66,6 +66,23 @@ async def test_linked_file_is_not_committed(storage: Storage) -> None:
     assert await refusal(storage.commit(wanted)) == (grpc.StatusCode.INVALID_ARGUMENT, "PATH_REFUSED")
 
 
+async def test_hard_linked_file_is_not_committed(storage: Storage, tmp_path: Path) -> None:
+    upload = await storage.open()
+    (tmp_path / "mine").write_bytes(b"bytes")
+    Path(upload.grant.local_path, "0").hardlink_to(tmp_path / "mine")  # noqa: ASYNC240  a test may block
+
+    call = storage.commit(storage.wanted(upload, "/hess/file", b"bytes"))
+
+    assert await refusal(call) == (grpc.StatusCode.FAILED_PRECONDITION, "UPLOAD_INCOMPLETE")
+
+
+@pytest.mark.parametrize("settings", [{"fsync": True}])
+async def test_commit_that_is_flushed_to_the_disk_works_alike(storage: Storage) -> None:
+    await storage.store("/hess/deep/er/file", b"bytes")
+
+    assert storage.visible() == ["hess/deep/er/file"]
+
+
 @pytest.mark.parametrize(
     "announced",
     [

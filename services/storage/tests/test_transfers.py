@@ -16,7 +16,7 @@ from khomas.api.storage.v1 import storage_element_pb2, transfer_pb2
 from khomas.api.storage.v1 import storage_service_pb2 as pb
 from khomas.kit.boundary.status import info_of, reason_of
 from khomas.kit.database import count_statements
-from khomas.storage.testing import Storage, until
+from khomas.storage.testing import FileExists, Storage, until
 
 Transfer = transfer_pb2.Transfer
 # More than a block, so that the loop turns.
@@ -175,6 +175,43 @@ async def test_unreachable_destination_is_waited_for(storage: Storage, disk: Any
     assert transfer.attempts[0].reason == transfer_pb2.TRANSFER_REASON_DESTINATION
 
 
+async def test_capacity_of_the_destination_is_kept(storage: Storage, disk: Any) -> None:
+    mirror = await disk(storage, "mirror", capacity_bytes=4)
+    await storage.store("/hess/file", b"bytes")
+
+    (result,) = await copy(storage, Transfer(file="/hess/file", destination="mirror", max_attempts=1))
+    transfer = await ended(storage, result.transfer)
+    why = await storage.stub.ExplainTransfer(pb.ExplainTransferRequest(name=transfer.name))
+
+    assert (transfer.state, transfer.reason) == (Transfer.STATE_FAILED, transfer_pb2.TRANSFER_REASON_SPACE)
+    assert not list(mirror.iterdir())
+    assert why.remedies[0].action == "Make room on mirror, or raise its capacity."
+
+
+async def test_copy_that_the_catalogue_refuses_is_removed(storage: Storage, disk: Any) -> None:
+    mirror = await disk(storage, "mirror")
+    await storage.store("/hess/file", b"bytes")
+    storage.catalog.before = refuse_replicas
+
+    (result,) = await copy(storage, Transfer(file="/hess/file", destination="mirror", max_attempts=1))
+    transfer = await ended(storage, result.transfer)
+
+    assert transfer.state == Transfer.STATE_FAILED
+    assert "refused" in transfer.message
+    assert not [path for path in mirror.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("settings", [{"fsync": True}])
+async def test_copy_that_is_flushed_to_the_disk_works_alike(storage: Storage, disk: Any) -> None:
+    mirror = await disk(storage, "mirror")
+    await storage.store("/hess/file", b"bytes")
+
+    (result,) = await copy(storage, Transfer(file="/hess/file", destination="mirror"))
+    await ended(storage, result.transfer)
+
+    assert (mirror / "hess/file").read_bytes() == b"bytes"
+
+
 async def test_taken_path_at_the_destination_is_left_alone(storage: Storage, disk: Any) -> None:
     mirror = await disk(storage, "mirror")
     (mirror / "hess").mkdir()
@@ -270,3 +307,8 @@ async def test_thousand_transfers_cost_six_statements(storage: Storage) -> None:
 def down(method: str, silent: list[bool]) -> None:
     if silent and method == "BatchUpdateReplicas":
         raise OSError(os.strerror(5))
+
+
+def refuse_replicas(method: str) -> None:
+    if method == "BatchUpdateReplicas":
+        raise FileExists(name="/hess/file")

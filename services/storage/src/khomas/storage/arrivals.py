@@ -108,6 +108,10 @@ class Arrivals:
             stamp = staging.stamp_of(path)
         except staging.NotThere:
             raise UploadIncomplete(name=one.upload, index=one.index) from None
+        if path.stat().st_nlink > 1:
+            # Whoever writes to the other name would change the committed bytes.
+            message = f"File {one.index} of {one.upload} is a hard link to another file; place a copy of it."
+            raise UploadIncomplete(message, name=one.upload, index=one.index)
         sums = self._sums(path, one, received if received is not None and received.stamp == stamp else None)
         _compare(one, sums)
         if one.checksums.md5 and (md5 := staging.md5_of(path)) != one.checksums.md5:

@@ -171,11 +171,20 @@ class Mover:
             return task.outcome(message="The file has a replica there already.")
         wanted = Wanted(file.size_bytes, file.checksums.adler32)
         if not await self._arrived_before(task, wanted, destination):
+            await self._check_room(destination, wanted.size_bytes)
             task.copy = Copy(wanted, durable=self._fsync)
             source = self._source(task, file, elements, destination, failed)
             await self._copied(task, source, destination, executor)
         task.copied = wanted
         return task.outcome()
+
+    async def _check_room(self, destination: Element, size_bytes: int) -> None:
+        """Refuse what a capacity does not allow; what the disk does not allow it says itself."""
+        if destination.capacity_bytes:
+            free = destination.capacity_bytes - await self._queue.used_bytes(destination.id)
+            if free < size_bytes:
+                message = f"{destination.id} may take {max(free, 0)} more bytes, {size_bytes} are needed"
+                raise CopyFailed(pb.TRANSFER_REASON_SPACE, message)
 
     async def _copied(self, task: _Task, source: Element, destination: Element, executor: ThreadPoolExecutor) -> None:
         ends = self._protocols.of(source), task.source_path, self._protocols.of(destination)
@@ -250,8 +259,17 @@ class Mover:
                 return [settled for one in outcomes for settled in await self._announced([one])]
             gone = reason_of(error) in {"FILE_NOT_FOUND", "NOT_FOUND"}
             reason = pb.TRANSFER_REASON_NO_SOURCE if gone else pb.TRANSFER_REASON_CONFIGURATION
+            await self._remove(outcomes[0])
             return [_unannounced(outcomes[0], reason, f"the catalogue refused: {error.details()}")]
         return list(outcomes)
+
+    async def _remove(self, one: Outcome) -> None:
+        """Remove a copy that the catalogue does not want."""
+        destination = (await self._elements.all()).get(one.destination)
+        if one.copied is not None and destination is not None:
+            (fault,) = await self._protocols.of(destination).delete([one.path])
+            if fault is not None:
+                log.warning("transfer.left_behind", extra={"path": one.path, "error": fault.message})
 
     async def _renew(self) -> None:
         while True:

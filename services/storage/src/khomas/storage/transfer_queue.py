@@ -12,8 +12,10 @@ from khomas.kit.database import Database, in_values, insert_many, rows_table
 from khomas.kit.events import EventLog
 from khomas.kit.leases import claim, renew
 from khomas.storage.copying import Wanted
+from khomas.storage.elements import Usage
 from khomas.storage.retry import Policy, verdict
 from khomas.storage.rows import mapping, mappings
+from khomas.storage.space import usages
 from khomas.storage.tables import transfer, transfer_attempt
 from khomas.storage.transfers import ACTIVE, transfer_event
 
@@ -95,6 +97,11 @@ class Queue:
             for uid, source in (await connection.execute(query)).all():
                 sources.setdefault(uid, []).append(source)
         return sources
+
+    async def used_bytes(self, element: str) -> int:
+        """Return how much lies on a StorageElement."""
+        async with self._database.read() as connection:
+            return (await usages(connection)).get(element, Usage()).used_bytes
 
     async def renew(self, epochs: Mapping[str, int]) -> set[str]:
         """Keep transfers; return those that are still ours."""
