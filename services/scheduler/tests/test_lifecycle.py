@@ -20,7 +20,7 @@ QUEUED, RUNNING = JobState.JOB_STATE_QUEUED, JobState.JOB_STATE_RUNNING
 
 async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  a loop of the service makes it true
             await asyncio.sleep(0.01)
 
 
@@ -119,7 +119,7 @@ async def test_lost_call_is_repeated_under_the_same_token(with_system: Scheduler
     system.handover = Handover.CALL_LOST
     [job] = await with_system.submit(shell("true"))
     async with asyncio.timeout(5):
-        while (await with_system.get(job.name)).status.reason != Reason.REASON_INFRA_SUBMIT_UNKNOWN:
+        while (await with_system.get(job.name)).status.reason != Reason.REASON_INFRA_SUBMIT_UNKNOWN:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     system.handover = Handover.ACCEPT
     queued = await with_system.wait(job.name, [QUEUED])
@@ -298,7 +298,7 @@ async def test_explanation_of_waiting_has_what_it_waits_for(with_system: Schedul
     await token_of(with_system, first)
     explanation = await with_system.stub.ExplainJob(pb.ExplainJobRequest(name=second.name))
     assert explanation.reason == "WAIT_DEPENDENCY"
-    assert list(explanation.details)[0] == f"waits for {first.name}: QUEUED"
+    assert explanation.details[0] == f"waits for {first.name}: QUEUED"
 
 
 async def test_log_is_followed_until_the_job_is_final(scheduler: Scheduler) -> None:

@@ -68,33 +68,33 @@ async def test_array_of_a_million_is_one_row(scheduler: Scheduler) -> None:
     assert states([await scheduler.get(array.name)]) == ["CANCELLED"]
 
 
+GRID = {"axes": [{"name": "z", "values": [1]}]}
+DIVIDED = {"grid": {**GRID, "derived": [{"name": "x", "expression": "1 / (z - 1)"}]}}
+ONE = {"inline_content": "eA==", "path": "a"}
+NEVER_STORED = {"sandbox": {"sha256": "0" * 64, "name": "a"}}
+OUTSIDE = {"inline_content": "eA==", "path": "../a"}
+BAD_RULE = {"log_regex": "(", "action": "ACTION_RETRY"}
+
+
 @pytest.mark.parametrize(
     ("spec", "reason", "metadata"),
     [
         (shell("echo {zenit}"), "EXPRESSION_INVALID", {"position": "5"}),
-        (
-            shell("echo {x}", splitter={"grid": {"axes": [{"name": "z", "values": [1]}], "derived": [{"name": "x", "expression": "1 / (z - 1)"}]}}),
-            "EXPRESSION_INVALID",
-            {"position": "0"},
-        ),
+        (shell("echo {x}", splitter=DIVIDED), "EXPRESSION_INVALID", {"position": "0"}),
         (shell("true", placement={"backends": ["locl"]}), "BACKEND_UNKNOWN", {"backend": "locl", "nearest": "local"}),
-        (shell("true", placement={"native": {"slurm": {"constraint": "el9"}}}), "NATIVE_OPTION_UNKNOWN", {"backend": "slurm"}),
+        (shell("true", placement={"native": {"slurm": {"a": "b"}}}), "NATIVE_OPTION_UNKNOWN", {"backend": "slurm"}),
         (shell("true", resources={"cpu_milli": 10_000_000}), "NO_MATCH", {}),
-        (shell("true", splitter={"count": {"count": 11}, "max_jobs": 10}), "TOO_MANY_JOBS", {"jobs": "11", "max_jobs": "10"}),
-        (shell("true", splitter={"grid": {"axes": [{"name": "z", "values": [1]}], "filter": "z > 1"}}), "NO_JOBS", {}),
+        (shell("true", splitter={"count": {"count": 11}, "max_jobs": 10}), "TOO_MANY_JOBS", {"jobs": "11"}),
+        (shell("true", splitter={"grid": {**GRID, "filter": "z > 1"}}), "NO_JOBS", {}),
         (shell("true", dependencies=[{"job": f"jobs/{uuid4()}"}]), "DEPENDENCY_INVALID", {}),
-        (shell("true", inputs=[{"sandbox": {"sha256": "0" * 64, "name": "a"}}]), "SANDBOX_NOT_FOUND", {"sha256": "0" * 64}),
-        (
-            shell("true", inputs=[{"inline_content": "eA==", "path": "a"}, {"inline_content": "eQ==", "path": "a"}]),
-            "INPUT_PATH_CONFLICT",
-            {"path": "a"},
-        ),
-        (shell("true", inputs=[{"inline_content": "eA==", "path": "../a"}]), "FIELD_INVALID", {"field": "jobs[0].spec.inputs[0].path"}),
+        (shell("true", inputs=[NEVER_STORED]), "SANDBOX_NOT_FOUND", {"sha256": "0" * 64}),
+        (shell("true", inputs=[ONE, ONE]), "INPUT_PATH_CONFLICT", {"path": "a"}),
+        (shell("true", inputs=[OUTSIDE]), "FIELD_INVALID", {"field": "jobs[0].spec.inputs[0].path"}),
         (shell("true", outputs=[{"glob": "/etc/*"}]), "FIELD_INVALID", {"field": "jobs[0].spec.outputs[0].glob"}),
-        (shell("true", retry={"rules": [{"log_regex": "(", "action": "ACTION_RETRY"}]}), "FIELD_INVALID", {}),
         (shell("true", outputs=[{"glob": "a", "name_pattern": "/hess/../{file}"}]), "FIELD_INVALID", {}),
+        (shell("true", retry={"rules": [BAD_RULE]}), "FIELD_INVALID", {}),
     ],
-)  # fmt: skip
+)
 async def test_what_cannot_work_is_refused_with_its_reason(
     scheduler: Scheduler, spec: JobSpec, reason: str, metadata: dict[str, str]
 ) -> None:
@@ -134,9 +134,14 @@ async def test_grid_gives_every_child_its_parameters(scheduler: Scheduler) -> No
     }
     [array] = await scheduler.run(shell("echo {zenith:02d} {seed} {emin:.3f}", splitter={"grid": grid}))
     children = await scheduler.children(array.name)
-    assert [
-        child.parameters["zenith"] + child.parameters["seed"] for child in children
-    ] == "01 02 03 601 602 603".split()
+    assert [child.parameters["zenith"] + child.parameters["seed"] for child in children] == [
+        "01",
+        "02",
+        "03",
+        "601",
+        "602",
+        "603",
+    ]
     assert await scheduler.log(children[5].name) == "60 3 0.010\n"
 
 

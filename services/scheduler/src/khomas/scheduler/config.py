@@ -26,7 +26,7 @@ class SchedulerSettings(ServiceSettings, env_prefix="KHOMAS_SCHEDULER_"):
     """What can be set; every default works on a laptop."""
 
     # By name. Empty = this machine, as `local`.
-    backends: dict[str, BackendSettings] = {}
+    backends: dict[str, BackendSettings] = Field(default_factory=dict)
     # Whether this process takes part in working on jobs; one that does not only answers calls.
     engine: bool = True
     # Attempts of a job whose policy does not say.

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 from khomas.api.scheduler.v1.job_spec_pb2 import JobSpec
-from khomas.kit.auth.principal import Principal, refused_path
 from khomas.kit.auth.paths import odd_path
+from khomas.kit.auth.principal import Principal, refused_path
 from khomas.kit.errors import CapabilityMissing, FieldInvalid
 from khomas.scheduler.manifest import is_sandbox
 

@@ -16,8 +16,8 @@ from khomas.scheduler import tables, transitions
 from khomas.scheduler.dependencies import Verdict, judge
 from khomas.scheduler.messages import job_message
 from khomas.scheduler.records import FINAL, Attempt, Counts, Dependency, Job, ReasonCode, State
-from khomas.scheduler.waiting import waiting
 from khomas.scheduler.store.bulk import add_many, update_many
+from khomas.scheduler.waiting import waiting
 
 # What of a job may change after it was made.
 _CHANGING = (

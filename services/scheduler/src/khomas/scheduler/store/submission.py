@@ -4,21 +4,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 
-from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from khomas.kit.database import in_values, insert_many
+from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
+from khomas.kit.database import insert_many
 from khomas.kit.events import EventLog, NewEvent
 from khomas.scheduler import tables
 from khomas.scheduler.dependencies import Verdict, judge
 from khomas.scheduler.errors import DependencyInvalid, SandboxNotFound
 from khomas.scheduler.intake import Draft
 from khomas.scheduler.messages import job_message
-from khomas.scheduler.records import Counts, Dependency, Job
+from khomas.scheduler.records import Dependency, Job
 from khomas.scheduler.sandboxes import Sandboxes
 from khomas.scheduler.store.changes import Change, Changes, ended_job, lock_jobs, read_counts
 from khomas.scheduler.waiting import waiting
-from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
 
 
 class Submission:

@@ -1,5 +1,6 @@
 """A batch system in memory, which does what a test tells it."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -38,6 +39,9 @@ class Handover(Enum):
     ANSWER_LOST = "answer lost"
     # The call gets lost.
     CALL_LOST = "call lost"
+    # The scheduler's process ends before the jobs arrive, or after.
+    DIES_BEFORE = "dies before"
+    DIES_AFTER = "dies after"
 
 
 @dataclass(slots=True)
@@ -97,6 +101,8 @@ class BatchSystem:
         """Do as told."""
         if self.handover is Handover.CALL_LOST:
             raise ConnectionError("the call got lost")
+        if self.handover is Handover.DIES_BEFORE:
+            raise asyncio.CancelledError
         if self.handover is Handover.REJECT:
             return [SubmitOutcome(item.token, Submitted.REJECTED, message="not today") for item in items]
         if self.handover is Handover.THROTTLE:
@@ -108,6 +114,8 @@ class BatchSystem:
             self.state.setdefault(item.token, State.QUEUED)
         if self.handover is Handover.ANSWER_LOST:
             raise ConnectionError("the answer got lost")
+        if self.handover is Handover.DIES_AFTER:
+            raise asyncio.CancelledError
         return [SubmitOutcome(item.token, Submitted.ACCEPTED, native_id=f"n{item.token}") for item in items]
 
     async def find(self, tokens: Sequence[str]) -> dict[str, str]:
