@@ -86,7 +86,7 @@ _RANGES: Final[Mapping[str, tuple[float, float]]] = {
     "em_min": (0, 1e9),
     "em_max": (0, 1e9),
     "em_res_power": (0, 1e12),
-    **{name: (-1, 2**63 - 1) for name in ("s_xel1", "s_xel2", "t_xel", "em_xel", "pol_xel")},
+    **dict.fromkeys(("s_xel1", "s_xel2", "t_xel", "em_xel", "pol_xel"), (-1, 2**63 - 1)),
 }
 _ORDERED: Final = (("t_min", "t_max"), ("em_min", "em_max"))
 

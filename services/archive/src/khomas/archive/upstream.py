@@ -115,9 +115,9 @@ class Upstream:
 
     async def members(self, dataset: str, as_of: datetime | None = None, limit: int = 0) -> list[file_pb2.File]:
         """List the files of a dataset by name, as of a moment; 0 = all of them."""
-        request = catalog_service_pb2.ListFilesRequest(
-            dataset=dataset, as_of_time=as_of, view=catalog_service_pb2.FILE_VIEW_FULL
-        )
+        request = catalog_service_pb2.ListFilesRequest(dataset=dataset, view=catalog_service_pb2.FILE_VIEW_FULL)
+        if as_of is not None:
+            request.as_of_time.FromDatetime(as_of)
         files: list[file_pb2.File] = []
         stream = self._catalog.StreamFiles(request, timeout=10 * self._seconds)
         async for answer in stream:
@@ -151,9 +151,7 @@ class Upstream:
         """Bring files in: all of them are in the catalogue then, or none."""
         sizes = await self.in_thread(lambda: [file.path.stat().st_size for file in files])
         upload = await self._open(len(files), sum(sizes), origin)
-        sums = await asyncio.gather(
-            *(self._sent(upload.grant, number, file.path) for number, file in enumerate(files))
-        )
+        sums = await asyncio.gather(*(self._sent(upload.grant, number, file.path) for number, file in enumerate(files)))
         commits = [
             storage_service_pb2.UploadCommit(
                 upload=upload.name,
@@ -203,7 +201,7 @@ class Upstream:
         path = Path(local) if local else target / download.name.rpartition("/")[2]
         if not local:
             await self._get(download.grants[0], path)
-        adler32 = await self.in_thread(_adler32, path)
+        adler32 = await self.in_thread(adler32_of, path)
         if adler32 != download.checksums.adler32:
             return Unreadable(f"its Adler-32 is {adler32}, not {download.checksums.adler32} as in the catalogue")
         return path
@@ -224,7 +222,7 @@ class Upstream:
                 url, headers = f"{grant.url}{number}", dict(grant.headers)
                 async with self._session().put(url, data=stream, headers=headers, raise_for_status=True):
                     pass
-        return await self.in_thread(_adler32, path)
+        return await self.in_thread(adler32_of, path)
 
     def _session(self) -> aiohttp.ClientSession:
         if self._http is None:
@@ -237,7 +235,8 @@ def _readable(path: str) -> bool:
     return bool(path) and os.access(path, os.R_OK)
 
 
-def _adler32(path: Path) -> str:
+def adler32_of(path: Path) -> str:
+    """Return the Adler-32 of a file."""
     value = 1
     with path.open("rb") as stream:
         while chunk := stream.read(_READ):

@@ -1,0 +1,1 @@
+"""Plug-ins that turn a release into files of other formats."""
