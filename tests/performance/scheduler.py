@@ -1,0 +1,143 @@
+"""Jobs: how fast they are accepted, and how fast trivial ones run to their end against bare process starts."""
+
+import asyncio
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+from google.protobuf.json_format import ParseDict
+
+from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
+from khomas.api.scheduler.v1.job_pb2 import Job
+from khomas.api.scheduler.v1.job_spec_pb2 import JobSpec
+from khomas.kit.testing import serve
+from khomas.scheduler.app import service
+from khomas.scheduler.testing import Scheduler
+
+_TRUE = "/bin/true"
+_WAITING = {"limits": {"start_after": "2100-01-01T00:00:00Z"}}
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Rounds of one measurement, in `unit`."""
+
+    name: str
+    unit: str
+    rounds: list[float]
+
+    def __str__(self) -> str:
+        low, middle, high = min(self.rounds), statistics.median(self.rounds), max(self.rounds)
+        return f"{self.name}: min {low:,.4g}, median {middle:,.4g}, max {high:,.4g} {self.unit}"
+
+
+async def measure(rounds: int = 5, jobs: int = 1000) -> list[Figures]:
+    """Measure everything over the wire, with SQLite and the local backend."""
+    figures = []
+    with tempfile.TemporaryDirectory(prefix="khomas-") as folder:
+        async with serve(service, state=Path(folder)) as served:
+            scheduler = Scheduler(served)
+            await scheduler.run(_spec())
+            figures.append(await _repeat("array of 100,000 accepted", "s", rounds, lambda: _array(scheduler, 100_000)))
+            figures.append(
+                await _repeat("array of 1,000,000 accepted", "s", rounds, lambda: _array(scheduler, 1_000_000))
+            )
+            figures.append(
+                await _repeat("1000 distinct jobs in one call", "jobs/s", rounds, lambda: _distinct(scheduler))
+            )
+            figures.append(await _repeat("one job a call, 16 in flight", "jobs/s", rounds, lambda: _single(scheduler)))
+            figures.append(
+                await _repeat(f"array of {jobs} `true` to done", "jobs/s", rounds, lambda: _dispatch(scheduler, jobs))
+            )
+    figures.append(await _repeat(f"{jobs} bare posix_spawn", "jobs/s", rounds, lambda: _bare_spawn(jobs)))
+    figures.append(await _repeat(f"{jobs} bare asyncio processes", "jobs/s", rounds, lambda: _bare_asyncio(jobs)))
+    return figures
+
+
+async def _repeat(name: str, unit: str, rounds: int, once: Callable[[], Awaitable[float]]) -> Figures:
+    return Figures(name, unit, [await once() for _ in range(rounds)])
+
+
+def _spec(**spec: object) -> JobSpec:
+    return ParseDict({"command": {"executable": _TRUE}, **spec}, JobSpec())
+
+
+def _request(*specs: JobSpec) -> pb.BatchCreateJobsRequest:
+    return pb.BatchCreateJobsRequest(jobs=[Job(spec=spec) for spec in specs], request_id=str(uuid4()))
+
+
+async def _array(scheduler: Scheduler, size: int) -> float:
+    request = _request(_spec(splitter={"count": {"count": size}}, **_WAITING))
+    begin = time.perf_counter()
+    await scheduler.stub.BatchCreateJobs(request)
+    return time.perf_counter() - begin
+
+
+async def _distinct(scheduler: Scheduler) -> float:
+    specs = [_spec(tags={"prod": "26"}, note=f"job {number}", **_WAITING) for number in range(1000)]
+    request = _request(*specs)
+    begin = time.perf_counter()
+    await scheduler.stub.BatchCreateJobs(request)
+    return 1000 / (time.perf_counter() - begin)
+
+
+async def _single(scheduler: Scheduler, calls: int = 480, in_flight: int = 16) -> float:
+    requests = iter([_request(_spec(note=str(number), **_WAITING)) for number in range(calls)])
+
+    async def client() -> None:
+        for request in requests:
+            await scheduler.stub.BatchCreateJobs(request)
+
+    begin = time.perf_counter()
+    await asyncio.gather(*[client() for _ in range(in_flight)])
+    return calls / (time.perf_counter() - begin)
+
+
+async def _dispatch(scheduler: Scheduler, jobs: int) -> float:
+    """From the submission to the durable state of the last one."""
+    begin = time.perf_counter()
+    [array] = await scheduler.submit(_spec(splitter={"count": {"count": jobs}}))
+    await scheduler.wait(array.name, seconds=120)
+    return jobs / (time.perf_counter() - begin)
+
+
+async def _bare_spawn(jobs: int) -> float:
+    """The limit: start and wait, as many at a time as there are cores."""
+
+    def work() -> float:
+        begin = time.perf_counter()
+        running = 0
+        for _ in range(jobs):
+            os.posix_spawn(_TRUE, [_TRUE], os.environ)
+            running += 1
+            if running >= (os.cpu_count() or 1):
+                os.wait()
+                running -= 1
+        for _ in range(running):
+            os.wait()
+        return jobs / (time.perf_counter() - begin)
+
+    return await asyncio.to_thread(work)
+
+
+async def _bare_asyncio(jobs: int) -> float:
+    limit = asyncio.Semaphore(os.cpu_count() or 1)
+
+    async def one() -> None:
+        async with limit:
+            process = await asyncio.create_subprocess_exec(_TRUE)
+            await process.wait()
+
+    begin = time.perf_counter()
+    await asyncio.gather(*[one() for _ in range(jobs)])
+    return jobs / (time.perf_counter() - begin)
+
+
+if __name__ == "__main__":
+    for line in asyncio.run(measure()):
+        print(line)
