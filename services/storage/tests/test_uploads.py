@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -12,12 +12,14 @@ from uuid import uuid4
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from sqlalchemy import update
 
 from khomas.api.storage.v1 import grant_pb2, storage_element_pb2
 from khomas.api.storage.v1 import storage_service_pb2 as pb
 from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceStub
 from khomas.kit.boundary.status import reason_of
 from khomas.kit.database import count_statements
+from khomas.storage import tables
 from khomas.storage.testing import Storage, until
 
 DISK = storage_element_pb2.StorageElement.MEDIA_DISK
@@ -145,6 +147,22 @@ async def test_expired_upload_is_given_up(storage: Storage) -> None:
 
     await until(abandoned)
     assert not Path(upload.grant.local_path).exists()  # noqa: ASYNC240  a test may block
+
+
+async def test_final_uploads_are_forgotten_after_a_week(storage: Storage) -> None:
+    old, new = await storage.open(), await storage.open()
+    for upload in (old, new):
+        await storage.put(upload, b"bytes")
+        await storage.commit(storage.wanted(upload, f"/hess/{upload.name}", b"bytes"))
+    uid = old.name.removeprefix("uploads/")
+    async with storage.parts.database.write() as connection:
+        week = datetime.now(UTC) - timedelta(days=8)
+        await connection.execute(update(tables.upload).where(tables.upload.c.uid == uid).values(expire_time=week))
+
+    await storage.parts.uploads.prune()
+
+    assert [upload.name for upload in await storage.uploads(old, new)] == [new.name]
+    assert len(storage.visible()) == 2
 
 
 async def test_grant_lives_no_longer_than_the_maximum(storage: Storage) -> None:

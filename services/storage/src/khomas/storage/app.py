@@ -114,7 +114,7 @@ async def start(settings: StorageSettings, host: Host) -> Running:
             "transfers": parts.mover.run,
             "deletions": every(settings.poll, parts.deletions.work),
             "catalog": parts.following.run,
-            "uploads": every(settings.check_interval, parts.uploads.expire),
+            "uploads": every(settings.check_interval, parts.uploads.expire, parts.uploads.prune),
             "elements": every(settings.check_interval, parts.administration.check),
             "housekeeping": every(
                 timedelta(hours=1), parts.once.prune, parts.log.prune, parts.intents.prune, parts.protocols.tidy

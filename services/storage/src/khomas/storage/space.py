@@ -34,23 +34,15 @@ async def usages(connection: AsyncConnection) -> dict[str, Usage]:
     return {name: Usage(int(used), int(count), int(reserved)) for name, used, count, reserved in rows}
 
 
-def _uploading() -> Select[tuple[str, int, int, int]]:
+def _uploading() -> Select[str, int, int, int]:
     """Count what has arrived as used, and of the reservation only what is still to come."""
-    arrived = (
-        select(
-            uploaded_file.c.upload_uid,
-            func.sum(uploaded_file.c.size_bytes).label("size_bytes"),
-            func.count().label("file_count"),
-        )
-        .group_by(uploaded_file.c.upload_uid)
-        .subquery()
-    )
-    size = func.coalesce(arrived.c.size_bytes, 0)
+    size = func.coalesce(func.sum(uploaded_file.c.size_bytes), 0)
     to_come = case((upload.c.reserve_bytes > size, upload.c.reserve_bytes - size), else_=0)
     return (
-        select(upload.c.storage_element, size, func.coalesce(arrived.c.file_count, 0), to_come)
-        .select_from(upload.outerjoin(arrived, arrived.c.upload_uid == upload.c.uid))
+        select(upload.c.storage_element, size, func.count(uploaded_file.c.number), to_come)
+        .select_from(upload.outerjoin(uploaded_file, uploaded_file.c.upload_uid == upload.c.uid))
         .where(upload.c.state == grant_pb2.Upload.STATE_OPEN)
+        .group_by(upload.c.uid, upload.c.storage_element, upload.c.reserve_bytes)
     )
 
 

@@ -71,7 +71,7 @@ upload = Table(
     Column("owner", String, nullable=False),
     Column("state", Integer, nullable=False),
     # The commit that has taken it; nothing more is written to it then.
-    Column("commit_uid", KeyText, nullable=True),
+    Column("commit_uid", KeyText, nullable=True, index=True),
     Column("create_time", UtcTime, nullable=False),
     Column("expire_time", UtcTime, nullable=False),
     Index("upload_by_state", "state", "expire_time"),

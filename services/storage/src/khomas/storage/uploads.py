@@ -2,11 +2,11 @@
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, and_, select, true, update
+from sqlalchemy import ColumnElement, Row, Select, and_, delete, select, true, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -31,6 +31,9 @@ from khomas.storage.tables import upload, uploaded_file
 PREFIX = "uploads/"
 State = grant_pb2.Upload.State
 _EXPIRE_BATCH = 1000
+_FINAL = (State.STATE_COMMITTED, State.STATE_ABANDONED)
+# Counted from the end of the grants.
+_RETENTION = timedelta(days=7)
 
 
 class Uploads:
@@ -126,6 +129,15 @@ class Uploads:
         async with self._database.write() as connection:
             gone = await self._give_up(connection, upload.c.uid.in_(old.limit(_EXPIRE_BATCH)))
         await self.clear(gone)
+
+    async def prune(self) -> None:
+        """Forget uploads that have been final for long; their staging folders are gone already."""
+        before = datetime.now(UTC) - _RETENTION
+        final = select(upload.c.uid).where(upload.c.state.in_(_FINAL), upload.c.expire_time < before)
+        some = final.order_by(upload.c.uid).limit(_EXPIRE_BATCH).scalar_subquery()
+        async with self._database.write() as connection:
+            await connection.execute(delete(uploaded_file).where(uploaded_file.c.upload_uid.in_(some)))
+            await connection.execute(delete(upload).where(upload.c.uid.in_(some)))
 
     async def receiver(self, uid: str) -> tuple[Row[Any], Element]:
         """Return an open upload and its StorageElement for the door; raise why it takes nothing."""

@@ -171,6 +171,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("uid"),
     )
     with op.batch_alter_table("upload", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_upload_commit_uid"), ["commit_uid"], unique=False)
         batch_op.create_index("upload_by_state", ["state", "expire_time"], unique=False)
 
     op.create_table(
