@@ -46,7 +46,9 @@ def job_of(spec: JobSpec, group: str, files: Sequence[str], path: str) -> JobSpe
     folder = f"{path.rstrip('/')}/" if path else ""
     known = {"group": group}
     # In outputs {file} is the name of the output, so only the command knows the input by it.
-    in_command = {**known, "file": folder + files[0].rpartition("/")[2]}
+    # A template is tried before there are files.
+    first = files[0].rpartition("/")[2] if files else "file"
+    in_command = {**known, "file": folder + first}
     command = job.command
     command.executable = _filled(command.executable, in_command)
     command.arguments[:] = [_filled(text, in_command) for text in command.arguments]
