@@ -40,7 +40,6 @@ _OBSERVATION: Final = {
     **dict.fromkeys(("ONTIME", "LIVETIME"), ("D", "s")),
     "DEADC": ("D", ""),
     **dict.fromkeys(("TSTART", "TSTOP"), ("D", "s")),
-    **dict.fromkeys(("DATE-OBS", "TIME-OBS", "DATE-END", "TIME-END"), ("A", "")),
     "N_TELS": ("K", ""),
     "TELLIST": ("A", ""),
     "INSTRUME": ("A", ""),
