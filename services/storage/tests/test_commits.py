@@ -1,5 +1,6 @@
 """Uploads become files: completely, or not at all."""
 
+import asyncio
 import gzip
 import hashlib
 from datetime import timedelta
@@ -12,6 +13,7 @@ import pytest
 
 from khomas.api.storage.v1 import grant_pb2
 from khomas.api.storage.v1 import storage_service_pb2 as pb
+from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceStub
 from khomas.kit.boundary.status import info_of, reason_of, received_status
 from khomas.kit.database import count_statements
 from khomas.storage.testing import FileExists, Storage, until
@@ -157,6 +159,32 @@ async def test_repeated_commit_gives_the_first_answer(storage: Storage) -> None:
 
     assert first == again
     assert storage.catalog.calls == ["BatchCreateFiles"]
+
+
+async def test_same_commit_twice_at_once_is_done_once(storage: Storage) -> None:
+    upload = await storage.open()
+    await storage.put(upload, b"bytes")
+    request_id, wanted = str(uuid4()), storage.wanted(upload, "/hess/file", b"bytes")
+
+    answers = await asyncio.gather(*[storage.commit(wanted, request_id=request_id) for _ in range(5)])
+
+    assert all(answer == answers[0] for answer in answers)
+    assert storage.catalog.calls == ["BatchCreateFiles"]
+
+
+async def test_request_id_of_somebody_else_spoils_nothing(storage: Storage) -> None:
+    request_id, mallory = str(uuid4()), StorageServiceStub(storage.served.channel_for("storage.create:/", subject="m"))
+    request = pb.BatchCreateUploadsRequest(uploads=[grant_pb2.Upload()], request_id=request_id)
+    theirs = (await mallory.BatchCreateUploads(request)).uploads[0]
+    await storage.put(theirs, b"theirs")
+    files = [storage.wanted(theirs, "/hess/theirs", b"theirs")]
+    await mallory.BatchCommitUploads(pb.BatchCommitUploadsRequest(files=files, request_id=request_id))
+    upload = await storage.open()
+    await storage.put(upload, b"ours")
+
+    await storage.commit(storage.wanted(upload, "/hess/ours", b"ours"), request_id=request_id)
+
+    assert storage.visible() == ["hess/ours", "hess/theirs"]
 
 
 async def test_request_id_of_another_commit_is_refused(storage: Storage) -> None:

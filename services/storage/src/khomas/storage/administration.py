@@ -10,8 +10,8 @@ from sqlalchemy import Row, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from khomas.api.storage.v1 import grant_pb2, storage_service_pb2
 from khomas.api.storage.v1 import storage_element_pb2 as pb
-from khomas.api.storage.v1 import storage_service_pb2
 from khomas.kit.database import Database
 from khomas.kit.errors import EtagMismatch, FieldInvalid
 from khomas.kit.events import EventLog, NewEvent
@@ -29,7 +29,7 @@ from khomas.storage.errors import (
 from khomas.storage.protocols.interface import Room
 from khomas.storage.rows import mapping
 from khomas.storage.space import usages
-from khomas.storage.tables import storage_element
+from khomas.storage.tables import storage_element, upload
 
 _FIELDS = {
     "name": fields.text(PREFIX + storage_element.c.id),
@@ -120,7 +120,10 @@ class Administration:
 
         async def work(connection: AsyncConnection) -> storage_service_pb2.DeleteStorageElementResponse:
             used = (await usages(connection)).get(name, Usage())
-            if used != Usage():
+            opened = select(upload.c.uid).where(
+                upload.c.state == grant_pb2.Upload.STATE_OPEN, upload.c.storage_element == name
+            )
+            if used != Usage() or (await connection.execute(opened.limit(1))).first() is not None:
                 raise StorageElementNotEmpty(storage_element=name, file_count=used.file_count)
             if not (await connection.execute(delete(storage_element).where(storage_element.c.id == name))).rowcount:
                 raise StorageElementNotFound(storage_element=name, nearest=list(await self._elements.all()))

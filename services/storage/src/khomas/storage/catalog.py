@@ -36,9 +36,9 @@ _UNKNOWN = frozenset(
 )
 
 
-def derived_id(request_id: str, purpose: str) -> str:
-    """Return the request_id that belongs to one step of another request, the same at every try."""
-    return str(uuid.uuid5(uuid.UUID(request_id), purpose))
+def derived_id(request: str, purpose: str) -> str:
+    """Return the request_id for one step of another request, the same at every try."""
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, f"{request} {purpose}"))
 
 
 def is_definite(error: grpc.aio.AioRpcError) -> bool:

@@ -29,7 +29,9 @@ class StorageElementNotEmpty(DomainError):
     code = StatusCode.FAILED_PRECONDITION
     area = "storage"
     reason = "STORAGE_ELEMENT_NOT_EMPTY"
-    template = "The StorageElement {storage_element} still has {file_count} files; move or delete them first."
+    template = (
+        "The StorageElement {storage_element} still has {file_count} files or open uploads; move or delete them first."
+    )
 
 
 class StorageElementReadOnly(DomainError):

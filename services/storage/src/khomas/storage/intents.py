@@ -1,5 +1,6 @@
 """Commits of uploads as they stand in the database: recorded first, done after, answered once."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from datetime import UTC, datetime, timedelta
@@ -10,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
 from khomas.api.storage.v1 import grant_pb2, storage_service_pb2
+from khomas.kit.auth.principal import Principal
 from khomas.kit.database import Database, in_values
 from khomas.kit.errors import RequestIdReused
 from khomas.kit.events import EventLog
@@ -22,7 +24,26 @@ from khomas.storage.uploads import PREFIX, upload_event
 Answer = storage_service_pb2.BatchCommitUploadsResponse
 _OPEN = grant_pb2.Upload.STATE_OPEN
 _RETENTION = timedelta(hours=24)
-_BATCH = 100
+# They are gone on with side by side, within the time of one.
+_BATCH = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """By what a repeated request is known."""
+
+    request_id: str
+    # Digest of the caller and the request_id.
+    key: str
+    # Digest of the request.
+    digest: bytes
+
+    @classmethod
+    def of(cls, principal: Principal, request: storage_service_pb2.BatchCommitUploadsRequest) -> "Asked":
+        """Describe a caller's request."""
+        key = repr((principal.issuer, principal.subject, request.request_id))
+        digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+        return cls(request.request_id, hashlib.sha256(key.encode()).hexdigest(), digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +51,6 @@ class Intent:
     """What one commit is about to do."""
 
     uid: str
-    # Digest of the caller and the request_id, and of the request.
-    request_key: str
-    request_digest: bytes
     placements: tuple[Placement, ...]
     catalog_request: catalog_pb.BatchCreateFilesRequest
     # Datasets that only some of the files join, with those files.
@@ -58,24 +76,27 @@ class Intents:
         async with self._database.read() as connection:
             return list((await connection.execute(query)).all())
 
-    async def before(self, request_key: str, request_digest: bytes) -> tuple[Intent, Answer | None] | None:
+    async def before(self, asked: Asked) -> tuple[Intent, Answer | None] | None:
         """Return the intent of the same request and its answer, if it was made before."""
-        query = select(upload_commit).where(upload_commit.c.request_key == request_key)
+        query = select(upload_commit).where(upload_commit.c.request_key == asked.key)
         async with self._database.read() as connection:
             row = (await connection.execute(query)).one_or_none()
         if row is None:
             return None
-        if row.request_digest != request_digest:
-            raise RequestIdReused(request_id="of this commit")
+        if row.request_digest != asked.digest:
+            raise RequestIdReused(request_id=asked.request_id)
         return _intent(row), None if row.answer is None else Answer.FromString(row.answer)
 
-    async def record(self, intent: Intent) -> None:
-        """Record an intent and take its uploads, or raise why that is not possible; it is leased to us."""
+    async def record(self, intent: Intent, asked: Asked) -> bool:
+        """Record an intent, leased to us, and take its uploads; raise UploadState if they are not to be had.
+
+        False if the same caller has used the request_id before, perhaps a moment ago.
+        """
         now = datetime.now(UTC)
         row = {
             "uid": intent.uid,
-            "request_key": intent.request_key,
-            "request_digest": intent.request_digest,
+            "request_key": asked.key,
+            "request_digest": asked.digest,
             "placements": [astuple(placement) for placement in intent.placements],
             "catalog_request": intent.catalog_request.SerializeToString(),
             "memberships": intent.memberships,
@@ -96,8 +117,9 @@ class Intents:
                 claimed = set((await connection.scalars(claim)).all())
                 if lost := uids - claimed:
                     raise UploadState(name=PREFIX + min(lost), state="being committed")
-        except IntegrityError as error:
-            raise RequestIdReused(request_id="of this commit") from error
+        except IntegrityError:
+            return False
+        return True
 
     async def lease(self, uid: str) -> bool:
         """Take an unfinished intent that nobody works on; tell whether that succeeded."""
@@ -152,8 +174,6 @@ class Intents:
 def _intent(row: Row[Any]) -> Intent:
     return Intent(
         uid=row.uid,
-        request_key=row.request_key,
-        request_digest=row.request_digest,
         placements=tuple(Placement(*placement) for placement in row.placements),
         catalog_request=catalog_pb.BatchCreateFilesRequest.FromString(row.catalog_request),
         memberships=tuple((dataset, tuple(names)) for dataset, names in row.memberships),
