@@ -1,38 +1,31 @@
 """Stages that work on files, through the wire, with a real catalogue."""
 
-from collections.abc import Sequence
-from uuid import uuid4
+from typing import Any
 
-from khomas.api.bookkeeping.v1 import bookkeeping_service_pb2 as pb
-from khomas.api.bookkeeping.v1.bookkeeping_service_pb2_grpc import BookkeepingServiceStub
+from google.protobuf.duration_pb2 import Duration
+
 from khomas.api.bookkeeping.v1.production_pb2 import DataSource, Production, Stage, WorkItem
 from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
 from khomas.api.catalog.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from khomas.api.catalog.v1.dataset_pb2 import Dataset
 from khomas.api.scheduler.v1.job_pb2 import Job, OutputFile
-from khomas.api.scheduler.v1.job_spec_pb2 import Command, JobSpec, Output
-from khomas.bookkeeping.testing import FakeScheduler
-from khomas.catalog.testing import create, new_file
+from khomas.api.scheduler.v1.state_pb2 import Reason
+from khomas.bookkeeping.testing import Client, FakeScheduler, request_id, template
+from khomas.catalog.testing import create, declare, new_file
 from khomas.kit.ids import new_uid
 
 RAW = "datasets/raw"
 
 
-def request_id() -> str:
-    return str(uuid4())
-
-
-def job(*arguments: str) -> JobSpec:
-    return JobSpec(
-        command=Command(executable="reduce", arguments=arguments),
-        outputs=[Output(glob="*.fits", name_pattern="/out/{file}")],
-    )
-
-
 def reduce_and_merge() -> Production:
-    reduce = Stage(name="reduce", job=job("{group}"), data=DataSource(dataset=RAW, complete_when_drained=True))
-    merge = Stage(name="merge", job=job("all"), data=DataSource(group_by="*"), after=["reduce"])
+    reduce = Stage(name="reduce", job=template(), data=DataSource(dataset=RAW, complete_when_drained=True))
+    merge = Stage(name="merge", job=template("all"), data=DataSource(group_by="*"), after=["reduce"])
     return Production(name="productions/crab", stages=[reduce, merge])
+
+
+def by_run(**source: Any) -> Production:
+    stage = Stage(name="reduce", job=template("{group:05d}"), data=DataSource(group_by="run", **source))
+    return Production(name="productions/runs", stages=[stage])
 
 
 async def fill(catalog: CatalogServiceStub, *names: str) -> None:
@@ -44,42 +37,94 @@ async def close(catalog: CatalogServiceStub) -> None:
     await catalog.CloseDataset(catalog_pb.CloseDatasetRequest(name=RAW, request_id=request_id()))
 
 
-async def begin(bookkeeping: BookkeepingServiceStub, wanted: Production) -> Production:
-    request = pb.CreateProductionRequest(production=wanted, request_id=request_id())
-    return (await bookkeeping.CreateProduction(request)).production
-
-
-async def items(bookkeeping: BookkeepingServiceStub, name: str, stage: str = "") -> Sequence[WorkItem]:
-    return (await bookkeeping.ListWorkItems(pb.ListWorkItemsRequest(production=name, stage=stage))).work_items
-
-
 def reduced(job: Job) -> list[OutputFile]:
     return [OutputFile(name=f"/out/{job.uid}.fits", file_uid=new_uid())]
 
 
 async def test_a_dataset_is_reduced_file_by_file_and_merged(
-    bookkeeping: BookkeepingServiceStub, catalog: CatalogServiceStub, scheduler: FakeScheduler, until
+    client: Client, catalog: CatalogServiceStub, scheduler: FakeScheduler
 ) -> None:
     await fill(catalog, "/raw/1", "/raw/2", "/raw/3")
     await close(catalog)
-    made = await begin(bookkeeping, reduce_and_merge())
-
-    async def jobs(count: int) -> list[Job]:
-        waiting = scheduler.waiting
-        return waiting if len(waiting) == count else []
-
-    first = await until(lambda: jobs(3))
+    made = await client.begin(reduce_and_merge())
+    first = await client.waiting(scheduler, 3)
     assert sorted(one.spec.inputs[0].file for one in first) == ["/raw/1", "/raw/2", "/raw/3"]
     scheduler.finish(first, outputs=reduced)
-    (merge,) = await until(lambda: jobs(1))
+    (merge,) = await client.waiting(scheduler, 1)
     assert sorted(given.file for given in merge.spec.inputs) == sorted(f"/out/{one.uid}.fits" for one in first)
     scheduler.finish([merge])
-
-    async def completed() -> Production | None:
-        now = await bookkeeping.GetProduction(pb.GetProductionRequest(name=made.name))
-        return now if now.state == Production.STATE_COMPLETED else None
-
-    end = await until(completed)
+    end = await client.in_state(made.name, Production.STATE_COMPLETED)
     assert end.progress.jobs_succeeded == 4
     assert end.progress.items_processed == 4
-    assert {one.state for one in await items(bookkeeping, made.name)} == {WorkItem.STATE_PROCESSED}
+    assert {one.state for one in await client.items(made.name)} == {WorkItem.STATE_PROCESSED}
+
+
+async def test_files_that_come_later_are_taken_in_until_the_dataset_is_closed(
+    client: Client, catalog: CatalogServiceStub, scheduler: FakeScheduler
+) -> None:
+    await fill(catalog, "/raw/1")
+    made = await client.begin(reduce_and_merge())
+    scheduler.finish(await client.waiting(scheduler, 1))
+    await catalog.BatchCreateFiles(create(new_file("/raw/2"), datasets=[RAW]))
+    (second,) = await client.waiting(scheduler, 1)
+    assert second.spec.inputs[0].file == "/raw/2"
+    scheduler.finish([second], outputs=reduced)
+    await close(catalog)
+    scheduler.finish(await client.waiting(scheduler, 1))
+    await client.in_state(made.name, Production.STATE_COMPLETED)
+
+
+async def test_files_of_a_directory_are_grouped_by_metadata_filtered_and_matched(
+    client: Client, catalog: CatalogServiceStub, scheduler: FakeScheduler
+) -> None:
+    await catalog.BatchCreateMetadataKeys(declare(run="INTEGER", good="BOOLEAN"))
+    source = {"directory": "/mice", "match": "*.tar", "filter": "metadata.good = true", "min_files": 2}
+    await catalog.BatchCreateFiles(create(new_file("/mice/7/a.tar", metadata={"run": 7, "good": True})))
+    await client.begin(by_run(**source))
+    await catalog.BatchCreateFiles(
+        create(
+            new_file("/mice/7/b.tar", metadata={"run": 7, "good": True}),
+            new_file("/mice/7/bad.tar", metadata={"run": 7, "good": False}),
+            new_file("/mice/7/log.txt", metadata={"run": 7, "good": True}),
+            new_file("/mice/8/a.tar", metadata={"run": 8, "good": True}),
+        )
+    )
+    (job,) = await client.waiting(scheduler, 1)
+    assert [given.file for given in job.spec.inputs] == ["/mice/7/a.tar", "/mice/7/b.tar"]
+    assert list(job.spec.command.arguments) == ["00007"]
+    states = {one.group: one.state for one in await client.items("productions/runs")}
+    assert states == {"7": WorkItem.STATE_ASSIGNED, "8": WorkItem.STATE_GROUPED}
+
+
+async def test_a_small_group_is_submitted_after_flush_after(
+    client: Client, catalog: CatalogServiceStub, scheduler: FakeScheduler
+) -> None:
+    await catalog.BatchCreateMetadataKeys(declare(run="INTEGER"))
+    await catalog.BatchCreateFiles(create(new_file("/mice/a", metadata={"run": 7})))
+    await client.begin(by_run(directory="/mice", min_files=2, flush_after=Duration(nanos=100_000_000)))
+    (job,) = await client.waiting(scheduler, 1)
+    assert [given.file for given in job.spec.inputs] == ["/mice/a"]
+
+
+async def test_a_failed_item_gets_new_jobs_until_its_tries_are_used_up(
+    client: Client, catalog: CatalogServiceStub, scheduler: FakeScheduler
+) -> None:
+    await fill(catalog, "/raw/1")
+    wanted = reduce_and_merge()
+    wanted.stages[0].data.max_tries = 2
+    made = await client.begin(wanted)
+    for _ in range(2):
+        scheduler.finish(await client.waiting(scheduler, 1), reason=Reason.REASON_APP_EXIT_CODE)
+    paused = await client.in_state(made.name, Production.STATE_PAUSED)
+    assert "1 work items of reduce failed too often" in paused.message
+    (item,) = await client.items(made.name)
+    assert (item.state, item.tries, item.message) == (WorkItem.STATE_MAX_TRIES, 2, "APP_EXIT_CODE")
+
+
+async def test_many_items_go_to_the_scheduler_in_few_calls(
+    client: Client, catalog: CatalogServiceStub, scheduler: FakeScheduler
+) -> None:
+    await fill(catalog, *[f"/raw/{number}" for number in range(600)])
+    await client.begin(reduce_and_merge())
+    await client.waiting(scheduler, 600)
+    assert len(scheduler.calls) == 2

@@ -7,19 +7,23 @@ import grpc
 from khomas.api.bookkeeping.v1 import bookkeeping_service_pb2_grpc
 from khomas.api.catalog.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from khomas.api.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
+from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceStub
 from khomas.bookkeeping import tables
+from khomas.bookkeeping.activities import Activities
 from khomas.bookkeeping.arrivals import Arrivals
 from khomas.bookkeeping.cells import Cells
 from khomas.bookkeeping.checking import Checking
 from khomas.bookkeeping.config import BookkeepingSettings
 from khomas.bookkeeping.counting import Counting
-from khomas.bookkeeping.engine import Engine
+from khomas.bookkeeping.engine import Engine, optional
 from khomas.bookkeeping.intake import Intake
 from khomas.bookkeeping.items import Items
 from khomas.bookkeeping.planner import Planner
 from khomas.bookkeeping.productions import Productions
 from khomas.bookkeeping.servicer import BookkeepingServicer, Parts
 from khomas.bookkeeping.submitting import Submitting
+from khomas.bookkeeping.trace.outside import Outside
+from khomas.bookkeeping.trace.walk import Tracing
 from khomas.kit.database import Database
 from khomas.kit.events import EventConsumer, EventLog
 from khomas.kit.idempotency import Once
@@ -52,11 +56,14 @@ async def start(settings: BookkeepingSettings, host: Host) -> Running:
     intake, planner = Intake(database, log, catalog), Planner(database, log)
     submitting = Submitting(database, log, scheduler)
     steps = (arrivals.list_all, intake.work, planner.work, submitting.work)
-    engine = Engine(database, arrivals, Counting(log), steps, settings.poll)
+    activities = Activities(database, log)
+    engine = Engine(database, arrivals, Counting(log), activities, steps, settings.poll)
     parts = Parts(
         productions=Productions(database, once, log, Checking(catalog, scheduler)),
         cells=Cells(database),
         items=Items(database),
+        activities=activities,
+        tracing=Tracing(database, Outside(catalog, scheduler)),
         engine=engine,
         log=log,
     )
@@ -68,6 +75,13 @@ async def start(settings: BookkeepingSettings, host: Host) -> Running:
         watch=scheduler.WatchEvents,
         filter_text='kind = "scheduler.job.finished"',
     )
+    uploads = EventConsumer(
+        database,
+        tables.event_cursor,
+        name="storage",
+        watch=StorageServiceStub(host.channel("storage")).WatchEvents,
+        filter_text='kind = "storage.upload.committed"',
+    )
 
     def add_to(server: grpc.aio.Server) -> None:
         bookkeeping_service_pb2_grpc.add_BookkeepingServiceServicer_to_server(BookkeepingServicer(parts), server)
@@ -78,6 +92,7 @@ async def start(settings: BookkeepingSettings, host: Host) -> Running:
             "engine": engine.run,
             "catalog": lambda: files.run(engine.catalog_events, engine.relist),
             "scheduler": lambda: jobs.run(engine.scheduler_events),
+            "storage": optional(lambda: uploads.run(engine.storage_events)),
             "housekeeping": every(timedelta(hours=1), once.prune, log.prune),
         },
         close=database.close,

@@ -32,13 +32,13 @@ class _CellSum:
 
 
 def jobs_of(events: Iterable[Event]) -> list[Job]:
-    """Return the jobs and children that became final; arrays as a whole are left out."""
-    jobs = []
+    """Return the jobs, children and arrays that became final, each once."""
+    jobs: dict[str, Job] = {}
     for event in events:
         job = Job()
-        if event.resource.Unpack(job) and job.status.state in _FINAL and not job.counts.total:
-            jobs.append(job)
-    return jobs
+        if event.resource.Unpack(job) and job.status.state in _FINAL:
+            jobs[job.uid] = job
+    return list(jobs.values())
 
 
 class Counting:
@@ -53,6 +53,8 @@ class Counting:
         arrays = await _by_uid(connection, select(submission).where(in_values(submission.c.uid, origins)))
         items = await _by_uid(connection, select(work_item).where(in_values(work_item.c.uid, origins)))
         causes = {**arrays, **items}
+        # An array ends after its children and has their origin; they are what counts.
+        jobs = [job for job in jobs if job.parent or job.origin not in arrays]
         stage_ids = {job.uid: causes[job.origin].stage_id for job in jobs if job.origin in causes}
         stages = await _locked_stages(connection, set(stage_ids.values()))
         rows = [{"job": uid, "stage_id": stage_id} for uid, stage_id in stage_ids.items()]

@@ -8,10 +8,12 @@ import grpc
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.common.v1.event_pb2 import Event
+from khomas.bookkeeping.activities import Activities, of_adoptions, of_jobs, of_uploads
 from khomas.bookkeeping.arrivals import Arrivals
 from khomas.bookkeeping.counting import Counting, jobs_of
 from khomas.kit.database import Database
 
+_ABSENCE_SECONDS = 60.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 10.0
 
 
@@ -23,12 +25,14 @@ class Engine:
         database: Database,
         arrivals: Arrivals,
         counting: Counting,
+        activities: Activities,
         steps: Sequence[Callable[[], Awaitable[None]]],
         poll: timedelta,
     ) -> None:
         self._database = database
         self._arrivals = arrivals
         self._counting = counting
+        self._activities = activities
         self.steps = steps
         self._poll = poll.total_seconds()
         self._signal = asyncio.Event()
@@ -40,12 +44,19 @@ class Engine:
     async def catalog_events(self, connection: AsyncConnection, events: Sequence[Event]) -> None:
         """Take in events of the catalogue."""
         await self._arrivals.handle(connection, events)
+        await self._activities.record(connection, of_adoptions(events))
         self._database.after_commit(connection, self.wake)
 
     async def scheduler_events(self, connection: AsyncConnection, events: Sequence[Event]) -> None:
         """Take in the ends of jobs."""
-        await self._counting.handle(connection, jobs_of(events))
+        jobs = jobs_of(events)
+        await self._counting.handle(connection, jobs)
+        await self._activities.record(connection, of_jobs(jobs))
         self._database.after_commit(connection, self.wake)
+
+    async def storage_events(self, connection: AsyncConnection, events: Sequence[Event]) -> None:
+        """Take in what people uploaded."""
+        await self._activities.record(connection, of_uploads(events))
 
     async def relist(self) -> None:
         """Look at everything again after events were missed."""
@@ -75,3 +86,18 @@ class Engine:
                 await self._signal.wait()
         except TimeoutError:
             return
+
+
+def optional(follow: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+    """Follow a service that an installation may lack: look for it again now and then."""
+
+    async def run() -> None:
+        while True:
+            try:
+                await follow()
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
+                    raise
+                await asyncio.sleep(_ABSENCE_SECONDS)
+
+    return run

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.bookkeeping.v1 import bookkeeping_service_pb2 as pb
@@ -82,7 +82,7 @@ async def item_messages(connection: AsyncConnection, rows: Sequence[AnyRow]) -> 
     ]
 
 
-def files_of(item_ids: Sequence[int]):  # type: ignore[no-untyped-def]  # a Select of two columns
+def files_of(item_ids: Sequence[int]) -> Select[int, str]:
     """Return the query for the files of work items, in order."""
     return (
         select(item_file.c.item_id, item_file.c.file)

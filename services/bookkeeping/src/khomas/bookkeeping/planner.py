@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from sqlalchemy import and_, func, or_, select, true, update
+from sqlalchemy import Table, and_, func, or_, select, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.bookkeeping.v1.production_pb2 import Cell, Production, Stage, WorkItem
@@ -174,10 +174,11 @@ async def _any_item(connection: AsyncConnection, stage_id: int, states: Sequence
     return (await connection.execute(query.limit(1))).first() is not None
 
 
-async def _counts(connection: AsyncConnection, stages: Sequence[AnyRow], table, state: int) -> dict[int, int]:  # type: ignore[no-untyped-def]
+async def _counts(connection: AsyncConnection, stages: Sequence[AnyRow], table: Table, state: int) -> dict[int, int]:
+    """Return how many rows of each stage are in a state."""
     query = (
-        select(table.c.stage_id, func.count())
+        select(table.c.stage_id, func.count().label("number"))
         .where(table.c.stage_id.in_([row.id for row in stages]), table.c.state == state)
         .group_by(table.c.stage_id)
     )
-    return {stage_id: count for stage_id, count in (await connection.execute(query)).all()}
+    return {row.stage_id: row.number for row in await connection.execute(query)}

@@ -99,7 +99,7 @@ def _stage(row: AnyRow, cells: AnyRow | None, items: AnyRow | None) -> Stage:
         complete=row.complete,
     )
     for sums in (cells, items):
-        for name, value in sums._mapping.items() if sums else ():
+        for name, value in sums._asdict().items() if sums else ():
             if name != "stage_id":
                 setattr(progress, name, int(value))
     made.progress.CopyFrom(progress)

@@ -7,13 +7,15 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from khomas.api.bookkeeping.v1 import bookkeeping_service_pb2 as pb
-from khomas.api.bookkeeping.v1 import production_pb2
+from khomas.api.bookkeeping.v1 import production_pb2, provenance_pb2
 from khomas.api.bookkeeping.v1.bookkeeping_service_pb2_grpc import BookkeepingServiceServicer
 from khomas.api.common.v1 import event_pb2
+from khomas.bookkeeping.activities import Activities
 from khomas.bookkeeping.cells import Cells
 from khomas.bookkeeping.engine import Engine
 from khomas.bookkeeping.items import Items
 from khomas.bookkeeping.productions import Productions
+from khomas.bookkeeping.trace.walk import Tracing
 from khomas.kit.boundary.call import Context
 from khomas.kit.events import EventLog
 
@@ -25,6 +27,8 @@ class Parts:
     productions: Productions
     cells: Cells
     items: Items
+    activities: Activities
+    tracing: Tracing
     engine: Engine
     log: EventLog
 
@@ -53,6 +57,12 @@ class BookkeepingServicer(BookkeepingServiceServicer):
 
     async def ListWorkItems(self, request: pb.ListWorkItemsRequest, context: Context) -> pb.ListWorkItemsResponse:
         return await self._parts.items.page(request)
+
+    async def ListActivities(self, request: pb.ListActivitiesRequest, context: Context) -> pb.ListActivitiesResponse:
+        return await self._parts.activities.page(request)
+
+    async def GetTrace(self, request: pb.GetTraceRequest, context: Context) -> provenance_pb2.Trace:
+        return await self._parts.tracing.trace(request)
 
     def WatchEvents(
         self, request: event_pb2.WatchEventsRequest, context: Context

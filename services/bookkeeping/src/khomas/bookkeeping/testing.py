@@ -1,19 +1,25 @@
 """For tests: a scheduler that accepts everything, and whose jobs end when the test says so."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import TypeVar
 from uuid import uuid4
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 
+from khomas.api.bookkeeping.v1 import bookkeeping_service_pb2 as bookkeeping_pb
+from khomas.api.bookkeeping.v1.bookkeeping_service_pb2_grpc import BookkeepingServiceStub
+from khomas.api.bookkeeping.v1.production_pb2 import Cell, GridSource, Production, Stage, WorkItem
 from khomas.api.common.v1 import event_pb2
 from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
 from khomas.api.scheduler.v1.job_pb2 import Attempt, Job, OutputFile, Usage
+from khomas.api.scheduler.v1.job_spec_pb2 import Command, JobSpec, Output
 from khomas.api.scheduler.v1.scheduler_service_pb2_grpc import (
     SchedulerServiceServicer,
     add_SchedulerServiceServicer_to_server,
 )
+from khomas.api.scheduler.v1.splitter_pb2 import Axis, Derived, GridSplitter
 from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
 from khomas.kit.boundary.call import Context
 from khomas.kit.config import ServiceSettings
@@ -21,6 +27,9 @@ from khomas.kit.ids import new_uid
 from khomas.kit.service import Host, Running, Service
 
 _EVENTS_AT_ONCE = 500
+_PATIENCE = 30.0
+
+Answer = TypeVar("Answer")
 
 
 class FakeScheduler(SchedulerServiceServicer):
@@ -85,6 +94,11 @@ class FakeScheduler(SchedulerServiceServicer):
             if request.until_now and position == len(self._events):
                 return
             await asyncio.sleep(0 if some else 0.01)
+
+    @property
+    def waiting_count(self) -> int:
+        """Return how many jobs and children have not ended."""
+        return sum(len(job.spec.splitter.args.sets) or 1 for job in self.jobs.values()) - len(self._ended)
 
     @property
     def waiting(self) -> list[Job]:
@@ -159,3 +173,88 @@ def scheduler_service(scheduler: FakeScheduler) -> "Service[ServiceSettings]":
         return Running(add_to=lambda server: add_SchedulerServiceServicer_to_server(scheduler, server))
 
     return Service("scheduler", ServiceSettings, start)
+
+
+def request_id() -> str:
+    """Return a fresh one."""
+    return str(uuid4())
+
+
+def template(*arguments: str) -> JobSpec:
+    """Return the job of a stage: a program that makes FITS files."""
+    return JobSpec(
+        command=Command(executable="program", arguments=arguments or ("{group}",)),
+        outputs=[Output(glob="*.fits", name_pattern="/out/{file}")],
+    )
+
+
+def shower_grid(*zeniths: float, requested: str, each: str, **options: int) -> Production:
+    """Return a production of one stage with an axis `zenith`."""
+    axis = Axis(name="zenith")
+    for zenith in zeniths:
+        axis.values.add(number_value=zenith)
+    derived = [Derived(name="emin", expression="0.005 / cos(radians(zenith))")]
+    source = GridSource(
+        grid=GridSplitter(axes=[axis], derived=derived), requested_events=requested, events_per_job=each
+    )
+    stage = Stage(name="simulate", job=template("{zenith:02d}", "{seed}", "{first_event}"), grid=source, **options)
+    return Production(name="productions/showers", stages=[stage], tags={"code": "kaskade"})
+
+
+class Client:
+    """Shorthand for what tests ask, and for waiting until it is so."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.stub = BookkeepingServiceStub(channel)
+
+    async def begin(self, wanted: Production) -> Production:
+        """Make a production."""
+        request = bookkeeping_pb.CreateProductionRequest(production=wanted, request_id=request_id())
+        return (await self.stub.CreateProduction(request)).production
+
+    async def get(self, name: str) -> Production:
+        """Read a production."""
+        return await self.stub.GetProduction(bookkeeping_pb.GetProductionRequest(name=name))
+
+    async def in_state(self, name: str, state: Production.State.ValueType) -> Production:
+        """Wait until a production is in this state."""
+
+        async def look() -> Production | None:
+            now = await self.get(name)
+            return now if now.state == state else None
+
+        return await until(look)
+
+    async def items(self, name: str) -> Sequence[WorkItem]:
+        """List the work items of a production."""
+        return (await self.stub.ListWorkItems(bookkeeping_pb.ListWorkItemsRequest(production=name))).work_items
+
+    async def cells(self, name: str) -> Sequence[Cell]:
+        """List the cells of a production."""
+        return (await self.stub.ListCells(bookkeeping_pb.ListCellsRequest(production=name))).cells
+
+    async def cells_when(self, name: str, right: Callable[[Sequence[Cell]], bool]) -> Sequence[Cell]:
+        """Wait until the cells are as they should be."""
+
+        async def look() -> Sequence[Cell] | None:
+            now = await self.cells(name)
+            return now if right(now) else None
+
+        return await until(look)
+
+    async def waiting(self, scheduler: FakeScheduler, count: int) -> list[Job]:
+        """Wait until the scheduler has so many jobs that have not ended."""
+
+        async def look() -> list[Job] | None:
+            return scheduler.waiting if scheduler.waiting_count == count else None
+
+        return await until(look)
+
+
+async def until(look: Callable[[], Awaitable[Answer | None]]) -> Answer:
+    """Look until there is something."""
+    async with asyncio.timeout(_PATIENCE):
+        while True:
+            if (seen := await look()) is not None:
+                return seen
+            await asyncio.sleep(0.02)
