@@ -36,7 +36,18 @@ class Khomas:
     def start(self) -> None:
         """Start every service and wait until they answer."""
         ready = self.folder.parent / "ready"
-        command = ["khomas", "up", "--state", str(self.folder), "--port", "0", "--vo", "hess", "--ready-file", str(ready)]
+        command = [
+            "khomas",
+            "up",
+            "--state",
+            str(self.folder),
+            "--port",
+            "0",
+            "--vo",
+            "hess",
+            "--ready-file",
+            str(ready),
+        ]
         say(command)
         with self.log.open("wb") as log:
             self.server = subprocess.Popen(command, env=self.environment, stdout=log, stderr=subprocess.STDOUT)
@@ -97,6 +108,8 @@ def publish(khomas: Khomas, data: Path, folder: Path) -> None:
     khomas("release", "export", "crab/1", "obscore")
     khomas("release", "export", "crab/1", "gadf-index")
     khomas("get", "--dataset", "releases/crab/1", "--to", folder)
+    exports = (f"/hess/releases/crab/1/{name}" for name in ("obscore.vot", "obs-index.fits.gz", "hdu-index.fits.gz"))
+    khomas("get", *exports, "--to", folder)
 
 
 def report(khomas: Khomas, started: float, products: Path) -> dict[str, Any]:
@@ -115,8 +128,7 @@ def report(khomas: Khomas, started: float, products: Path) -> dict[str, Any]:
                 "path": one["paths"],
                 "replicas": one["replicas"],
             }
-            for one in khomas.ask("find", "/hess", "--dataset", "hess/crab/products")
-            + khomas.ask("find", "/hess", "--dataset", "releases/crab/1")
+            for one in khomas.ask("find", "/hess/crab") + khomas.ask("find", "/hess/releases/crab/1")
         ],
         "jobs": [
             {key: one[key] for key in ("id", "name", "state", "attempt")} for one in khomas.ask("ls", "--limit", 0)
@@ -137,8 +149,7 @@ def run(khomas: Khomas, data: Path, state: Path, started: float) -> None:
     khomas("dataset", "close", "hess/dl3")
     khomas("prod", "create", HERE / "crab.yaml")
     khomas("prod", "wait", "crab", "--timeout", f"{PATIENCE}s")
-    if (HERE / "mapping.yaml").exists():
-        publish(khomas, data, state / "release")
+    publish(khomas, data, state / "release")
     khomas("prod", "show", "crab")
     khomas("find", "/hess/crab", "-o", "name,size,adler32,paths")
     khomas("trace", "/hess/crab/significance.fits")
