@@ -15,7 +15,7 @@ from khomas.scheduler.testing.files import Files, memory_services
 
 __all__ = ["database_url", "postgresql", "postgresql_url"]
 
-FAST = {"poll": 0.05, "initial_backoff": 0.05, "collect_after": 0.2}
+FAST = {"poll": 0.05, "initial_backoff": 0.05, "collect_after": 0.2, "find_pause": 0.1}
 
 
 @pytest.fixture

@@ -312,3 +312,35 @@ async def test_log_outlives_the_folder_of_the_job(scheduler: Scheduler) -> None:
     spool = scheduler.served.state / "scheduler" / "backends" / "local" / "jobs"
     await until(lambda: not list(spool.iterdir()))
     assert await scheduler.log(job.name) == "kept\n"
+
+
+async def test_job_that_the_batch_system_ended_by_itself_is_tried_again(
+    with_system: Scheduler, system: BatchSystem
+) -> None:
+    [job] = await with_system.submit(shell("true", retry={"max_attempts": 1}))
+    system.end(await token_of(with_system, job), 600)
+    await until(lambda: len(system.submitted) == 2)
+    [first, _] = (await with_system.get(job.name)).attempts
+    assert (first.state, first.reason) == (JobState.JOB_STATE_FAILED, Reason.REASON_INFRA_PREEMPTED)
+
+
+async def test_job_that_waits_for_a_child_that_never_was_made_hears_of_its_end(with_system: Scheduler) -> None:
+    limits = {"start_after": "2100-01-01T00:00:00Z"}
+    [array] = await with_system.submit(shell("true", splitter={"count": {"count": 9}}, limits=limits))
+    [waiting] = await with_system.submit(shell("true", dependencies=[{"job": f"{array.name}/7"}]))
+    await with_system.cancel(array.name)
+    assert (await with_system.wait(waiting.name)).status.reason == Reason.REASON_DEPENDENCY_FAILED
+    child = await with_system.get(f"{array.name}/7")
+    assert (states([child]), child.HasField("end_time")) == (["CANCELLED"], True)
+
+
+async def test_higher_priority_goes_first(with_system: Scheduler, system: BatchSystem) -> None:
+    with_system.parts.desk.sites["memory"].settings = with_system.parts.desk.sites["memory"].settings.model_copy(
+        update={"max_jobs": 1}
+    )
+    [blocker] = await with_system.submit(shell("true"))
+    token = await token_of(with_system, blocker)
+    low, high = await with_system.submit(shell("true"), shell("true", priority=5))
+    system.end(token)
+    await with_system.wait(high.name, [QUEUED])
+    assert states([await with_system.get(low.name)]) == ["PENDING"]

@@ -16,7 +16,7 @@ from khomas.scheduler.store.leadership import LeadershipLost
 from khomas.scheduler.testing import Scheduler, shell, states
 from khomas.scheduler.testing.backend import BatchSystem, Handover, memory_scheduler
 
-FAST = {"poll": 0.02, "initial_backoff": 0.02, "lease": 0.3}
+FAST = {"poll": 0.02, "initial_backoff": 0.02, "lease": 0.3, "find_pause": 0.1}
 
 
 @contextlib.asynccontextmanager

@@ -34,6 +34,8 @@ class SchedulerSettings(ServiceSettings, env_prefix="KHOMAS_SCHEDULER_"):
     initial_backoff: timedelta = timedelta(seconds=5)
     max_backoff: timedelta = timedelta(minutes=10)
     heartbeat_timeout: timedelta = timedelta(minutes=5)
+    # Pause before it is looked whether something arrived whose handover went wrong.
+    find_pause: timedelta = timedelta(seconds=2)
     # An attempt is lost after so many complete polls without it, over at least this time.
     lost_after_polls: int = Field(default=3, gt=1)
     lost_after: timedelta = timedelta(seconds=20)

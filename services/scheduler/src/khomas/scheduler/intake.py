@@ -20,7 +20,7 @@ from khomas.scheduler.freezing import check_files, freeze, frozen_names, wanted_
 from khomas.scheduler.frozen import Frozen
 from khomas.scheduler.matching import Offer, check_placement
 from khomas.scheduler.mergers import merger_spec
-from khomas.scheduler.records import Dependency, Job
+from khomas.scheduler.records import FINAL, Dependency, Job
 from khomas.scheduler.specs import check_size, check_spec, try_out
 from khomas.scheduler.waiting import waiting
 
@@ -73,10 +73,15 @@ async def take_in(
     intake = Intake(jobs, mergers, _warnings(jobs))
     for draft in intake.drafts:
         check_placement(draft.blueprint.spec, offers)
-        rights.check_writes(principal, draft.blueprint.spec)
-        rights.check_reads(principal, [*wanted_names(draft.blueprint), *frozen_names(draft.blueprint.frozen)])
+        check_rights(principal, draft.blueprint)
     await check_files(catalog, [draft.blueprint for draft in intake.drafts])
     return intake
+
+
+def check_rights(principal: Principal, blueprint: Blueprint) -> None:
+    """Raise `CapabilityMissing` unless the caller may read and write what the jobs do."""
+    rights.check_writes(principal, blueprint.spec)
+    rights.check_reads(principal, [*wanted_names(blueprint), *frozen_names(blueprint.frozen)])
 
 
 async def _draft(wire: WireJob, uid: str, field: str, principal: Principal, catalog: Catalog, now: datetime) -> Draft:
@@ -163,6 +168,7 @@ def child_job(array: Job, index: int, parameters: Mapping[str, str]) -> Job:
         message="" if array.rest_state == JobState.JOB_STATE_PENDING else array.message,
         version=1,
         parameters=dict(parameters),
+        end_time=array.update_time if array.rest_state in FINAL else None,
         total=0,
         made=0,
         max_running=0,

@@ -9,7 +9,7 @@ from khomas.kit.boundary.call import current_principal
 from khomas.kit.database import Database
 from khomas.kit.idempotency import Once
 from khomas.scheduler.catalog import Catalog
-from khomas.scheduler.intake import Intake, take_in
+from khomas.scheduler.intake import Intake, check_rights, take_in
 from khomas.scheduler.messages import job_message
 from khomas.scheduler.plans import plan
 from khomas.scheduler.sandboxes import Sandboxes
@@ -92,10 +92,12 @@ class Orders:
 
     async def retry(self, request: pb.RetryJobsRequest) -> pb.RetryJobsResponse:
         """Make new jobs of those that ended badly."""
-        owner = current_principal().subject
+        principal = current_principal()
 
         async def work(connection: AsyncConnection) -> pb.RetryJobsResponse:
-            drafts = await self.retrying.drafts(connection, request, owner)
+            drafts = await self.retrying.drafts(connection, request, principal.subject)
+            for draft in drafts:
+                check_rights(principal, draft.blueprint)
             jobs = await self.submission.submit(connection, drafts)
             return pb.RetryJobsResponse(jobs=[job_message(job) for job in jobs.values()], retried=retried(drafts))
 

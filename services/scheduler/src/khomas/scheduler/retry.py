@@ -59,8 +59,11 @@ def needs_log(policy: RetryPolicy) -> bool:
     return any(rule.log_regex for rule in policy.rules)
 
 
-def decide(policy: RetryPolicy, failure: Failure, counted: int, defaults: Defaults) -> Decision:
-    """Choose by the first rule that matches, else by the default. `counted` attempts counted before this one."""
+def decide(policy: RetryPolicy, failure: Failure, counted: int, attempt: int, defaults: Defaults) -> Decision:
+    """Choose by the first rule that matches, else by the default.
+
+    `counted` attempts counted before this one, which has the number `attempt`.
+    """
     rule = next((rule for rule in policy.rules if _matches(rule, failure)), None)
     action = rule.action if rule is not None else _default_action(failure.reason)
     if action in (RetryRule.ACTION_FAIL, RetryRule.ACTION_HOLD):
@@ -69,7 +72,7 @@ def decide(policy: RetryPolicy, failure: Failure, counted: int, defaults: Defaul
     if counts and counted + 1 >= (policy.max_attempts or defaults.max_attempts):
         return Decision(RetryRule.ACTION_FAIL)
     memory, wall = _growth(rule, failure.reason) if action == RetryRule.ACTION_GROW_AND_RETRY else (1.0, 1.0)
-    return Decision(action, _backoff(policy, counted, defaults), memory, wall)
+    return Decision(action, _backoff(policy, attempt, defaults), memory, wall)
 
 
 def _matches(rule: RetryRule, failure: Failure) -> bool:
@@ -97,8 +100,8 @@ def _growth(rule: RetryRule | None, reason: Reason.ValueType) -> tuple[float, fl
     return rule.grow_memory or _DEFAULT_GROWTH, 1.0
 
 
-def _backoff(policy: RetryPolicy, counted: int, defaults: Defaults) -> timedelta:
+def _backoff(policy: RetryPolicy, attempt: int, defaults: Defaults) -> timedelta:
     first = policy.initial_backoff.ToTimedelta() if policy.HasField("initial_backoff") else defaults.initial_backoff
     longest = policy.max_backoff.ToTimedelta() if policy.HasField("max_backoff") else defaults.max_backoff
     # 2 ** 64 pauses are longer than anything; more would overflow.
-    return min(longest, first * min((policy.multiplier or 2.0) ** min(counted, 64), 1e6))
+    return min(longest, first * min((policy.multiplier or 2.0) ** min(attempt - 1, 64), 1e6))

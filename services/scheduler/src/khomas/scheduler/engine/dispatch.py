@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from khomas.api.scheduler.v1.state_pb2 import DesiredState, JobState, Reason
+from khomas.scheduler import tables
 from khomas.scheduler.backends.interface import SubmitOutcome, Submitted
 from khomas.scheduler.engine.candidates import Candidate, Turn, whose_turn
 from khomas.scheduler.engine.desk import Desk, now
@@ -14,13 +15,12 @@ from khomas.scheduler.engine.failing import after_failures
 from khomas.scheduler.engine.preparation import Preparation, Prepared, Refused
 from khomas.scheduler.records import Attempt, Job, uid_of_token
 from khomas.scheduler.sites import Site
+from khomas.scheduler.store.bulk import update_many
 from khomas.scheduler.store.changes import Change, ended_job, lock_jobs, moved
 
 log = logging.getLogger(__name__)
 
 _BATCH = 1000
-# Pause before it is looked whether something arrived whose handover went wrong.
-_FIND_SECONDS = 2.0
 _THROTTLED = timedelta(seconds=5)
 # A batch system may show late what it took: it must be missing so often before it is handed over again.
 _NOT_FOUND_TIMES = 2
@@ -32,6 +32,7 @@ class Dispatcher:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._preparation = Preparation(desk)
+        self._pause = desk.settings.find_pause.total_seconds()
 
     async def run(self) -> None:
         """Hand over whenever something is due and there is room."""
@@ -135,7 +136,7 @@ class Dispatcher:
             if outcome.kind in (Submitted.UNKNOWN, Submitted.THROTTLED):
                 pause = outcome.retry_after or (_THROTTLED if outcome.kind is Submitted.THROTTLED else None)
                 open_one = self._desk.open[attempts[uid].uid]
-                open_one.find_at = loop + (pause.total_seconds() if pause else _FIND_SECONDS)
+                open_one.find_at = loop + (pause.total_seconds() if pause else self._pause)
                 # Throttled ones are known not to be there.
                 open_one.not_found = _NOT_FOUND_TIMES if outcome.kind is Submitted.THROTTLED else 0
 
@@ -162,12 +163,12 @@ class Dispatcher:
         except Exception:
             log.exception("find.failed", extra={"backend": site.name, "jobs": len(doubtful)})
             for attempt in attempts:
-                self._desk.open[attempt.uid].find_at = loop + 5 * _FIND_SECONDS
+                self._desk.open[attempt.uid].find_at = loop + self._pause
             return
         again = []
         for attempt in attempts:
             one = self._desk.open[attempt.uid]
-            one.find_at = loop + _FIND_SECONDS
+            one.find_at = loop + self._pause
             one.not_found += attempt.token not in known
             if one.not_found >= _NOT_FOUND_TIMES:
                 one.find_at = -1.0
@@ -214,7 +215,12 @@ class Dispatcher:
             )
         loop = asyncio.get_running_loop().time()
         for no in refused:
-            self._desk.open[by_job[no.candidate.job.uid].uid].find_at = loop + 5 * _FIND_SECONDS
+            self._desk.open[by_job[no.candidate.job.uid].uid].find_at = loop + self._pause
+        rows = [{"uid": one.attempt.uid, "upload": one.attempt.upload} for one in prepared if one.attempt.upload]
+        if rows:
+            async with self._desk.write() as connection:
+                await update_many(connection, tables.attempt, ("uid",), rows)
+            self._desk.abandoned += [attempt.upload for attempt in attempts if attempt.upload]
         await self._hand_over(prepared)
 
 

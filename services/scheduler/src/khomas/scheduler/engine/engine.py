@@ -53,6 +53,8 @@ class Engine:
         table = tables.attempt
         async with self._desk.database.read() as connection:
             rows = (await connection.execute(select(table).where(table.c.end_time.is_(None)))).all()
+        for observer in self.observers:
+            observer.begin_again()
         for row in rows:
             attempt = Attempt(*row)
             self._desk.opened(attempt)

@@ -18,6 +18,7 @@ from khomas.scheduler.waiting import waiting
 
 log = logging.getLogger(__name__)
 
+_CANCEL = DesiredState.DESIRED_STATE_CANCEL
 _LOG_BYTES = 64 * 1024
 
 
@@ -39,9 +40,9 @@ async def after_failures(
     plans = await desk.blueprints.of(connection, {job.spec for job in jobs})
     changes = []
     for job in jobs:
-        attempt = by_job[job.uid]
+        attempt = _from_outside(by_job[job.uid]) if job.desired != _CANCEL else by_job[job.uid]
         failure = Failure(attempt.reason, attempt.exit_code, (logs or {}).get(attempt.uid, b""))
-        decision = decide(plans[job.spec].spec.retry, failure, job.counted, desk.defaults)
+        decision = decide(plans[job.spec].spec.retry, failure, job.counted, job.attempt, desk.defaults)
         changes.append(Change(job, _after(job, attempt, decision, moment), attempt))
     return changes
 
@@ -72,10 +73,18 @@ async def _end_of_log(desk: Desk, attempt: Attempt) -> bytes:
     return b"\n".join(part.data for part in parts)
 
 
+def _from_outside(attempt: Attempt) -> Attempt:
+    """An attempt that was ended although nobody here wanted that has FAILED."""
+    if attempt.state != JobState.JOB_STATE_CANCELLED:
+        return attempt
+    reason, message = Reason.REASON_INFRA_PREEMPTED, f"{attempt.backend} ended it, and nobody had asked for that"
+    return replace(attempt, state=JobState.JOB_STATE_FAILED, reason=reason, message=message)
+
+
 def _after(job: Job, attempt: Attempt, decision: Decision, moment: datetime) -> Job:
-    if job.desired == DesiredState.DESIRED_STATE_CANCEL:
+    if job.desired == _CANCEL:
         return _cancelled(job, moment)
-    if attempt.state == JobState.JOB_STATE_CANCELLED or decision.action == RetryRule.ACTION_FAIL:
+    if decision.action == RetryRule.ACTION_FAIL:
         return moved(job, moment, JobState.JOB_STATE_FAILED, attempt.reason, attempt.message)
     said = f"attempt {attempt.number} failed: {attempt.message}"
     counted = job.counted + decision.counts

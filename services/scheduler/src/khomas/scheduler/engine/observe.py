@@ -39,6 +39,10 @@ class Observer:
         self._cursor = ""
         self._full_at = 0.0
 
+    def begin_again(self) -> None:
+        """Look at everything next time: what changed meanwhile is not known."""
+        self._full_at = 0.0
+
     async def run(self) -> None:
         """Look as often as the backend likes, less often while nothing changes."""
         shortest = self._site.backend.capabilities.min_poll_interval.total_seconds()

@@ -14,6 +14,7 @@ from khomas.kit.database import in_values, insert_many
 from khomas.kit.events import EventLog, NewEvent
 from khomas.scheduler import tables, transitions
 from khomas.scheduler.dependencies import Verdict, judge
+from khomas.scheduler.intake import child_job
 from khomas.scheduler.messages import job_message
 from khomas.scheduler.records import FINAL, Attempt, Counts, Dependency, Job, ReasonCode, State
 from khomas.scheduler.store.bulk import add_many, update_many
@@ -126,6 +127,7 @@ class Changes:
         await _write(connection, changes)
         await self._tell(connection, changes)
         ended = [change.after for change in changes if change.after.final and not change.before.final]
+        ended += await _ended_unmade(connection, changes)
         return await self._dependents(connection, ended, counts, now)
 
     async def _roll_up(
@@ -184,6 +186,23 @@ class Changes:
         return [
             Change(waiter, _dependent_after(waiter, verdicts, targets, now)) for waiter in waiters if not waiter.final
         ]
+
+
+async def _ended_unmade(connection: AsyncConnection, changes: Sequence[Change]) -> list[Job]:
+    """Children that ended without ever having had a row, those that somebody waits for."""
+    arrays = [
+        change.after
+        for change in changes
+        if change.after.unmade and change.after.rest_state in FINAL and change.before.rest_state not in FINAL
+    ]
+    found = []
+    for array in arrays:
+        # "0" is the character after "/".
+        below = tables.dependency.c.target.between(f"{array.uid}/", f"{array.uid}0")
+        rows = await connection.execute(select(tables.dependency.c.target).where(below).distinct())
+        indices = [int(target.rpartition("/")[2]) for target in rows.scalars()]
+        found += [child_job(array, index, {}) for index in indices if index >= array.made]
+    return found
 
 
 def _seen(array: Job) -> tuple[object, ...]:
