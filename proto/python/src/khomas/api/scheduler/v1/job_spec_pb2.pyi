@@ -27,9 +27,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class JobSpec(_message.Message):
     """What is wanted. Immutable after submission: a changed copy is a new job.
 
-    In the command, in output names and in metadata, "{key}" is replaced by a value of the splitter, "{job}" by the
-    uid, "{index}" by the index and "{attempt}" by the number of the attempt; "{zenith:02d}" formats as Python does,
-    "{{" is a brace.
+    In the command (not in its sh fragments), in names of input files, in output names and in metadata, "{key}" is
+    replaced by a value of the splitter, "{job}" by the uid (of the array, for a child), "{index}" by the index and
+    "{attempt}" by the number of the attempt; "{zenith:02d}" formats as Python does, "{{" is a brace.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -638,7 +638,9 @@ Global___Dependency: _TypeAlias = Dependency  # noqa: Y015
 
 @_typing.final
 class Merger(_message.Message):
-    """Merges the outputs of an array: an ordinary job that depends on it."""
+    """Merges the outputs of an array: an ordinary job that depends on it. "inputs.json" in its work directory lists them in
+    the order of the children, and the children that are missing.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -299,7 +299,9 @@ Global___Derived: _TypeAlias = Derived  # noqa: Y015
 
 @_typing.final
 class FileSplitter(_message.Message):
-    """Children by input files: the LFNs of the spec's file inputs (file, dataset, query) are divided."""
+    """Children by input files: the LFNs of the spec's file inputs (file, dataset, query) are divided. "{input}" is the
+    file name of a child's first one, "{input_stem}" that up to the first dot.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -311,7 +313,9 @@ class FileSplitter(_message.Message):
     bytes_per_job: _builtins.int
     """At most so many bytes a child. 0 = no limit."""
     group_key: _builtins.str
-    """Files with the same value of this metadata key stay together. Empty = none."""
+    """Files with the same value of this metadata key stay together; "fits.object" is also the key "{fits_object}".
+    Empty = none.
+    """
     def __init__(
         self,
         *,

@@ -1,0 +1,74 @@
+"""What happens after a failed attempt."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from google.protobuf.json_format import ParseDict
+
+from khomas.api.scheduler.v1.placement_pb2 import RetryPolicy, RetryRule
+from khomas.api.scheduler.v1.state_pb2 import Reason
+from khomas.scheduler.retry import Decision, Defaults, Failure, decide
+
+FAIL, RETRY = RetryRule.ACTION_FAIL, RetryRule.ACTION_RETRY
+UNCOUNTED = RetryRule.ACTION_RETRY_UNCOUNTED
+
+
+def decision(policy: dict[str, Any], failure: Failure, counted: int = 0, attempt: int = 1) -> Decision:
+    return decide(ParseDict(policy, RetryPolicy()), failure, counted, attempt, Defaults())
+
+
+@pytest.mark.parametrize(
+    ("reason", "action"),
+    [
+        (Reason.REASON_APP_EXIT_CODE, FAIL),
+        (Reason.REASON_LIMIT_MEMORY, FAIL),
+        (Reason.REASON_LIMIT_WALL, FAIL),
+        (Reason.REASON_INFRA_NODE_FAILURE, RETRY),
+        (Reason.REASON_INFRA_PREEMPTED, UNCOUNTED),
+        (Reason.REASON_DATA_INPUT_MISSING, FAIL),
+        (Reason.REASON_DATA_STAGE_IN, RETRY),
+        (Reason.REASON_DATA_STAGE_OUT, RETRY),
+        (Reason.REASON_DATA_CHECKSUM, RETRY),
+        (Reason.REASON_DATA_REGISTER, FAIL),
+    ],
+)
+def test_only_what_may_pass_is_tried_again_by_default(reason: Reason.ValueType, action: int) -> None:
+    assert decision({}, Failure(reason)).action == action
+
+
+@pytest.mark.parametrize(("counted", "action"), [(0, RETRY), (1, RETRY), (2, FAIL)])
+def test_third_attempt_is_the_last_by_default(counted: int, action: int) -> None:
+    assert decision({}, Failure(Reason.REASON_INFRA_NODE_FAILURE), counted).action == action
+
+
+@pytest.mark.parametrize(("attempt", "seconds"), [(1, 5), (2, 10), (3, 20), (20, 600)])
+def test_pauses_double_up_to_ten_minutes(attempt: int, seconds: int) -> None:
+    policy = {"maxAttempts": 100}
+    found = decision(policy, Failure(Reason.REASON_INFRA_NODE_FAILURE), 0, attempt)
+    assert found.backoff == timedelta(seconds=seconds)
+
+
+def test_first_rule_that_matches_wins() -> None:
+    rules = [
+        {"exitCodes": [3], "action": "ACTION_HOLD"},
+        {"reasons": ["REASON_APP_EXIT_CODE"], "action": "ACTION_RETRY"},
+    ]
+    assert decision({"rules": rules}, Failure(Reason.REASON_APP_EXIT_CODE, 3)).action == RetryRule.ACTION_HOLD
+    assert decision({"rules": rules}, Failure(Reason.REASON_APP_EXIT_CODE, 4)).action == RETRY
+    assert decision({"rules": rules}, Failure(Reason.REASON_APP_SIGNAL)).action == FAIL
+
+
+def test_all_conditions_of_a_rule_must_hold() -> None:
+    rule = {"exitCodes": [1], "logRegex": "cannot connect", "action": "ACTION_RETRY"}
+    failure = Failure(Reason.REASON_APP_EXIT_CODE, 1, b"cannot connect to the database")
+    assert decision({"rules": [rule]}, failure).action == RETRY
+    assert decision({"rules": [rule]}, Failure(Reason.REASON_APP_EXIT_CODE, 1, b"segfault")).action == FAIL
+
+
+@pytest.mark.parametrize(
+    ("reason", "memory", "wall"), [(Reason.REASON_LIMIT_MEMORY, 1.5, 1.0), (Reason.REASON_LIMIT_WALL, 1.0, 3.0)]
+)
+def test_the_limit_that_was_met_grows(reason: Reason.ValueType, memory: float, wall: float) -> None:
+    found = decision({"rules": [{"action": "ACTION_GROW_AND_RETRY", "growWall": 3.0}]}, Failure(reason))
+    assert (found.memory_factor, found.wall_factor) == (memory, wall)
