@@ -31,7 +31,9 @@ def job_message(
     counts: Counts | None = None,
     site: Mapping[str, str] | None = None,
 ) -> pb.Job:
-    """Write a job; spec, attempts and counts only where given."""
+    """Write a job; spec and attempts only where given, counts also where all children are still to be made."""
+    if counts is None and job.is_array and job.made == 0:
+        counts = Counts({(job.rest_state, job.rest_reason): job.total})
     return pb.Job(
         name=job.name,
         spec=spec,

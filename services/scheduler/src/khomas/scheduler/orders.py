@@ -10,7 +10,6 @@ from khomas.kit.database import Database
 from khomas.kit.idempotency import Once
 from khomas.scheduler.catalog import Catalog
 from khomas.scheduler.intake import Intake, check_rights, take_in
-from khomas.scheduler.messages import job_message
 from khomas.scheduler.plans import plan
 from khomas.scheduler.sandboxes import Sandboxes
 from khomas.scheduler.signals import Signal
@@ -56,8 +55,8 @@ class Orders:
         for draft in intake.drafts:
             self.blueprints.keep(draft.job.uid, draft.blueprint)
         return pb.BatchCreateJobsResponse(
-            jobs=[job_message(jobs[draft.job.uid]) for draft in intake.jobs],
-            mergers=[job_message(jobs[draft.job.uid]) for draft in intake.mergers],
+            jobs=[jobs[draft.job.uid] for draft in intake.jobs],
+            mergers=[jobs[draft.job.uid] for draft in intake.mergers],
             warnings=intake.warnings,
         )
 
@@ -99,7 +98,7 @@ class Orders:
             for draft in drafts:
                 check_rights(principal, draft.blueprint)
             jobs = await self.submission.submit(connection, drafts)
-            return pb.RetryJobsResponse(jobs=[job_message(job) for job in jobs.values()], retried=retried(drafts))
+            return pb.RetryJobsResponse(jobs=jobs.values(), retried=retried(drafts))
 
         answer = await self.once(request, pb.RetryJobsResponse, work)
         self.due.set()

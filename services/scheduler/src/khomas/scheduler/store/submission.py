@@ -6,6 +6,7 @@ from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from khomas.api.scheduler.v1.job_pb2 import Job as WireJob
 from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
 from khomas.kit.database import insert_many
 from khomas.kit.events import EventLog, NewEvent
@@ -28,7 +29,7 @@ class Submission:
         self._changes = changes
         self._sandboxes = sandboxes
 
-    async def submit(self, connection: AsyncConnection, drafts: Sequence[Draft]) -> dict[str, Job]:
+    async def submit(self, connection: AsyncConnection, drafts: Sequence[Draft]) -> dict[str, WireJob]:
         """Insert the jobs of drafts and return them by uid.
 
         Raises `SandboxNotFound` and `DependencyInvalid`.
@@ -49,12 +50,13 @@ class Submission:
         await insert_many(connection, tables.job, [job.values() for job in jobs.values()])
         await insert_many(connection, tables.count, [_count_row(job) for job in jobs.values() if job.is_array])
         await insert_many(connection, tables.dependency, [asdict(one) for one in dependencies])
-        created = "scheduler.job.created"
-        await self._events.append(
-            connection, [NewEvent(created, job.name, job.uid, job.origin, job_message(job)) for job in jobs.values()]
-        )
+        written = {uid: job_message(job) for uid, job in jobs.items()}
+        events = [
+            NewEvent("scheduler.job.created", job.name, uid, job.origin, written[uid]) for uid, job in jobs.items()
+        ]
+        await self._events.append(connection, events)
         await self._changes.apply(connection, _ended(jobs, doomed, now), now)
-        return jobs
+        return written
 
 
 async def _judged(
