@@ -73,7 +73,12 @@ async def start(settings: ArchiveSettings, host: Host) -> Running:
     log, once = EventLog(database, tables.event), Once(database, tables.answer)
     executor = ThreadPoolExecutor(settings.data_threads, thread_name_prefix="archive-data")
     upstream = Upstream(
-        host.channel("catalog"), host.channel("storage"), host.state / "work", executor, settings.upstream_deadline
+        host.channel("catalog"),
+        host.channel("storage"),
+        host.state / "work",
+        executor,
+        settings.upstream_deadline,
+        local_paths=settings.local_paths,
     )
     reader = Reader(upstream, settings.batch_files, settings.access_url)
     releases = Releases(database, once, log, upstream)

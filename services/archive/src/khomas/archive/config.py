@@ -14,6 +14,9 @@ class ArchiveSettings(ServiceSettings, env_prefix="KHOMAS_ARCHIVE_"):
     access_url: str = ""
     # Ask bookkeeping which job and production made a file. Without it the cards name the origin only.
     bookkeeping: bool = True
+    # Read and write where storages say that their files lie, if that can be seen from here. Without it bytes go
+    # over HTTP, which is right where the same path means something else on this machine.
+    local_paths: bool = True
     # Threads that read and write FITS files, one a file.
     data_threads: int = Field(default=2, gt=0)
     # Files that are fetched, copied and committed together.

@@ -1,9 +1,8 @@
 """Why a release is not ready or failed, and what would change it."""
 
-from datetime import timedelta
-
 from khomas.api.archive.v1 import release_pb2 as pb
 from khomas.api.common.v1 import explanation_pb2
+from khomas.archive.names import PREFIX
 from khomas.archive.releases import Releases
 from khomas.kit.database import AnyRow
 
@@ -24,8 +23,7 @@ async def explain(releases: Releases, name: str) -> explanation_pb2.Explanation:
     )
     explanation.since.FromDatetime(row.state_time)
     if row.state == State.STATE_PREPARING:
-        waits_until = row.next_attempt_time if row.message else row.state_time + timedelta(0)
-        explanation.next_check_time.FromDatetime(waits_until)
+        explanation.next_check_time.FromDatetime(row.next_attempt_time)
     return explanation
 
 
@@ -55,5 +53,6 @@ def _remedies(row: AnyRow) -> list[explanation_pb2.Remedy]:
             action = "Mend the files or the mapping, then make the next version."
             return [remedy(who="you", action=action)]
         case State.STATE_READY:
-            return [remedy(who="you", action="Publish it.", command=f"khomas release publish {row.name}")]
+            command = f"khomas release publish {row.name.removeprefix(PREFIX)}"
+            return [remedy(who="you", action="Publish it.", command=command)]
     return []

@@ -2,8 +2,9 @@
 
 import asyncio
 import itertools
+import subprocess
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,13 @@ def event_list(path: Path, run: int, events: int = 100, **cards: Any) -> Path:
     random = np.random.default_rng(run)
     table = _table(
         "EVENTS",
-        {"EVENT_ID": np.arange(events), "TIME": np.sort(random.uniform(0, 1000, events)), "ENERGY": np.ones(events)},
+        {
+            "EVENT_ID": np.arange(events),
+            "TIME": np.sort(random.uniform(0, 1000, events)),
+            "RA": np.full(events, 83.63),
+            "DEC": np.full(events, 22.01),
+            "ENERGY": np.ones(events),
+        },
         HDUCLAS1="EVENTS",
         OBS_ID=run,
         OBJECT="Simulated nebula",
@@ -77,6 +84,21 @@ def event_list(path: Path, run: int, events: int = 100, **cards: Any) -> Path:
     area = _table("AEFF", {"EFFAREA": np.ones(3)}, HDUCLAS1="RESPONSE", HDUCLAS2="EFF_AREA", HDUCLAS4="AEFF_2D")
     fits.HDUList([fits.PrimaryHDU(), table, gti, area]).writeto(path)
     return path
+
+
+async def until(condition: Callable[[], Awaitable[object]], seconds: float = 20) -> None:
+    """Wait for something that a background loop does."""
+    async with asyncio.timeout(seconds):
+        for pause in itertools.repeat(0.02):
+            if await condition():
+                return
+            await asyncio.sleep(pause)
+
+
+def told(*command: str) -> str:
+    """Return what a checker prints, whatever its exit status."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
 
 
 def _table(name: str, columns: Mapping[str, Any], **cards: Any) -> fits.BinTableHDU:
@@ -149,15 +171,14 @@ class Archive:
         request = pb.CreateReleaseRequest(release=wanted, request_id=request_id or str(uuid4()), **options)
         return await self.stub.CreateRelease(request)
 
-    async def settled(self, name: str, seconds: float = 20) -> release_pb2.Release:
+    async def settled(self, name: str) -> release_pb2.Release:
         """Wait until a release is no longer prepared."""
-        async with asyncio.timeout(seconds):
-            for _ in itertools.count():
-                release = await self.get(name)
-                if release.state != release_pb2.Release.STATE_PREPARING:
-                    return release
-                await asyncio.sleep(0.05)
-        raise AssertionError("unreachable")
+
+        async def done() -> bool:
+            return (await self.get(name)).state != release_pb2.Release.STATE_PREPARING
+
+        await until(done)
+        return await self.get(name)
 
     async def get(self, name: str) -> release_pb2.Release:
         """Read a release."""

@@ -79,12 +79,15 @@ class Upstream:
         folder: Path,
         executor: ThreadPoolExecutor,
         deadline: timedelta,
+        *,
+        local_paths: bool,
     ) -> None:
         self._catalog = CatalogServiceStub(catalog)
         self._storage = StorageServiceStub(storage)
         self._folder = folder
         self._executor = executor
         self._seconds = deadline.total_seconds()
+        self._local_paths = local_paths
         self._http: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -197,7 +200,7 @@ class Upstream:
     async def _fetched(self, download: storage_service_pb2.Download, target: Path) -> Path | Unreadable:
         if not download.grants:
             return Unreadable(download.error.message or "there is no readable replica")
-        local = next((grant.local_path for grant in download.grants if _readable(grant.local_path)), None)
+        local = next((grant.local_path for grant in download.grants if self._usable(grant, os.R_OK)), None)
         path = Path(local) if local else target / download.name.rpartition("/")[2]
         if not local:
             await self._get(download.grants[0], path)
@@ -215,7 +218,7 @@ class Upstream:
 
     async def _sent(self, grant: grant_pb2.AccessGrant, number: int, path: Path) -> str:
         """Send one file; return its Adler-32."""
-        if grant.local_path and os.access(grant.local_path, os.W_OK):
+        if self._usable(grant, os.W_OK):
             await self.in_thread(shutil.copyfile, path, Path(grant.local_path) / str(number))
         else:
             with path.open("rb") as stream:
@@ -224,15 +227,14 @@ class Upstream:
                     pass
         return await self.in_thread(adler32_of, path)
 
+    def _usable(self, grant: grant_pb2.AccessGrant, mode: int) -> bool:
+        return self._local_paths and bool(grant.local_path) and os.access(grant.local_path, mode)
+
     def _session(self) -> aiohttp.ClientSession:
         if self._http is None:
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=self._seconds)
             self._http = aiohttp.ClientSession(timeout=timeout)
         return self._http
-
-
-def _readable(path: str) -> bool:
-    return bool(path) and os.access(path, os.R_OK)
 
 
 def adler32_of(path: Path) -> str:
