@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _COLUMNS = ("id", "name", "state", "reason", "backend", "age")
 
 
-@click.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
+@click.command()
 @click.argument("words", nargs=-1, required=True, metavar="JOB.YAML | [--] PROGRAM [ARGUMENT]...")
 @click.option("--name", help="Label.")
 @click.option("--cpus", type=float, help="Cores.")
