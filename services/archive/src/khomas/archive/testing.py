@@ -44,6 +44,8 @@ EVENT_COLUMNS = {
     "instrument_name": "@INSTRUME",
 }
 
+_UNITS = {"TIME": "s", "RA": "deg", "DEC": "deg", "ENERGY": "TeV", "START": "s", "STOP": "s"}
+
 
 def event_rule(match: str = "*_obs_id_*.fits.gz", **fields: Any) -> release_pb2.MappingRule:
     """Return the rule of event lists."""
@@ -102,7 +104,10 @@ def told(*command: str) -> str:
 
 
 def _table(name: str, columns: Mapping[str, Any], **cards: Any) -> fits.BinTableHDU:
-    made = [fits.Column(key, "K" if values.dtype.kind == "i" else "D", array=values) for key, values in columns.items()]
+    made = [
+        fits.Column(key, "K" if values.dtype.kind == "i" else "D", unit=_UNITS.get(key), array=values)
+        for key, values in columns.items()
+    ]
     table = fits.BinTableHDU.from_columns(made, name=name)
     table.header["HDUCLASS"] = "GADF"
     table.header.update(cards)
