@@ -143,12 +143,12 @@ def _more_memory(facts: Facts) -> list[Remedy]:
 
 
 def _more_time(facts: Facts) -> list[Remedy]:
-    command = f"khomas retry {facts.job.uid} --wall-time +100%"
+    command = f"khomas retry {facts.job.uid} --wall +100%"
     return [Remedy(who="you", action="Give it more time, or less to do.", command=command)]
 
 
 def _release(facts: Facts) -> list[Remedy]:
-    return [Remedy(who="you", action="Release it.", command=f"khomas release {facts.job.uid}")]
+    return [Remedy(who="you", action="Release it.", command=f"khomas release-job {facts.job.uid}")]
 
 
 def _input(facts: Facts) -> list[Remedy]:

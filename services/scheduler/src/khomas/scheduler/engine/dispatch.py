@@ -6,24 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from khomas.api.scheduler.v1.state_pb2 import DesiredState, JobState, Reason
-from khomas.scheduler import tables
+from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
 from khomas.scheduler.backends.interface import SubmitOutcome, Submitted
 from khomas.scheduler.engine.candidates import Candidate, Turn, whose_turn
 from khomas.scheduler.engine.desk import Desk, now
+from khomas.scheduler.engine.doubtful import NOT_FOUND_TIMES, Doubtful, accepted
 from khomas.scheduler.engine.failing import after_failures
 from khomas.scheduler.engine.preparation import Preparation, Prepared, Refused
-from khomas.scheduler.records import Attempt, Job, uid_of_token
+from khomas.scheduler.records import Attempt, Job
 from khomas.scheduler.sites import Site
-from khomas.scheduler.store.bulk import update_many
 from khomas.scheduler.store.changes import Change, ended_job, lock_jobs, moved
 
 log = logging.getLogger(__name__)
 
 _BATCH = 1000
 _THROTTLED = timedelta(seconds=5)
-# A batch system may show late what it took: it must be missing so often before it is handed over again.
-_NOT_FOUND_TIMES = 2
 
 
 class Dispatcher:
@@ -32,6 +29,7 @@ class Dispatcher:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._preparation = Preparation(desk)
+        self._doubtful = Doubtful(desk, self._preparation, self._hand_over)
         self._pause = desk.settings.find_pause.total_seconds()
 
     async def run(self) -> None:
@@ -42,7 +40,7 @@ class Dispatcher:
 
     async def step(self) -> bool:
         """Hand over one batch; tell whether there was one."""
-        found = await self._find_lost()
+        found = await self._doubtful.step()
         room = min(_BATCH, sum(offer.room for offer in self._desk.sites.offers()))
         if room == 0:
             return found
@@ -97,8 +95,18 @@ class Dispatcher:
             some = prepared[start : start + size]
             async with site.handover:
                 outcomes = await self._submit(site, some)
-                await self._note(some, outcomes)
+                try:
+                    await self._note(some, outcomes)
+                except Exception:
+                    self._doubt(some)
+                    raise
         site.got_jobs.set()
+
+    def _doubt(self, prepared: Sequence[Prepared]) -> None:
+        """What became of the handover could not be written down: it is looked for later."""
+        for one in prepared:
+            if one.attempt.uid in self._desk.open:
+                self._desk.open[one.attempt.uid].find_at = asyncio.get_running_loop().time() + self._pause
 
     async def _submit(self, site: Site, prepared: Sequence[Prepared]) -> list[SubmitOutcome]:
         try:
@@ -121,7 +129,7 @@ class Dispatcher:
             changes = []
             for job in await lock_jobs(connection, attempts):
                 if told[job.uid].kind is Submitted.ACCEPTED:
-                    changes.append(_accepted(job, attempts[job.uid], told[job.uid].native_id, moment))
+                    changes.append(accepted(job, attempts[job.uid], told[job.uid].native_id, moment))
                 elif told[job.uid].kind is Submitted.UNKNOWN:
                     changes.append(_unknown(job, attempts[job.uid], told[job.uid].message, moment))
             failed = await after_failures(connection, self._desk, ended, moment)
@@ -138,90 +146,7 @@ class Dispatcher:
                 open_one = self._desk.open[attempts[uid].uid]
                 open_one.find_at = loop + (pause.total_seconds() if pause else self._pause)
                 # Throttled ones are known not to be there.
-                open_one.not_found = _NOT_FOUND_TIMES if outcome.kind is Submitted.THROTTLED else 0
-
-    # ------------------------------------------------------------------ what may or may not have arrived
-
-    async def _find_lost(self) -> bool:
-        """Ask backends for attempts of which it is not known whether they arrived."""
-        loop = asyncio.get_running_loop().time()
-        doubtful: dict[str, list[Attempt]] = {}
-        for one in list(self._desk.open.values()):
-            if one.attempt.state == JobState.JOB_STATE_SUBMITTING and 0 < one.find_at <= loop:
-                doubtful.setdefault(one.attempt.backend, []).append(one.attempt)
-        for name, attempts in doubtful.items():
-            if name in self._desk.sites:
-                await self._find_at(self._desk.sites[name], attempts)
-        return bool(doubtful)
-
-    async def _find_at(self, site: Site, attempts: Sequence[Attempt]) -> None:
-        loop = asyncio.get_running_loop().time()
-        doubtful = [one for one in attempts if self._desk.open[one.uid].not_found < _NOT_FOUND_TIMES]
-        try:
-            async with asyncio.timeout(self._desk.settings.backend_deadline.total_seconds()):
-                known = await site.backend.find([attempt.token for attempt in doubtful]) if doubtful else {}
-        except Exception:
-            log.exception("find.failed", extra={"backend": site.name, "jobs": len(doubtful)})
-            for attempt in attempts:
-                self._desk.open[attempt.uid].find_at = loop + self._pause
-            return
-        again = []
-        for attempt in attempts:
-            one = self._desk.open[attempt.uid]
-            one.find_at = loop + self._pause
-            one.not_found += attempt.token not in known
-            if one.not_found >= _NOT_FOUND_TIMES:
-                one.find_at = -1.0
-                again.append(attempt)
-        if known:
-            await self._arrived({uid_of_token(token): native for token, native in known.items()})
-        if again:
-            await self._once_more(again)
-
-    async def _arrived(self, natives: Mapping[str, str]) -> None:
-        moment = now()
-        attempts = {self._desk.open[uid].attempt.job: self._desk.open[uid].attempt for uid in natives}
-        async with self._desk.write() as connection:
-            changes = [
-                _accepted(job, attempts[job.uid], natives[attempts[job.uid].uid], moment)
-                for job in await lock_jobs(connection, attempts)
-            ]
-            await self._desk.changes.apply(connection, changes, moment)
-        for change in changes:
-            if change.attempt is not None:
-                self._desk.opened(change.attempt)
-        for attempt in attempts.values():
-            self._desk.sites[attempt.backend].got_jobs.set()
-
-    async def _once_more(self, attempts: Sequence[Attempt]) -> None:
-        """Hand over again what certainly did not arrive, under the same token."""
-        moment = now()
-        by_job = {attempt.job: attempt for attempt in attempts}
-        async with self._desk.write() as connection:
-            jobs = [
-                job for job in await lock_jobs(connection, by_job) if job.desired != DesiredState.DESIRED_STATE_CANCEL
-            ]
-            gone = by_job.keys() - {job.uid for job in jobs}
-            ended = [_never_arrived(by_job[uid], moment) for uid in gone]
-            changes = await after_failures(connection, self._desk, ended, moment)
-            await self._desk.changes.apply(connection, changes, moment)
-            plans = await self._desk.blueprints.of(connection, {job.spec for job in jobs})
-        for attempt in ended:
-            self._desk.closed(attempt)
-        candidates = [Candidate(job, plans[job.spec]) for job in jobs]
-        async with self._desk.database.read() as connection:
-            prepared, refused = await self._preparation.prepare_again(
-                connection, candidates, [by_job[job.uid] for job in jobs], moment
-            )
-        loop = asyncio.get_running_loop().time()
-        for no in refused:
-            self._desk.open[by_job[no.candidate.job.uid].uid].find_at = loop + self._pause
-        rows = [{"uid": one.attempt.uid, "upload": one.attempt.upload} for one in prepared if one.attempt.upload]
-        if rows:
-            async with self._desk.write() as connection:
-                await update_many(connection, tables.attempt, ("uid",), rows)
-            self._desk.abandoned += [attempt.upload for attempt in attempts if attempt.upload]
-        await self._hand_over(prepared)
+                open_one.not_found = NOT_FOUND_TIMES if outcome.kind is Submitted.THROTTLED else 0
 
 
 def _current(candidate: Candidate, rows: Mapping[str, Job], pages: Mapping[str, int]) -> Job | None:
@@ -263,14 +188,6 @@ def _page_taken(array: Job, number: int) -> Job:
     return replace(array, made=made, due=array.due if made < array.total else None)
 
 
-def _accepted(job: Job, attempt: Attempt, native_id: str, moment: datetime) -> Change:
-    state = JobState.JOB_STATE_QUEUED
-    accepted = replace(
-        attempt, state=state, native_id=native_id, submit_time=moment, reason=Reason.REASON_UNSPECIFIED, message=""
-    )
-    return Change(job, moved(job, moment, state), accepted)
-
-
 def _unknown(job: Job, attempt: Attempt, message: str, moment: datetime) -> Change:
     said = f"whether {attempt.backend} has it is not known: {message}"
     reason = Reason.REASON_INFRA_SUBMIT_UNKNOWN
@@ -284,15 +201,5 @@ def _rejected(attempt: Attempt, message: str, moment: datetime) -> Attempt:
         state=JobState.JOB_STATE_FAILED,
         reason=Reason.REASON_INFRA_SUBMIT_REJECTED,
         message=f"{attempt.backend} refused it: {message}",
-        end_time=moment,
-    )
-
-
-def _never_arrived(attempt: Attempt, moment: datetime) -> Attempt:
-    return replace(
-        attempt,
-        state=JobState.JOB_STATE_CANCELLED,
-        reason=Reason.REASON_USER_CANCELLED,
-        message="cancelled before the backend had it",
         end_time=moment,
     )

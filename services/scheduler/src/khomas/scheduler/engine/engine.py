@@ -70,6 +70,8 @@ class Engine:
             loops.create_task(_steady("look", self.housekeeping.look))
             for observer in self.observers:
                 loops.create_task(_steady("observe", observer.run))
+            renewal = self._desk.settings.lease.total_seconds() / 3
+            loops.create_task(_steady("renew", _repeated(self._desk.leadership.renew, renewal)))
             for name, job in (
                 ("deadlines", self.housekeeping.deadlines),
                 ("abandon", self.housekeeping.abandon),

@@ -72,6 +72,9 @@ class Housekeeping:
         job = tables.job
         moment = now()
         query = select(job).where(job.c.deadline <= moment).order_by(job.c.deadline).limit(_BATCH).with_for_update()
+        async with self._desk.database.read() as connection:
+            if (await connection.execute(query.limit(1))).first() is None:
+                return
         async with self._desk.write() as connection:
             late = [Job(*row) for row in (await connection.execute(query)).all()]
             steps = [(one, await _given_up(one, moment, connection, self._desk.blueprints)) for one in late]
