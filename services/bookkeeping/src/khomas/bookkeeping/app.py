@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import grpc
 
+from khomas.api.archive.v1.archive_service_pb2_grpc import ArchiveServiceStub
 from khomas.api.bookkeeping.v1 import bookkeeping_service_pb2_grpc
 from khomas.api.catalog.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from khomas.api.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
@@ -11,15 +12,20 @@ from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceStub
 from khomas.bookkeeping import tables
 from khomas.bookkeeping.activities import Activities
 from khomas.bookkeeping.arrivals import Arrivals
+from khomas.bookkeeping.cancelling import Cancelling
 from khomas.bookkeeping.cells import Cells
 from khomas.bookkeeping.checking import Checking
 from khomas.bookkeeping.config import BookkeepingSettings
+from khomas.bookkeeping.control import Control
 from khomas.bookkeeping.counting import Counting
 from khomas.bookkeeping.engine import Engine, optional
+from khomas.bookkeeping.explaining import Explaining
 from khomas.bookkeeping.intake import Intake
 from khomas.bookkeeping.items import Items
 from khomas.bookkeeping.planner import Planner
 from khomas.bookkeeping.productions import Productions
+from khomas.bookkeeping.releases import Releases
+from khomas.bookkeeping.runs import Runs
 from khomas.bookkeeping.servicer import BookkeepingServicer, Parts
 from khomas.bookkeeping.submitting import Submitting
 from khomas.bookkeeping.trace.outside import Outside
@@ -55,14 +61,20 @@ async def start(settings: BookkeepingSettings, host: Host) -> Running:
     arrivals = Arrivals(database, log, catalog)
     intake, planner = Intake(database, log, catalog), Planner(database, log)
     submitting = Submitting(database, log, scheduler)
-    steps = (arrivals.list_all, intake.work, planner.work, submitting.work)
     activities = Activities(database, log)
-    engine = Engine(database, arrivals, Counting(log), activities, steps, settings.poll)
+    archive = ArchiveServiceStub(host.channel("archive"))
+    releases = Releases(database, activities, archive)
+    cancelling = Cancelling(database, scheduler)
+    steps = (arrivals.list_all, intake.work, planner.work, submitting.work, cancelling.work, releases.work)
+    engine = Engine(database, arrivals, Counting(log), activities, releases, steps, settings.poll)
     parts = Parts(
         productions=Productions(database, once, log, Checking(catalog, scheduler)),
+        control=Control(once, log),
         cells=Cells(database),
         items=Items(database),
         activities=activities,
+        explaining=Explaining(database),
+        runs=Runs(database, once, log),
         tracing=Tracing(database, Outside(catalog, scheduler)),
         engine=engine,
         log=log,
@@ -82,6 +94,13 @@ async def start(settings: BookkeepingSettings, host: Host) -> Running:
         watch=StorageServiceStub(host.channel("storage")).WatchEvents,
         filter_text='kind = "storage.upload.committed"',
     )
+    published = EventConsumer(
+        database,
+        tables.event_cursor,
+        name="archive",
+        watch=archive.WatchEvents,
+        filter_text='kind = "archive.release.changed"',
+    )
 
     def add_to(server: grpc.aio.Server) -> None:
         bookkeeping_service_pb2_grpc.add_BookkeepingServiceServicer_to_server(BookkeepingServicer(parts), server)
@@ -93,6 +112,7 @@ async def start(settings: BookkeepingSettings, host: Host) -> Running:
             "catalog": lambda: files.run(engine.catalog_events, engine.relist),
             "scheduler": lambda: jobs.run(engine.scheduler_events),
             "storage": optional(lambda: uploads.run(engine.storage_events)),
+            "archive": optional(lambda: published.run(engine.archive_events)),
             "housekeeping": every(timedelta(hours=1), once.prune, log.prune),
         },
         close=database.close,

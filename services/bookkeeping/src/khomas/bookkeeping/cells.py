@@ -63,7 +63,7 @@ def cell_rows(stage_id: int, source: GridSource, planned: Iterable[PlannedCell])
             "parameters": list(one.parameters.items()),
             "requested_events": one.requested_events,
             "events_per_job": one.events_per_job,
-            "max_jobs": source.max_jobs_per_cell or _MAX_JOBS_FACTOR * one.jobs,
+            "max_jobs": most_jobs(source, one.requested_events, one.events_per_job),
             "state": Cell.STATE_ACTIVE,
             "produced_events": 0,
             "lost_events": 0,
@@ -71,6 +71,11 @@ def cell_rows(stage_id: int, source: GridSource, planned: Iterable[PlannedCell])
             "jobs_succeeded": 0,
             "jobs_failed": 0,
         }
+
+
+def most_jobs(source: GridSource, requested: int, events_per_job: int) -> int:
+    """Return after how many jobs a cell is given up."""
+    return source.max_jobs_per_cell or _MAX_JOBS_FACTOR * -(-requested // events_per_job)
 
 
 def tally(row: AnyRow) -> Tally:

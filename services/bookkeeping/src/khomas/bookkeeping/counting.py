@@ -14,6 +14,7 @@ from khomas.api.common.v1.event_pb2 import Event
 from khomas.api.scheduler.v1.job_pb2 import Job
 from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
 from khomas.bookkeeping.arrivals import row_of
+from khomas.bookkeeping.failures import count_failures
 from khomas.bookkeeping.items import items_changed
 from khomas.bookkeeping.stages import failure_window, max_tries, takes_outputs
 from khomas.bookkeeping.tables import arrival, cell, finished, stage, submission, work_item
@@ -71,6 +72,7 @@ class Counting:
         for job in counted:
             by_stage[stage_ids[job.uid]].append(job)
         await _count_stages(connection, stages, by_stage, wanted)
+        await count_failures(connection, by_stage)
         await _hand_on(connection, stages, by_stage)
 
     async def _count_items(

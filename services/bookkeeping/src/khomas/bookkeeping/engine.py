@@ -11,6 +11,7 @@ from khomas.api.common.v1.event_pb2 import Event
 from khomas.bookkeeping.activities import Activities, of_adoptions, of_jobs, of_uploads
 from khomas.bookkeeping.arrivals import Arrivals
 from khomas.bookkeeping.counting import Counting, jobs_of
+from khomas.bookkeeping.releases import Releases
 from khomas.kit.database import Database
 
 _ABSENCE_SECONDS = 60.0
@@ -26,6 +27,7 @@ class Engine:
         arrivals: Arrivals,
         counting: Counting,
         activities: Activities,
+        releases: Releases,
         steps: Sequence[Callable[[], Awaitable[None]]],
         poll: timedelta,
     ) -> None:
@@ -33,6 +35,7 @@ class Engine:
         self._arrivals = arrivals
         self._counting = counting
         self._activities = activities
+        self._releases = releases
         self.steps = steps
         self._poll = poll.total_seconds()
         self._signal = asyncio.Event()
@@ -57,6 +60,11 @@ class Engine:
     async def storage_events(self, connection: AsyncConnection, events: Sequence[Event]) -> None:
         """Take in what people uploaded."""
         await self._activities.record(connection, of_uploads(events))
+
+    async def archive_events(self, connection: AsyncConnection, events: Sequence[Event]) -> None:
+        """Take in what was released."""
+        await self._releases.handle(connection, events)
+        self._database.after_commit(connection, self.wake)
 
     async def relist(self) -> None:
         """Look at everything again after events were missed."""

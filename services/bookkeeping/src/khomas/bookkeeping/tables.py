@@ -127,6 +127,20 @@ finished = Table(
     Column("stage_id", BigInteger, ForeignKey("stage.id"), nullable=False),
 )
 
+# Why jobs failed, by stage and reason.
+failure = Table(
+    "failure",
+    metadata,
+    Column("stage_id", BigInteger, ForeignKey("stage.id"), primary_key=True),
+    # "APP_EXIT_CODE".
+    Column("reason", KeyText, primary_key=True),
+    Column("job_count", BigInteger, nullable=False),
+    # The last one, and what was said of it.
+    Column("job", String, nullable=False),
+    Column("message", String, nullable=False),
+    Column("update_time", UtcTime, nullable=False),
+)
+
 # Files that a stage has been told of and not looked at yet.
 arrival = Table(
     "arrival",
@@ -243,4 +257,11 @@ generated = Table(
     Column("activity_id", BigInteger, ForeignKey("activity.id"), primary_key=True),
     Column("file", KeyText, primary_key=True),
     Index("generated_file", "file"),
+)
+
+# Releases whose products are still to be asked for.
+pending_release = Table(
+    "pending_release",
+    metadata,
+    Column("name", KeyText, primary_key=True),
 )

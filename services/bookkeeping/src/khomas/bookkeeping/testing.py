@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import grpc
@@ -80,7 +80,10 @@ class FakeScheduler(SchedulerServiceServicer):
         )
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
-        return pb.ListJobsResponse(jobs=list(self.jobs.values()))
+        """List what a filter over one tag lets through."""
+        key, _, value = request.filter.removeprefix("tags.").partition(" = ")
+        found = [job for job in self.jobs.values() if job.spec.tags[key] == value.strip('"')]
+        return pb.ListJobsResponse(jobs=found)
 
     async def WatchEvents(
         self, request: event_pb2.WatchEventsRequest, context: Context
@@ -188,7 +191,7 @@ def template(*arguments: str) -> JobSpec:
     )
 
 
-def shower_grid(*zeniths: float, requested: str, each: str, **options: int) -> Production:
+def shower_grid(*zeniths: float, requested: str, each: str, **options: Any) -> Production:
     """Return a production of one stage with an axis `zenith`."""
     axis = Axis(name="zenith")
     for zenith in zeniths:

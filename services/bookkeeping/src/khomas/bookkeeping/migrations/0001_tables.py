@@ -78,6 +78,11 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("consumer"),
     )
     op.create_table(
+        "pending_release",
+        sa.Column("name", sa.String().with_variant(sa.TEXT(collation="C"), "postgresql"), nullable=False),
+        sa.PrimaryKeyConstraint("name"),
+    )
+    op.create_table(
         "production",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("uid", sa.String().with_variant(sa.TEXT(collation="C"), "postgresql"), nullable=False),
@@ -235,6 +240,20 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("stage_id", "position"),
+    )
+    op.create_table(
+        "failure",
+        sa.Column("stage_id", sa.BigInteger(), nullable=False),
+        sa.Column("reason", sa.String().with_variant(sa.TEXT(collation="C"), "postgresql"), nullable=False),
+        sa.Column("job_count", sa.BigInteger(), nullable=False),
+        sa.Column("job", sa.String(), nullable=False),
+        sa.Column("message", sa.String(), nullable=False),
+        sa.Column("update_time", UtcTime(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["stage_id"],
+            ["stage.id"],
+        ),
+        sa.PrimaryKeyConstraint("stage_id", "reason"),
     )
     op.create_table(
         "finished",
