@@ -2,11 +2,9 @@
 
 import asyncio
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
@@ -18,49 +16,44 @@ from khomas.api.scheduler.v1.job_spec_pb2 import JobSpec
 from khomas.kit.testing import serve
 from khomas.scheduler.app import service
 from khomas.scheduler.testing import Scheduler
+from tests.performance.figures import Figure, compared
 
 _TRUE = "/bin/true"
 _WAITING = {"limits": {"start_after": "2100-01-01T00:00:00Z"}}
 
 
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """Rounds of one measurement, in `unit`."""
-
-    name: str
-    unit: str
-    rounds: list[float]
-
-    def __str__(self) -> str:
-        low, middle, high = min(self.rounds), statistics.median(self.rounds), max(self.rounds)
-        return f"{self.name}: min {low:,.4g}, median {middle:,.4g}, max {high:,.4g} {self.unit}"
-
-
-async def measure(rounds: int = 5, jobs: int = 1000) -> list[Figures]:
+async def measure(rounds: int, jobs: int = 1000) -> list[Figure]:
     """Measure everything over the wire, with SQLite and the local backend."""
-    figures = []
     with tempfile.TemporaryDirectory(prefix="khomas-") as folder:
         async with serve(service, state=Path(folder)) as served:
             scheduler = Scheduler(served)
             await scheduler.run(_spec())
-            figures.append(await _repeat("array of 100,000 accepted", "s", rounds, lambda: _array(scheduler, 100_000)))
-            figures.append(
-                await _repeat("array of 1,000,000 accepted", "s", rounds, lambda: _array(scheduler, 1_000_000))
-            )
-            figures.append(
-                await _repeat("1000 distinct jobs in one call", "jobs/s", rounds, lambda: _distinct(scheduler))
-            )
-            figures.append(await _repeat("one job a call, 16 in flight", "jobs/s", rounds, lambda: _single(scheduler)))
-            figures.append(
-                await _repeat(f"array of {jobs} `true` to done", "jobs/s", rounds, lambda: _dispatch(scheduler, jobs))
-            )
-    figures.append(await _repeat(f"{jobs} bare posix_spawn", "jobs/s", rounds, lambda: _bare_spawn(jobs)))
-    figures.append(await _repeat(f"{jobs} bare asyncio processes", "jobs/s", rounds, lambda: _bare_asyncio(jobs)))
-    return figures
+            return [
+                await _repeat("array of 100,000 accepted", "s", rounds, lambda: _array(scheduler, 100_000)),
+                await _repeat("array of 1,000,000 accepted", "s", rounds, lambda: _array(scheduler, 1_000_000), "<= 2"),
+                await _repeat(
+                    "1000 distinct jobs in one call", "jobs/s", rounds, lambda: _distinct(scheduler), ">= 10000"
+                ),
+                await _repeat("one job a call, 16 in flight", "jobs/s", rounds, lambda: _single(scheduler), ">= 700"),
+                await compared(
+                    f"{jobs} `true` to done / bare posix_spawn",
+                    lambda: _dispatch(scheduler, jobs),
+                    lambda: _bare_spawn(jobs),
+                    rounds,
+                    "<= 3",
+                ),
+                await compared(
+                    f"{jobs} `true` to done / bare asyncio processes",
+                    lambda: _dispatch(scheduler, jobs),
+                    lambda: _bare_asyncio(jobs),
+                    rounds,
+                ),
+                await _repeat(f"{jobs} `true` to done", "jobs/s", rounds, lambda: _rate(scheduler, jobs), ">= 600"),
+            ]
 
 
-async def _repeat(name: str, unit: str, rounds: int, once: Callable[[], Awaitable[float]]) -> Figures:
-    return Figures(name, unit, [await once() for _ in range(rounds)])
+async def _repeat(name: str, unit: str, rounds: int, once: Callable[[], Awaitable[float]], goal: str = "") -> Figure:
+    return Figure(name, unit, [await once() for _ in range(rounds)], goal)
 
 
 def _spec(**spec: object) -> JobSpec:
@@ -103,7 +96,11 @@ async def _dispatch(scheduler: Scheduler, jobs: int) -> float:
     begin = time.perf_counter()
     [array] = await scheduler.submit(_spec(splitter={"count": {"count": jobs}}))
     await scheduler.wait(array.name, seconds=120)
-    return jobs / (time.perf_counter() - begin)
+    return time.perf_counter() - begin
+
+
+async def _rate(scheduler: Scheduler, jobs: int) -> float:
+    return jobs / await _dispatch(scheduler, jobs)
 
 
 async def _bare_spawn(jobs: int) -> float:
@@ -120,7 +117,7 @@ async def _bare_spawn(jobs: int) -> float:
                 running -= 1
         for _ in range(running):
             os.wait()
-        return jobs / (time.perf_counter() - begin)
+        return time.perf_counter() - begin
 
     return await asyncio.to_thread(work)
 
@@ -135,9 +132,4 @@ async def _bare_asyncio(jobs: int) -> float:
 
     begin = time.perf_counter()
     await asyncio.gather(*[one() for _ in range(jobs)])
-    return jobs / (time.perf_counter() - begin)
-
-
-if __name__ == "__main__":
-    for line in asyncio.run(measure()):
-        print(line)
+    return time.perf_counter() - begin
