@@ -144,7 +144,7 @@ async def test_problems_fail_the_release_and_leave_no_files(archive: Archive, tm
     listed = await archive.catalog.ListFiles(ListFilesRequest(directory="/hess/releases"))
     assert not listed.files
     explained = await archive.stub.ExplainRelease(ExplainReleaseRequest(name=NAME))
-    assert (explained.state, explained.reason, len(explained.details)) == ("FAILED", "RELEASE_FAILED", 2)
+    assert (explained.state, explained.reason, len(explained.details)) == ("FAILED", "CONTENT_INVALID", 2)
 
 
 async def test_files_of_the_same_name_are_refused(archive: Archive, tmp_path: Path) -> None:
@@ -180,3 +180,16 @@ async def test_bytes_come_and_go_over_http_where_storage_is_elsewhere(archive: A
     assert release.state == Release.STATE_READY, release.problems
     assert (await archive.path(release.products[0].file)).stat().st_size == release.products[0].size_bytes
     assert (await archive.records(NAME))[0].access_url == f"https://data.example.org/{run_file.name}"
+
+
+async def test_terms_of_use_go_with_the_copies(archive: Archive, run_file: Path) -> None:
+    await archive.store(DATASET, {f"/hess/dl3/{run_file.name}": run_file})
+
+    await archive.create(NAME, DATASET, terms="Say thanks.")
+    release = await archive.settled(NAME)
+
+    name = fits.getheader(await archive.path(release.products[0].file))["KHTERMS"]
+    assert name == "/hess/releases/crab/1/TERMS-OF-USE.txt"
+    assert (await archive.path(name)).read_text() == "Say thanks."
+    dataset = await archive.catalog.GetDataset(GetDatasetRequest(name="datasets/releases/crab/1"))
+    assert dataset.file_count == 2

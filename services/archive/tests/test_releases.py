@@ -154,5 +154,5 @@ async def test_unknown_release_is_not_found(archive: Archive) -> None:
 async def test_ready_release_explains_how_to_publish_it(ready: Archive) -> None:
     explained = await ready.stub.ExplainRelease(pb.ExplainReleaseRequest(name=NAME))
 
-    assert (explained.state, explained.reason) == ("READY", "")
+    assert (explained.state, explained.reason) == ("READY", "WAIT_PUBLICATION")
     assert explained.remedies[0].command == "khomas release publish crab/1"

@@ -87,6 +87,6 @@ async def test_release_waits_for_a_storage_that_is_away(tmp_path: Path) -> None:
     async with serve(catalog, storage, service, state=state, settings=SLOW) as served:
         release = await Archive(served).settled(NAME)
 
-    assert (explained.state, explained.reason) == ("PREPARING", "WAIT_PREPARATION")
+    assert (explained.state, explained.reason) == ("PREPARING", "WAIT_RETRY")
     assert explained.remedies[0].who == "operator"
     assert release.state == Release.STATE_READY

@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from khomas.kit.config import ServiceSettings
 
@@ -26,3 +26,12 @@ class ArchiveSettings(ServiceSettings, env_prefix="KHOMAS_ARCHIVE_"):
     pause: timedelta = timedelta(seconds=5)
     lease: timedelta = timedelta(minutes=5)
     upstream_deadline: timedelta = timedelta(seconds=60)
+
+    @field_validator("access_url")
+    @classmethod
+    def _check_access_url(cls, template: str) -> str:
+        try:
+            template.format(did="", file="", file_name="")
+        except (KeyError, IndexError, ValueError):
+            raise ValueError("may have {did}, {file} and {file_name} in it, and no other braces") from None
+        return template

@@ -4,10 +4,10 @@ from khomas.api.archive.v1 import release_pb2 as pb
 from khomas.api.common.v1 import explanation_pb2
 from khomas.archive.names import PREFIX
 from khomas.archive.releases import Releases
+from khomas.archive.rows import release_message
 from khomas.kit.database import AnyRow
 
 State = pb.Release.State
-_REASONS = {State.STATE_PREPARING: "WAIT_PREPARATION", State.STATE_FAILED: "RELEASE_FAILED"}
 
 
 async def explain(releases: Releases, name: str) -> explanation_pb2.Explanation:
@@ -16,7 +16,7 @@ async def explain(releases: Releases, name: str) -> explanation_pb2.Explanation:
     explanation = explanation_pb2.Explanation(
         subject=row.name,
         state=State.Name(row.state).removeprefix("STATE_"),
-        reason=_REASONS.get(row.state, ""),
+        reason=_reason(row),
         summary=_summary(row),
         remedies=_remedies(row),
         details=row.problems,
@@ -25,6 +25,11 @@ async def explain(releases: Releases, name: str) -> explanation_pb2.Explanation:
     if row.state == State.STATE_PREPARING:
         explanation.next_check_time.FromDatetime(row.next_attempt_time)
     return explanation
+
+
+def _reason(row: AnyRow) -> str:
+    name = pb.Release.Reason.Name(release_message(row).reason).removeprefix("REASON_")
+    return "" if name == "UNSPECIFIED" else name
 
 
 def _summary(row: AnyRow) -> str:

@@ -24,6 +24,11 @@ def folder(vo: str, name: str) -> str:
     return f"/{vo}/{name}"
 
 
+def terms(vo: str, name: str) -> str:
+    """Return the LFN of the terms of use of a release."""
+    return f"{folder(vo, name)}/TERMS-OF-USE.txt"
+
+
 def dataset(name: str) -> str:
     """Return the dataset that has the files of a release."""
     return f"datasets/{name}"

@@ -126,13 +126,16 @@ class Preparing:
         files = await self._upstream.members(row.dataset, row.create_time)
         if not files:
             raise Refused([f"{row.dataset} had no files at the creation of the release"])
+        if gone := [f"{file.name}: was deleted" for file in files if file.state != file_pb2.File.STATE_ACTIVE]:
+            raise Refused(gone)
         made = offers(message, rules(message.mapping), files, self._vo)
         if found := collisions(made):
             raise Refused(found)
         checked = await self._checked(row, message, made)
         copies = await self._copied(row, message, checked)
         offered = {offer.file: copies[offer.file] if offer.copied else offer.source for offer in made}
-        await self._upstream.close_dataset(names.dataset(row.name), row.title, list(offered), row.uid)
+        members = [*offered, *([await self._terms(row)] if row.terms else [])]
+        await self._upstream.close_dataset(names.dataset(row.name), row.title, members, row.uid)
         return Snapshot(checked, offered)
 
     async def _checked(self, row: AnyRow, message: pb.Release, made: Sequence[Offer]) -> list[Checked]:
@@ -167,10 +170,21 @@ class Preparing:
                 source, target = sources[one.offer.source.name], folder / names.file_name(one.offer.file)
                 if isinstance(source, Unreadable):
                     raise Refused([f"{one.offer.source.name}: {source}"])
-                card_values = cards(message, one.offer, made_by.get(one.offer.source.origin, {}))
+                terms = names.terms(self._vo, message.name) if message.terms else ""
+                card_values = cards(message, one.offer, made_by.get(one.offer.source.origin, {}), terms)
                 await self._upstream.in_thread(write_copy, source, target, card_values)
                 new.append(_new_file(one, target))
             await self._upstream.put(new, uid)
+
+    async def _terms(self, row: AnyRow) -> str:
+        """Bring the terms of use in, unless they are there; return their LFN."""
+        name = names.terms(self._vo, row.name)
+        if not await self._upstream.files([name]):
+            async with self._upstream.workspace() as folder:
+                path = folder / "terms"
+                await self._upstream.in_thread(path.write_text, row.terms)
+                await self._upstream.put([NewFile(name, path)], row.uid)
+        return name
 
     async def _renew(self, row: AnyRow) -> None:
         until = datetime.now(UTC) + self._lease

@@ -68,7 +68,7 @@ def _of_trace(trace: provenance_pb2.Trace) -> Cards:
     return cards
 
 
-def cards(release: release_pb2.Release, offer: Offer, made_by: Cards) -> Cards:
+def cards(release: release_pb2.Release, offer: Offer, made_by: Cards, terms: str) -> Cards:
     """Return the cards of a published copy."""
     own = {
         "KHRELEAS": (release.name, "release"),
@@ -77,6 +77,7 @@ def cards(release: release_pb2.Release, offer: Offer, made_by: Cards) -> Cards:
         "KHFILUID": (offer.source.uid, "uid of that file"),
         "KHORIGIN": (offer.source.origin, "uid of what made it"),
         **made_by,
+        "KHTERMS": (terms, "terms of use"),
         "KHSOFT": (f"khomas-archive {version('khomas-archive')}", "wrote this copy"),
     }
     return {keyword: card for keyword, card in own.items() if card[0]}

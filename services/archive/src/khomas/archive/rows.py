@@ -31,10 +31,24 @@ def release_message(row: AnyRow) -> pb.Release:
         create_time=row.create_time,
         owner=row.owner,
         etag=str(row.version),
+        reason=_reason(row),
     )
     if row.publish_time is not None:
         message.publish_time.FromDatetime(row.publish_time)
     return message
+
+
+def _reason(row: AnyRow) -> pb.Release.Reason.ValueType:
+    """Say why a release is not offered."""
+    reason, state = pb.Release.Reason, pb.Release.State
+    if row.state == state.STATE_PREPARING:
+        return reason.REASON_WAIT_RETRY if row.message else reason.REASON_WAIT_PREPARATION
+    reasons = {
+        state.STATE_READY: reason.REASON_WAIT_PUBLICATION,
+        state.STATE_FAILED: reason.REASON_CONTENT_INVALID,
+        state.STATE_WITHDRAWN: reason.REASON_TAKEN_BACK,
+    }
+    return reasons.get(row.state, reason.REASON_UNSPECIFIED)
 
 
 def product_row(release_uid: str, one: Checked, size_bytes: int, adler32: str) -> dict[str, Any]:

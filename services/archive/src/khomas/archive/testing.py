@@ -163,7 +163,13 @@ class Archive:
             yield one
 
     async def create(
-        self, name: str, dataset: str, *rules: release_pb2.MappingRule, request_id: str = "", **options: Any
+        self,
+        name: str,
+        dataset: str,
+        *rules: release_pb2.MappingRule,
+        request_id: str = "",
+        terms: str = "",
+        **options: Any,
     ) -> release_pb2.Release:
         """Ask for a release."""
         wanted = release_pb2.Release(
@@ -172,6 +178,7 @@ class Archive:
             dataset=dataset,
             mapping=release_pb2.Mapping(rules=rules or [event_rule()]),
             authority="example.hess",
+            terms=terms,
         )
         request = pb.CreateReleaseRequest(release=wanted, request_id=request_id or str(uuid4()), **options)
         return await self.stub.CreateRelease(request)

@@ -27,7 +27,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#khomas/api/archive/v1/release.proto\x12\x15khomas.api.archive.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa9\x06\n\x07Release\x12S\n\x04name\x18\x01 \x01(\tBE\xbaHBr@2>^releases/[a-z0-9][a-z0-9._-]{0,62}/[a-z0-9][a-z0-9._-]{0,31}$\x12\x17\n\x05title\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x1e\n\x0b\x64\x65scription\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x01\x12\x18\n\x07\x64\x61taset\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x37\n\x07mapping\x18\x05 \x01(\x0b\x32\x1e.khomas.api.archive.v1.MappingB\x06\xbaH\x03\xc8\x01\x01\x12<\n\tauthority\x18\x06 \x01(\tB)\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9._-]{2,127}$\x12\x18\n\x05terms\x18\x07 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x04\x12\x0b\n\x03uid\x18\x08 \x01(\t\x12\x33\n\x05state\x18\t \x01(\x0e\x32$.khomas.api.archive.v1.Release.State\x12\x10\n\x08problems\x18\n \x03(\t\x12\x30\n\x08products\x18\x0b \x03(\x0b\x32\x1e.khomas.api.archive.v1.Product\x12\x14\n\x0crecord_count\x18\x0c \x01(\x03\x12\x16\n\x0e\x63ontent_digest\x18\r \x01(\t\x12.\n\x07\x65xports\x18\x0e \x03(\x0b\x32\x1d.khomas.api.archive.v1.Export\x12/\n\x0b\x63reate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0cpublish_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05owner\x18\x11 \x01(\t\x12\x0c\n\x04\x65tag\x18\x12 \x01(\t\"\x80\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_PREPARING\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02\x12\x13\n\x0fSTATE_PUBLISHED\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x15\x12\x13\n\x0fSTATE_WITHDRAWN\x10\x16\"H\n\x07Mapping\x12=\n\x05rules\x18\x01 \x03(\x0b\x32\".khomas.api.archive.v1.MappingRuleB\n\xbaH\x07\x92\x01\x04\x08\x01\x10\x64\"\xce\x01\n\x0bMappingRule\x12\x16\n\x05match\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x14\n\x03hdu\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18\x44\x12K\n\x07\x63olumns\x18\x03 \x03(\x0b\x32/.khomas.api.archive.v1.MappingRule.ColumnsEntryB\t\xbaH\x06\x9a\x01\x03\x10\x80\x01\x12\x14\n\x0c\x62y_reference\x18\x04 \x01(\x08\x1a.\n\x0c\x43olumnsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8f\x01\n\x07Product\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x15\n\rpublisher_did\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x0f\n\x07\x61\x64ler32\x18\x05 \x01(\t\x12\x16\n\x0e\x63ontent_digest\x18\x06 \x01(\t\x12\x12\n\nhas_record\x18\x07 \x01(\x08\"\x84\x01\n\x06\x45xport\x12\x10\n\x08\x65xporter\x18\x01 \x01(\t\x12\r\n\x05\x66iles\x18\x02 \x03(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x07options\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Structb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#khomas/api/archive/v1/release.proto\x12\x15khomas.api.archive.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x87\x08\n\x07Release\x12S\n\x04name\x18\x01 \x01(\tBE\xbaHBr@2>^releases/[a-z0-9][a-z0-9._-]{0,62}/[a-z0-9][a-z0-9._-]{0,31}$\x12\x17\n\x05title\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x1e\n\x0b\x64\x65scription\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x01\x12\x18\n\x07\x64\x61taset\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x37\n\x07mapping\x18\x05 \x01(\x0b\x32\x1e.khomas.api.archive.v1.MappingB\x06\xbaH\x03\xc8\x01\x01\x12<\n\tauthority\x18\x06 \x01(\tB)\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9._-]{2,127}$\x12\x18\n\x05terms\x18\x07 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x04\x12\x0b\n\x03uid\x18\x08 \x01(\t\x12\x33\n\x05state\x18\t \x01(\x0e\x32$.khomas.api.archive.v1.Release.State\x12\x10\n\x08problems\x18\n \x03(\t\x12\x30\n\x08products\x18\x0b \x03(\x0b\x32\x1e.khomas.api.archive.v1.Product\x12\x14\n\x0crecord_count\x18\x0c \x01(\x03\x12\x16\n\x0e\x63ontent_digest\x18\r \x01(\t\x12.\n\x07\x65xports\x18\x0e \x03(\x0b\x32\x1d.khomas.api.archive.v1.Export\x12/\n\x0b\x63reate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0cpublish_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05owner\x18\x11 \x01(\t\x12\x0c\n\x04\x65tag\x18\x12 \x01(\t\x12\x35\n\x06reason\x18\x13 \x01(\x0e\x32%.khomas.api.archive.v1.Release.Reason\"\x80\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_PREPARING\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02\x12\x13\n\x0fSTATE_PUBLISHED\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x15\x12\x13\n\x0fSTATE_WITHDRAWN\x10\x16\"\xa4\x01\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x1b\n\x17REASON_WAIT_PREPARATION\x10\x01\x12\x15\n\x11REASON_WAIT_RETRY\x10\x02\x12\x1b\n\x17REASON_WAIT_PUBLICATION\x10\x03\x12\x1a\n\x16REASON_CONTENT_INVALID\x10\x04\x12\x15\n\x11REASON_TAKEN_BACK\x10\x05\"H\n\x07Mapping\x12=\n\x05rules\x18\x01 \x03(\x0b\x32\".khomas.api.archive.v1.MappingRuleB\n\xbaH\x07\x92\x01\x04\x08\x01\x10\x64\"\xce\x01\n\x0bMappingRule\x12\x16\n\x05match\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x14\n\x03hdu\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18\x44\x12K\n\x07\x63olumns\x18\x03 \x03(\x0b\x32/.khomas.api.archive.v1.MappingRule.ColumnsEntryB\t\xbaH\x06\x9a\x01\x03\x10\x80\x01\x12\x14\n\x0c\x62y_reference\x18\x04 \x01(\x08\x1a.\n\x0c\x43olumnsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8f\x01\n\x07Product\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x15\n\rpublisher_did\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x0f\n\x07\x61\x64ler32\x18\x05 \x01(\t\x12\x16\n\x0e\x63ontent_digest\x18\x06 \x01(\t\x12\x12\n\nhas_record\x18\x07 \x01(\x08\"\x84\x01\n\x06\x45xport\x12\x10\n\x08\x65xporter\x18\x01 \x01(\t\x12\r\n\x05\x66iles\x18\x02 \x03(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x07options\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Structb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -59,17 +59,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MAPPINGRULE'].fields_by_name['columns']._loaded_options = None
   _globals['_MAPPINGRULE'].fields_by_name['columns']._serialized_options = b'\272H\006\232\001\003\020\200\001'
   _globals['_RELEASE']._serialized_start=155
-  _globals['_RELEASE']._serialized_end=964
-  _globals['_RELEASE_STATE']._serialized_start=836
-  _globals['_RELEASE_STATE']._serialized_end=964
-  _globals['_MAPPING']._serialized_start=966
-  _globals['_MAPPING']._serialized_end=1038
-  _globals['_MAPPINGRULE']._serialized_start=1041
-  _globals['_MAPPINGRULE']._serialized_end=1247
-  _globals['_MAPPINGRULE_COLUMNSENTRY']._serialized_start=1201
-  _globals['_MAPPINGRULE_COLUMNSENTRY']._serialized_end=1247
-  _globals['_PRODUCT']._serialized_start=1250
-  _globals['_PRODUCT']._serialized_end=1393
-  _globals['_EXPORT']._serialized_start=1396
-  _globals['_EXPORT']._serialized_end=1528
+  _globals['_RELEASE']._serialized_end=1186
+  _globals['_RELEASE_STATE']._serialized_start=891
+  _globals['_RELEASE_STATE']._serialized_end=1019
+  _globals['_RELEASE_REASON']._serialized_start=1022
+  _globals['_RELEASE_REASON']._serialized_end=1186
+  _globals['_MAPPING']._serialized_start=1188
+  _globals['_MAPPING']._serialized_end=1260
+  _globals['_MAPPINGRULE']._serialized_start=1263
+  _globals['_MAPPINGRULE']._serialized_end=1469
+  _globals['_MAPPINGRULE_COLUMNSENTRY']._serialized_start=1423
+  _globals['_MAPPINGRULE_COLUMNSENTRY']._serialized_end=1469
+  _globals['_PRODUCT']._serialized_start=1472
+  _globals['_PRODUCT']._serialized_end=1615
+  _globals['_EXPORT']._serialized_start=1618
+  _globals['_EXPORT']._serialized_end=1750
 # @@protoc_insertion_point(module_scope)

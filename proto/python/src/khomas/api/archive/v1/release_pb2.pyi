@@ -62,6 +62,41 @@ class Release(_message.Message):
     STATE_WITHDRAWN: Release.State.ValueType  # 22
     """Taken back; the record stays."""
 
+    class _Reason:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Release._Reason.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        REASON_UNSPECIFIED: Release._Reason.ValueType  # 0
+        """It is offered."""
+        REASON_WAIT_PREPARATION: Release._Reason.ValueType  # 1
+        """Its files are being checked and copied."""
+        REASON_WAIT_RETRY: Release._Reason.ValueType  # 2
+        """The last try met a service or storage that did not answer; there will be another one."""
+        REASON_WAIT_PUBLICATION: Release._Reason.ValueType  # 3
+        """It is complete; somebody has to publish it."""
+        REASON_CONTENT_INVALID: Release._Reason.ValueType  # 4
+        """Files, names or records cannot be released as they are; see problems."""
+        REASON_TAKEN_BACK: Release._Reason.ValueType  # 5
+        """Somebody took it back."""
+
+    class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
+        """Why a release is not offered."""
+
+    REASON_UNSPECIFIED: Release.Reason.ValueType  # 0
+    """It is offered."""
+    REASON_WAIT_PREPARATION: Release.Reason.ValueType  # 1
+    """Its files are being checked and copied."""
+    REASON_WAIT_RETRY: Release.Reason.ValueType  # 2
+    """The last try met a service or storage that did not answer; there will be another one."""
+    REASON_WAIT_PUBLICATION: Release.Reason.ValueType  # 3
+    """It is complete; somebody has to publish it."""
+    REASON_CONTENT_INVALID: Release.Reason.ValueType  # 4
+    """Files, names or records cannot be released as they are; see problems."""
+    REASON_TAKEN_BACK: Release.Reason.ValueType  # 5
+    """Somebody took it back."""
+
     NAME_FIELD_NUMBER: _builtins.int
     TITLE_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
@@ -80,6 +115,7 @@ class Release(_message.Message):
     PUBLISH_TIME_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"releases/{collection}/{version}", "releases/crab/1"."""
     title: _builtins.str
@@ -91,7 +127,7 @@ class Release(_message.Message):
     authority: _builtins.str
     """Authority of the publisher identifiers: "ivo://{authority}/{collection}?{logical id}"."""
     terms: _builtins.str
-    """Terms of use that go with every copy."""
+    """Terms of use. They become the file TERMS-OF-USE.txt of the release, which the card KHTERMS of every copy names."""
     uid: _builtins.str
     """Output only."""
     state: Global___Release.State.ValueType
@@ -106,6 +142,8 @@ class Release(_message.Message):
     """Output only. Subject of the token."""
     etag: _builtins.str
     """Output only."""
+    reason: Global___Release.Reason.ValueType
+    """Output only. Why it is in its state, where there is something to say."""
     @_builtins.property
     def mapping(self) -> Global___Mapping:
         """How header cards and metadata become ObsCore records."""
@@ -151,10 +189,11 @@ class Release(_message.Message):
         publish_time: _timestamp_pb2.Timestamp | None = ...,
         owner: _builtins.str = ...,
         etag: _builtins.str = ...,
+        reason: Global___Release.Reason.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "mapping", b"mapping", "publish_time", b"publish_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "content_digest", b"content_digest", "create_time", b"create_time", "dataset", b"dataset", "description", b"description", "etag", b"etag", "exports", b"exports", "mapping", b"mapping", "name", b"name", "owner", b"owner", "problems", b"problems", "products", b"products", "publish_time", b"publish_time", "record_count", b"record_count", "state", b"state", "terms", b"terms", "title", b"title", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "content_digest", b"content_digest", "create_time", b"create_time", "dataset", b"dataset", "description", b"description", "etag", b"etag", "exports", b"exports", "mapping", b"mapping", "name", b"name", "owner", b"owner", "problems", b"problems", "products", b"products", "publish_time", b"publish_time", "reason", b"reason", "record_count", b"record_count", "state", b"state", "terms", b"terms", "title", b"title", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
