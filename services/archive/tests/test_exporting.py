@@ -51,7 +51,7 @@ async def test_indexes_pass_fitsverify(ready: Archive) -> None:
 async def test_index_of_another_dataset(ready: Archive, tmp_path: Path) -> None:
     await ready.store("datasets/other", {"/hess/other/run7.fits": event_list(tmp_path / "run7.fits", 7)})
 
-    export = await ready.export(NAME, "gadf-index", dataset="datasets/other")
+    export = await ready.export(NAME, "gadf-index", dataset="other")
 
     with fits.open(await ready.path(export.files[1])) as hdus:
         table = hdus["HDU_INDEX"].data

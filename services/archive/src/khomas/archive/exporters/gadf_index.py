@@ -89,7 +89,7 @@ class GadfIndex:
 
 async def _candidates(content: Content, options: Options) -> list[file_pb2.File]:
     if dataset := options.get("dataset"):
-        files = await content.members(str(dataset))
+        files = await content.members(f"datasets/{str(dataset).removeprefix('datasets/')}")
     else:
         files = await content.files([product.file for product in content.products])
     match = str(options.get("match", "*"))
