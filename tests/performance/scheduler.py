@@ -95,7 +95,7 @@ async def _dispatch(scheduler: Scheduler, jobs: int) -> float:
     """From the submission to the durable state of the last one."""
     begin = time.perf_counter()
     [array] = await scheduler.submit(_spec(splitter={"count": {"count": jobs}}))
-    await scheduler.wait(array.name, seconds=120)
+    await scheduler.wait(array.name, seconds=120, pause=0.05)
     return time.perf_counter() - begin
 
 

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 # Between two looks while nothing changes the pause grows so far.
 _LONGEST_PAUSE = 10
+# Changes at one look that make it worth while to wait for more.
+_MANY = 8
 # Changes alone are asked for where the backend can tell; everything is looked at so often.
 _FULL_SECONDS = 10.0
 _NATIVE: Mapping[Native, State] = {
@@ -52,21 +54,21 @@ class Observer:
                 await self._site.got_jobs.wait(self._desk.settings.poll.total_seconds())
                 pause = shortest
             changed = await self.step()
-            pause = shortest if changed else min(pause * 1.5, shortest * _LONGEST_PAUSE)
+            pause = _pause(pause, shortest, changed)
             await asyncio.sleep(pause)
 
-    async def step(self) -> bool:
-        """Look once; tell whether anything changed."""
+    async def step(self) -> int:
+        """Look once; tell how much changed."""
         watched = self._watched()
         if not watched:
-            return False
+            return 0
         result = await self._look(list(watched))
         if result is None:
             return await self._stall(watched.values())
         attempts = self._interpreted(result, watched)
         if attempts:
             await self._write(attempts)
-        return await self._stall(watched.values()) or bool(attempts)
+        return await self._stall(watched.values()) + len(attempts)
 
     def _watched(self) -> dict[str, Open]:
         """Attempts that the backend has, by native id."""
@@ -141,7 +143,7 @@ class Observer:
         if any(attempt.state == JobState.JOB_STATE_FINISHING for attempt in attempts):
             self._desk.finishing.set()
 
-    async def _stall(self, watched: Iterable[Open]) -> bool:
+    async def _stall(self, watched: Iterable[Open]) -> int:
         """Mark attempts that nobody has seen for too long."""
         loop = asyncio.get_running_loop().time()
         limit = self._desk.settings.heartbeat_timeout.total_seconds()
@@ -156,7 +158,14 @@ class Observer:
         if silent:
             message = f"no sign of life for {limit:.0f} s"
             await self._write([_stalled(attempt, message) for attempt in silent])
-        return bool(silent)
+        return len(silent)
+
+
+def _pause(before: float, shortest: float, changed: int) -> float:
+    """Longer while nothing changes, and while so much does that fewer and larger transactions carry more."""
+    if changed == 0:
+        return min(before * 1.5, shortest * _LONGEST_PAUSE)
+    return shortest if changed < _MANY else shortest * 3
 
 
 def observed(attempt: Attempt, seen: Observation, moment: datetime) -> Attempt:

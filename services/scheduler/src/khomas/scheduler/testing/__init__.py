@@ -58,12 +58,12 @@ class Scheduler:
         request = pb.ListJobsRequest(parent=name, page_size=10_000, full=True)
         return list((await self.stub.ListJobs(request)).jobs)
 
-    async def wait(self, name: str, states: Iterable[int] = FINAL, seconds: float = 20.0) -> Job:
+    async def wait(self, name: str, states: Iterable[int] = FINAL, seconds: float = 20.0, pause: float = 0.02) -> Job:
         """Wait until a job is in one of these states."""
         wanted = frozenset(states)
         async with asyncio.timeout(seconds):
             while (job := await self.get(name)).status.state not in wanted:  # noqa: ASYNC110  it is elsewhere
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(pause)
         return job
 
     async def run(self, *specs: JobSpec) -> list[Job]:
