@@ -139,4 +139,4 @@ async def test_an_active_production_explains_what_it_waits_for(client: Client) -
     await client.begin(two_files())
     answer = await client.stub.ExplainProduction(pb.ExplainProductionRequest(name="productions/crab"))
     assert answer.reason == "WAIT_INPUT_DATA"
-    assert answer.remedies[0].command == "khomas production flush crab reduce"
+    assert answer.remedies[0].command == "khomas prod flush crab reduce"

@@ -55,7 +55,7 @@ def _standing(row: AnyRow, now: Production) -> Explanation:
     answer.summary = f"{row.message} {jobs}{events}.".strip()
     if row.state == Production.STATE_PAUSED:
         answer.reason = "PAUSED"
-        command = f"khomas production resume {row.name.removeprefix('productions/')}"
+        command = f"khomas prod resume {row.name.removeprefix('productions/')}"
         answer.remedies.append(Remedy(who="you", action="Remove the cause, then resume it.", command=command))
     return answer
 
@@ -77,7 +77,7 @@ def _add_waits(
         answer.reason = answer.reason or reason
         answer.details.append(f"{row.name}: {said}.")
         if reason == "WAIT_INPUT_DATA":
-            command = f"khomas production flush {name.removeprefix('productions/')} {row.name}"
+            command = f"khomas prod flush {name.removeprefix('productions/')} {row.name}"
             action = f"If no more files come for {row.name}, close the dataset or flush the stage."
             answer.remedies.append(Remedy(who="you", action=action, command=command))
 

@@ -40,45 +40,48 @@ def array_of(
 
 
 def job_of(spec: JobSpec, group: str, files: Sequence[str], path: str) -> JobSpec:
-    """Return the job of a work item. Raises `TemplateError` for a group that cannot be formatted as wanted."""
+    """Return the job of a work item.
+
+    Raises `TemplateError` for a group that cannot be formatted as wanted. In outputs {file} is the name of the output;
+    {input}, as in jobs that are split by files, is the name of the first input everywhere.
+    """
     job = JobSpec()
     job.CopyFrom(spec)
-    folder = f"{path.rstrip('/')}/" if path else ""
-    known = {"group": group}
-    # In outputs {file} is the name of the output, so only the command knows the input by it.
-    # A template is tried before there are files.
     first = files[0].rpartition("/")[2] if files else "file"
-    in_command = {**known, "file": folder + first}
+    stem = first.partition(".")[0]
+    values: dict[str, Scalar] = {"group": group, "input": first, "input_stem": stem}
+    in_command = {**values, "file": first, "stem": stem}
     command = job.command
     command.executable = _filled(command.executable, in_command)
     command.arguments[:] = [_filled(text, in_command) for text in command.arguments]
     _fill_map(command.env, in_command)
     for given in job.inputs:
         if given.WhichOneof("source") == "file":
-            given.file = _filled(given.file, known)
+            given.file = _filled(given.file, values)
     for output in job.outputs:
-        output.name_pattern = _filled(output.name_pattern, known)
-        _fill_map(output.metadata, known)
+        output.name_pattern = _filled(output.name_pattern, values)
+        _fill_map(output.metadata, values)
+    folder = f"{path.rstrip('/')}/" if path else ""
     job.inputs.extend(Input(file=_escaped(file), path=folder) for file in files)
     return job
 
 
-def _fill_map(texts: MutableMapping[str, str], known: Mapping[str, str]) -> None:
+def _fill_map(texts: MutableMapping[str, str], values: Mapping[str, Scalar]) -> None:
     for key, text in list(texts.items()):
-        texts[key] = _filled(text, known)
+        texts[key] = _filled(text, values)
 
 
-def _filled(text: str, known: Mapping[str, str]) -> str:
-    """Fill the keys that are known and leave the others to the scheduler."""
-    parts = parse_template(text).parts
-    return "".join(
-        _escaped(part)
-        if isinstance(part, str)
-        else _escaped(Template(text, (part,)).fill(known))
-        if part.key in known
-        else f"{{{part.key}{':' if part.format else ''}{part.format}}}"
-        for part in parts
-    )
+def _filled(text: str, values: Mapping[str, Scalar]) -> str:
+    """Fill these keys and leave the others to the scheduler."""
+    filled = []
+    for part in parse_template(text).parts:
+        if isinstance(part, str):
+            filled.append(_escaped(part))
+        elif part.key in values:
+            filled.append(_escaped(Template(text, (part,)).fill(values)))
+        else:
+            filled.append(f"{{{part.key}{':' if part.format else ''}{part.format}}}")
+    return "".join(filled)
 
 
 def _escaped(text: str) -> str:
