@@ -18,6 +18,8 @@ _AT_ONCE: Final = 8
 # Bookkeeping has not heard of it, or is not there.
 _UNKNOWN: Final = frozenset({grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED})
 _KINDS: Final = {"attempt": "KHATTEMP", "job": "KHJOB", "production": "KHPROD"}
+# Relations that lead from an attempt to its job and on to the production, and never to other files.
+_OWN: Final = frozenset({"attempt of", "made for", "part of"})
 _COMMENTS: Final = {
     "KHATTEMP": "attempt of the job",
     "KHJOB": "job that made the source",
@@ -59,12 +61,17 @@ class Provenance:
 
 
 def _of_trace(trace: provenance_pb2.Trace) -> Cards:
-    """Take the nearest attempt, job and production."""
+    """Take attempt, job and production of the subject itself, not those of what it was made from."""
+    own = {trace.subject}
+    fresh = own
+    while fresh:
+        fresh = {edge.to for edge in trace.edges if getattr(edge, "from") in fresh and edge.relation in _OWN} - own
+        own = own | fresh
     cards: dict[str, tuple[str, str]] = {}
     for node in trace.nodes:
         keyword = _KINDS.get(node.kind)
-        if keyword:
-            cards.setdefault(keyword, (node.name or node.uid, _COMMENTS[keyword]))
+        if keyword and node.name in own:
+            cards[keyword] = node.uid if keyword == "KHATTEMP" else node.name, _COMMENTS[keyword]
     return cards
 
 
