@@ -25,7 +25,13 @@ def scheduler() -> FakeScheduler:
 
 
 @pytest.fixture
-def start(tmp_path: Path, database_url: str, scheduler: FakeScheduler) -> Start:
+def poll() -> timedelta:
+    """How often productions are looked at when nothing happens."""
+    return timedelta(milliseconds=50)
+
+
+@pytest.fixture
+def start(tmp_path: Path, database_url: str, scheduler: FakeScheduler, poll: timedelta) -> Start:
     """Start the same installation, as often as wanted."""
     return lambda: serve(
         catalog_service,
@@ -33,7 +39,7 @@ def start(tmp_path: Path, database_url: str, scheduler: FakeScheduler) -> Start:
         service,
         state=tmp_path / "state",
         database_urls={"bookkeeping": database_url},
-        settings={"bookkeeping": {"poll": timedelta(milliseconds=50)}},
+        settings={"bookkeeping": {"poll": poll}},
     )
 
 

@@ -8,6 +8,7 @@ from khomas.api.bookkeeping.v1.production_pb2 import DataSource, Production, Sta
 from khomas.api.scheduler.v1.splitter_pb2 import CountSplitter, Splitter
 from khomas.bookkeeping.testing import Client, FakeScheduler, request_id, shower_grid, template
 from khomas.kit.boundary.status import reason_of
+from khomas.kit.testing import Served
 
 
 def chain(**after: list[str]) -> Production:
@@ -81,3 +82,18 @@ async def test_productions_are_found_by_their_tags(client: Client) -> None:
     await client.begin(chain(a=[]))
     found = await client.stub.ListProductions(pb.ListProductionsRequest(filter="tags.code = kaskade"))
     assert [one.name for one in found.productions] == ["productions/showers"]
+
+
+async def test_a_caller_who_may_not_write_where_the_jobs_do_is_refused(served: Served) -> None:
+    caller = Client(served.channel_for("bookkeeping.write", "compute.create", "storage.read:/", "storage.create:/home"))
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await caller.begin(shower_grid(20, requested="100", each="10"))
+    assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert "storage.create for /out/" in (refused.value.details() or "")
+
+
+async def test_a_caller_without_the_right_to_submit_jobs_is_refused(served: Served) -> None:
+    caller = Client(served.channel_for("bookkeeping.write", "storage.read:/", "storage.create:/"))
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await caller.begin(shower_grid(20, requested="100", each="10"))
+    assert reason_of(refused.value) == "CAPABILITY_MISSING"

@@ -1,5 +1,6 @@
 """A bookkeeping that is killed between any two steps makes nothing twice and loses nothing."""
 
+import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
@@ -62,3 +63,37 @@ async def test_what_ended_while_it_was_away_is_counted(start: Start, scheduler: 
         scheduler.finish(jobs[19:])
         end = await client.in_state("productions/showers", Production.STATE_COMPLETED)
     assert end.progress.produced_events == 200
+
+
+async def test_a_service_that_is_stopped_again_and_again_comes_to_the_same_end(
+    start: Start, scheduler: Forgetful
+) -> None:
+    scheduler.answers = True
+    async with start() as served:
+        await Client(served.channel).begin(shower_grid(20, 40, requested="100", each="10", max_active_jobs=7))
+    for pause in (0.0, 0.01, 0.02, 0.04, 0.08):
+        async with start():
+            await asyncio.sleep(pause)
+            scheduler.finish(scheduler.waiting)
+    async with start() as served:
+        client = Client(served.channel)
+        while (end := await client.get("productions/showers")).state != Production.STATE_COMPLETED:
+            scheduler.finish(scheduler.waiting)
+    assert end.progress.produced_events == 200
+    sets = [one.parameters for job in scheduler.jobs.values() for one in job.spec.splitter.args.sets]
+    assert len(sets) == end.progress.jobs_total == 20
+
+
+async def test_events_that_the_scheduler_forgot_are_made_up_for(start: Start, scheduler: Forgetful) -> None:
+    scheduler.answers = True
+    async with start() as served:
+        client = Client(served.channel)
+        await client.begin(shower_grid(20, requested="100", each="10"))
+        jobs = await client.waiting(scheduler, 10)
+        scheduler.finish(jobs[:1])
+        await client.cells_when("productions/showers", lambda cells: cells[0].progress.jobs_succeeded == 1)
+    scheduler.finish(jobs[1:])
+    scheduler.oldest = 10
+    async with start() as served:
+        end = await Client(served.channel).in_state("productions/showers", Production.STATE_COMPLETED)
+    assert end.progress.jobs_succeeded == 10

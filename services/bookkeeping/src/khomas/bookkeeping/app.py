@@ -13,6 +13,7 @@ from khomas.bookkeeping import tables
 from khomas.bookkeeping.activities import Activities
 from khomas.bookkeeping.arrivals import Arrivals
 from khomas.bookkeeping.cancelling import Cancelling
+from khomas.bookkeeping.catching_up import CatchingUp
 from khomas.bookkeeping.cells import Cells
 from khomas.bookkeeping.checking import Checking
 from khomas.bookkeeping.config import BookkeepingSettings
@@ -66,7 +67,9 @@ async def start(settings: BookkeepingSettings, host: Host) -> Running:
     releases = Releases(database, activities, archive)
     cancelling = Cancelling(database, scheduler)
     steps = (arrivals.list_all, intake.work, planner.work, submitting.work, cancelling.work, releases.work)
-    engine = Engine(database, arrivals, Counting(log), activities, releases, steps, settings.poll)
+    counting = Counting(log)
+    catching_up = CatchingUp(database, counting, activities, scheduler)
+    engine = Engine(database, arrivals, counting, activities, releases, steps, settings.poll)
     parts = Parts(
         productions=Productions(database, once, log, Checking(catalog, scheduler)),
         control=Control(once, log),
@@ -110,7 +113,7 @@ async def start(settings: BookkeepingSettings, host: Host) -> Running:
         background={
             "engine": engine.run,
             "catalog": lambda: files.run(engine.catalog_events, engine.relist),
-            "scheduler": lambda: jobs.run(engine.scheduler_events),
+            "scheduler": lambda: jobs.run(engine.scheduler_events, catching_up.work),
             "storage": optional(lambda: uploads.run(engine.storage_events)),
             "archive": optional(lambda: published.run(engine.archive_events)),
             "housekeeping": every(timedelta(hours=1), once.prune, log.prune),

@@ -21,7 +21,7 @@ from khomas.bookkeeping.tables import arrival, cell, finished, stage, submission
 from khomas.kit.database import AnyRow, in_values, insert_many, insert_new, rows_table
 from khomas.kit.events import EventLog
 
-_FINAL = (JobState.JOB_STATE_SUCCEEDED, JobState.JOB_STATE_FAILED, JobState.JOB_STATE_CANCELLED)
+FINAL = (JobState.JOB_STATE_SUCCEEDED, JobState.JOB_STATE_FAILED, JobState.JOB_STATE_CANCELLED)
 
 
 @dataclass(slots=True)
@@ -37,7 +37,7 @@ def jobs_of(events: Iterable[Event]) -> list[Job]:
     jobs: dict[str, Job] = {}
     for event in events:
         job = Job()
-        if event.resource.Unpack(job) and job.status.state in _FINAL:
+        if event.resource.Unpack(job) and job.status.state in FINAL:
             jobs[job.uid] = job
     return list(jobs.values())
 

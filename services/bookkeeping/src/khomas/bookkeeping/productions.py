@@ -15,6 +15,7 @@ from khomas.bookkeeping.errors import ExpressionInvalid, ProductionExists, Produ
 from khomas.bookkeeping.planning import Plan, PlannedCell, plan
 from khomas.bookkeeping.progress import changed, shown
 from khomas.bookkeeping.records import Listing
+from khomas.bookkeeping.rights import check_rights
 from khomas.bookkeeping.stages import check_stages, takes_outputs
 from khomas.bookkeeping.tables import cell, production, stage
 from khomas.bookkeeping.tags import Tags
@@ -52,6 +53,7 @@ class Productions:
     async def create(self, request: pb.CreateProductionRequest) -> pb.CreateProductionResponse:
         """Make one and start it, or only plan it."""
         wanted = request.production
+        check_rights(current_principal(), wanted.stages)
         check_stages(wanted.stages)
         plans = {one.name: _plan(one) for one in wanted.stages if one.HasField("grid")}
         await self._checking.check(wanted, {name: next(iter(cells)) for name, cells in plans.items()})

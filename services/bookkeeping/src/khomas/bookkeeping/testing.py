@@ -46,7 +46,10 @@ class FakeScheduler(SchedulerServiceServicer):
         self.cancelled: list[str] = []
         self.refusal = ""
         self._answers: dict[str, pb.BatchCreateJobsResponse] = {}
-        self._ended: set[str] = set()
+        # Jobs and children that have ended, as they were told of, by uid.
+        self.told: dict[str, Job] = {}
+        # Events before this one are forgotten.
+        self.oldest = 0
         self._events: list[event_pb2.Event] = []
 
     async def BatchCreateJobs(self, request: pb.BatchCreateJobsRequest, context: Context) -> pb.BatchCreateJobsResponse:
@@ -80,7 +83,10 @@ class FakeScheduler(SchedulerServiceServicer):
         )
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
-        """List what a filter over one tag lets through."""
+        """List the children of an array, or what a filter over one tag lets through."""
+        if request.parent:
+            told = [job for job in self.told.values() if job.parent == request.parent]
+            return pb.ListJobsResponse(jobs=told)
         key, _, value = request.filter.removeprefix("tags.").partition(" = ")
         found = [job for job in self.jobs.values() if job.spec.tags[key] == value.strip('"')]
         return pb.ListJobsResponse(jobs=found)
@@ -89,6 +95,8 @@ class FakeScheduler(SchedulerServiceServicer):
         self, request: event_pb2.WatchEventsRequest, context: Context
     ) -> AsyncIterator[event_pb2.WatchEventsResponse]:
         position = int(request.cursor or "0") if request.cursor != "now" else len(self._events)
+        if request.cursor.isdigit() and position < self.oldest:
+            await context.abort(grpc.StatusCode.OUT_OF_RANGE, "these events are no longer kept")
         while True:
             some = self._events[position : position + _EVENTS_AT_ONCE]
             if some or request.until_now:
@@ -101,12 +109,12 @@ class FakeScheduler(SchedulerServiceServicer):
     @property
     def waiting_count(self) -> int:
         """Return how many jobs and children have not ended."""
-        return sum(len(job.spec.splitter.args.sets) or 1 for job in self.jobs.values()) - len(self._ended)
+        return sum(len(job.spec.splitter.args.sets) or 1 for job in self.jobs.values()) - len(self.told)
 
     @property
     def waiting(self) -> list[Job]:
         """Return the jobs and children that have not ended, each as it would be told of."""
-        return [child for job in self.jobs.values() for child in _children(job) if child.uid not in self._ended]
+        return [child for job in self.jobs.values() for child in _children(job) if child.uid not in self.told]
 
     def finish(
         self,
@@ -136,7 +144,7 @@ class FakeScheduler(SchedulerServiceServicer):
     def tell(self, jobs: Iterable[Job]) -> None:
         """Send the events of jobs that ended; more than once is allowed."""
         for job in jobs:
-            self._ended.add(job.uid)
+            self.told[job.uid] = job
             resource = AnyMessage()
             resource.Pack(job)
             self._events.append(
