@@ -165,3 +165,20 @@ async def test_drain_does_not_wait_for_watchers() -> None:
     # the block has ended although the stream was open
     assert asyncio.get_running_loop().time() - server_gone < 3
     await asyncio.wait([task])
+
+
+async def test_probes_have_a_port_with_health_and_nothing_else() -> None:
+    server = bare_server(ServerSettings(listen="127.0.0.1:0", health_listen="127.0.0.1:0"))
+    add_echo(server)
+    server.bind()
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.health_port}") as probes:
+            asked = health_pb2.HealthCheckRequest(service="readiness")
+            answer = await health_pb2_grpc.HealthStub(probes).Check(asked, timeout=5)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await method(probes, "Open")(Request(), timeout=5)
+            assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    finally:
+        await server.stop(None)

@@ -248,8 +248,12 @@ async def _in_parallel(work: Any, items: Sequence[Any]) -> list[Any]:
         async with slots:
             return await asyncio.to_thread(work, item)
 
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one(item)) for item in items]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(item)) for item in items]
+    except BaseExceptionGroup as failures:
+        # The first is the cause; the others were on their way when it happened.
+        raise failures.exceptions[0] from None
     return [task.result() for task in tasks]
 
 

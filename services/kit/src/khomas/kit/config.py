@@ -42,6 +42,8 @@ class ServerSettings(_Part):
     """The gRPC port. Plaintext is accepted on loopback only."""
 
     listen: str = "127.0.0.1:7443"
+    # A second port with nothing but the health service, in plaintext: probes of Kubernetes speak no TLS.
+    health_listen: str = ""
     tls: TlsSettings | None = None
     max_message_bytes: int = Field(default=64 * 1024 * 1024, gt=0)
     max_calls: int = Field(default=512, gt=0)

@@ -24,13 +24,18 @@ class Server(grpc.aio.Server):
         self._settings = settings
         self._boundary = boundary
         self._health = Health()
+        # Where probes ask, once bound; 0 without a port of their own.
+        self.health_port = 0
         self._inner = grpc.aio.server(options=_options(settings))
+        self._probes = grpc.aio.server() if settings.health_listen else None
         self._offered: set[str] = set()
         self._guarded: set[str] = set()
 
     def bind(self) -> int:
         """Listen where the settings say and return the port."""
         listen = self._settings.listen
+        if self._probes is not None:
+            self.health_port = self._probes.add_insecure_port(self._settings.health_listen)
         if self._settings.tls is not None:
             return self.add_secure_port(listen, _credentials(self._settings.tls))
         host = listen.rpartition(":")[0]
@@ -74,6 +79,9 @@ class Server(grpc.aio.Server):
         names = (*sorted(self._guarded), health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._inner)
         await self._inner.start()
+        if self._probes is not None:
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probes)
+            await self._probes.start()
         await self._health.serve(names)
 
     async def drain(self) -> None:
@@ -90,6 +98,8 @@ class Server(grpc.aio.Server):
     async def stop(self, grace: float | None) -> None:
         """Refuse new calls at once and end the running ones after the grace, in seconds."""
         await self._inner.stop(grace)
+        if self._probes is not None:
+            await self._probes.stop(None)
 
     async def wait_for_termination(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109  # as in grpc
         """Wait until the server has stopped."""

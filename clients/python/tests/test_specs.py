@@ -1,0 +1,106 @@
+"""Job and production files."""
+
+from pathlib import Path
+
+import pytest
+
+from khomas.api.scheduler.v1 import state_pb2
+from khomas.client.errors import UsageError
+from khomas.client.exporting import document_of_spec
+from khomas.client.specs import Sandboxes, job_spec, production
+
+
+def spec_of(**document: object) -> object:
+    return job_spec({"run": ["true"], **document}, Sandboxes(Path()))
+
+
+def test_a_full_job_file_becomes_a_spec(tmp_path: Path) -> None:
+    (tmp_path / "reduce.py").write_text("print()")
+    sandboxes = Sandboxes(tmp_path)
+    spec = job_spec(
+        {
+            "name": "reduce",
+            "run": ["python3", "reduce.py", "{stem}"],
+            "files": ["reduce.py"],
+            "cpus": 2,
+            "memory": "2400MB",
+            "wall": "1h",
+            "inputs": [{"dataset": "hess/crab", "match": "*.fits", "path": "inputs/"}, {"file": "/hess/a"}],
+            "outputs": [{"glob": "*.fits", "name": "/hess/{file}", "dataset": "x", "fits": {"tables": ["GTI"]}}],
+            "split": {"grid": {"zenith": [0, 60], "seed": "1..3"}, "derive": {"e": "0.005/cos(zenith)"}},
+            "retry": {"rules": [{"reason": "LIMIT_MEMORY", "action": "grow", "memory": 2}]},
+            "on": "local",
+            "after": ["0190"],
+            "tags": {"prod": 26},
+        },
+        sandboxes,
+    )
+    assert spec.resources.cpu_milli == 2000
+    assert spec.resources.memory_bytes == 2_400_000_000
+    assert spec.inputs[0].sandbox.sha256 in sandboxes.contents
+    assert spec.inputs[1].dataset == "datasets/hess/crab"
+    assert spec.outputs[0].fits.tables == ["GTI"]
+    assert spec.splitter.grid.axes[1].range.last == 3
+    assert spec.retry.rules[0].reasons == [state_pb2.REASON_LIMIT_MEMORY]
+    assert spec.dependencies[0].job == "jobs/0190"
+    assert dict(spec.tags) == {"prod": "26"}
+
+
+def test_a_spec_survives_its_document() -> None:
+    document = {
+        "name": "x",
+        "run": ["echo", "{seed}"],
+        "env": {"A": "b"},
+        "memory": "300MB",
+        "wall": "90s",
+        "inputs": [{"file": "/hess/a", "path": "b"}],
+        "outputs": [{"glob": "*.txt", "name": "/hess/{file}", "dataset": ["x"], "min_files": 2}],
+        "split": {"grid": {"seed": "1..3"}, "max_running": 2},
+        "on": ["local"],
+        "tags": {"a": "b"},
+    }
+    spec = job_spec(document, Sandboxes(Path()))
+    assert job_spec(document_of_spec(spec), Sandboxes(Path())) == spec
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"memry": "1GB"}, "unknown key memry; did you mean memory"),
+        ({"memory": 2400}, "memory: 2400 needs a unit"),
+        ({"run": "echo hello"}, "run takes a list of words"),
+        ({"inputs": [{"path": "x"}]}, "name one of file, dataset"),
+        ({"outputs": [{"name": "/x"}]}, "glob is missing"),
+        ({"outputs": [{"glob": "x", "when": "never"}]}, "when is on_success"),
+        ({"split": {"max_running": 3}}, "name one of grid, count"),
+        ({"retry": {"rules": [{"reason": "LIMIT_MEMRY", "action": "retry"}]}}, "did you mean: LIMIT_MEMORY"),
+        ({"files": ["no/such/file"]}, "cannot read"),
+    ],
+)
+def test_a_wrong_document_is_refused_by_the_key(document: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        spec_of(**document)
+
+
+def test_a_production_file_becomes_stages() -> None:
+    made = production(
+        {
+            "name": "crab",
+            "stages": [
+                {"name": "reduce", "data": {"dataset": "raw", "group_by": "run"}, "job": {"run": ["true"]}},
+                {"name": "stack", "after": ["reduce"], "data": {"group_by": "*"}, "job": {"run": ["true"]}},
+                {
+                    "name": "simulate",
+                    "grid": {"zenith": [0]},
+                    "requested_events": 2e8,
+                    "events_per_job": "30000",
+                    "job": {"run": ["true"]},
+                },
+            ],
+        },
+        Sandboxes(Path()),
+    )
+    assert made.name == "productions/crab"
+    assert made.stages[0].data.dataset == "datasets/raw"
+    assert list(made.stages[1].after) == ["reduce"]
+    assert made.stages[2].grid.requested_events == "200000000.0"
