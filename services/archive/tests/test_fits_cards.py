@@ -61,6 +61,15 @@ def test_copy_of_event_list_passes_fitsverify(tmp_path: Path) -> None:
     assert fitsverify(copy) == "OK"
 
 
+def test_names_that_a_card_cannot_take_are_encoded(tmp_path: Path, image: Path) -> None:
+    copy = tmp_path / "copy.fits"
+
+    write_copy(image, copy, {"KHFILE": ("/hess/Übung 100%.fits", "file")})
+
+    assert fits.getheader(copy)["KHFILE"] == "/hess/%C3%9Cbung 100%.fits"
+    assert fitsverify(copy) == "OK"
+
+
 def test_wrong_checksums_of_the_source_are_replaced(tmp_path: Path) -> None:
     source, copy = tmp_path / "source.fits", tmp_path / "copy.fits"
     fits.PrimaryHDU(np.arange(10)).writeto(source, checksum=True)

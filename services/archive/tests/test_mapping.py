@@ -116,6 +116,7 @@ def test_missing_hdu_is_a_problem() -> None:
         ("s_fov", "2 +", "does not parse"),
         ("s_fov", "__import__('os')", "only these functions exist"),
         ("s_region", '"{2 +}"', "does not parse"),
+        ("target_name", r'"a\0b"', "no table takes"),
     ],
 )
 def test_expression_that_cannot_work_is_refused_at_once(column: str, expression: str, hint: str) -> None:

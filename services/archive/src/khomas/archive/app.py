@@ -2,7 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import grpc
 from sqlalchemy import update
@@ -67,9 +67,11 @@ async def start(settings: ArchiveSettings, host: Host) -> Running:
     database = open_database(host.database_url)
     await database.check()
     if database.dialect == "sqlite":
-        # There is one process only, and it has just started: nobody works on what is leased.
+        # There is one process only, and it has just started: nobody works on what is leased, and what the end
+        # of the last one interrupted need not wait.
         async with database.write() as connection:
-            await connection.execute(update(tables.release).values(FREE))
+            values = {**FREE, "next_attempt_time": datetime.now(UTC)}
+            await connection.execute(update(tables.release).values(values))
     log, once = EventLog(database, tables.event), Once(database, tables.answer)
     executor = ThreadPoolExecutor(settings.data_threads, thread_name_prefix="archive-data")
     upstream = Upstream(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import BinaryIO, Final
+from urllib.parse import quote
 
 from astropy.io import fits
 from astropy.io.fits.verify import VerifyError
@@ -21,6 +22,7 @@ _NO_VALUE: Final = frozenset({"COMMENT", "HISTORY", "CONTINUE", ""})
 _EXCLUDED: Final = frozenset((*range(0x3A, 0x41), *range(0x5B, 0x61)))
 # What one card takes of value and comment.
 _LINE: Final = 60
+_PRINTABLE: Final = "".join(map(chr, range(0x20, 0x7F)))
 _CHECKSUM_COMMENT: Final = "of this HDU"
 _DATASUM_COMMENT: Final = "of its data"
 
@@ -82,7 +84,8 @@ def write_copy(source: Path, target: Path, cards: Mapping[str, tuple[str, str]])
     """
     hdus = read_hdus(source)
     primary = hdus[0].header
-    for keyword, (value, comment) in cards.items():
+    for keyword, (text, comment) in cards.items():
+        value = quote(text, safe=_PRINTABLE)  # a card takes ASCII only
         if len(value) > _LINE:
             primary.set("LONGSTRN", "OGIP 1.0", "long values go on in CONTINUE")
         primary.set(keyword, value, comment if len(value) + len(comment) <= _LINE else "")

@@ -218,7 +218,9 @@ def _plain(kind: str, name: str, known: Known) -> Value | None:
 def _typed(column: Column, value: Value) -> Scalar:
     """Make the value fit the column, or raise ExpressionError."""
     if column.kind is Kind.TEXT:
-        return value if isinstance(value, str) else str(value)
+        if not (text := str(value)).isprintable():
+            raise ExpressionError("", 0, f"{text!r} has characters that no table takes")
+        return text
     if isinstance(value, str | bool):
         raise ExpressionError("", 0, f"{value!r} is not a number")
     if column.kind is Kind.NUMBER:

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, Final
 
 import grpc
@@ -128,6 +127,9 @@ class Preparing:
             raise Refused([f"{row.dataset} had no files at the creation of the release"])
         if gone := [f"{file.name}: was deleted" for file in files if file.state != file_pb2.File.STATE_ACTIVE]:
             raise Refused(gone)
+        dataset = await self._upstream.dataset(names.dataset(row.name))
+        if dataset is not None and dataset.origin != row.uid:
+            raise Refused([f"{dataset.name}: there is another dataset of this name"])
         made = offers(message, rules(message.mapping), files, self._vo)
         if found := collisions(made):
             raise Refused(found)
@@ -165,16 +167,18 @@ class Preparing:
         made_by = await self._provenance.of(one.offer.source.origin for one in batch)
         async with self._upstream.workspace() as folder:
             sources = await self._upstream.fetch([one.offer.source for one in batch], folder)
-            new = []
-            for one in batch:
-                source, target = sources[one.offer.source.name], folder / names.file_name(one.offer.file)
+            terms = names.terms(self._vo, message.name) if message.terms else ""
+
+            async def copied(one: Checked) -> NewFile:
+                offer = one.offer
+                source, target = sources[offer.source.name], folder / names.file_name(offer.file)
                 if isinstance(source, Unreadable):
-                    raise Refused([f"{one.offer.source.name}: {source}"])
-                terms = names.terms(self._vo, message.name) if message.terms else ""
-                card_values = cards(message, one.offer, made_by.get(one.offer.source.origin, {}), terms)
+                    raise Refused([f"{offer.source.name}: {source}"])
+                card_values = cards(message, offer, made_by.get(offer.source.origin, {}), terms)
                 await self._upstream.in_thread(write_copy, source, target, card_values)
-                new.append(_new_file(one, target))
-            await self._upstream.put(new, uid)
+                return NewFile(offer.file, target, [offer.source.name], offer.source.metadata, one.content_digest)
+
+            await self._upstream.put(await asyncio.gather(*map(copied, batch)), uid)
 
     async def _terms(self, row: AnyRow) -> str:
         """Bring the terms of use in, unless they are there; return their LFN."""
@@ -224,18 +228,12 @@ class Preparing:
 
     async def _postpone(self, row: AnyRow, error: Exception) -> None:
         log.warning("release.postponed", exc_info=error, extra={"release": row.name})
-        now = datetime.now(UTC)
-        # Waits as long as it has waited, so that the pause doubles.
-        pause = min(max(self._pause, now - row.create_time), _MAX_PAUSE)
-        values = {"message": _said(error), "next_attempt_time": now + pause, **FREE}
+        # Every try has its lease, so the epoch counts them.
+        pause = min(self._pause * 2 ** min(row.lease_epoch - 1, 20), _MAX_PAUSE)
+        values = {"message": _said(error), "next_attempt_time": datetime.now(UTC) + pause, **FREE}
         async with self._database.write() as connection:
             statement = update(release).where(release.c.uid == row.uid, release.c.lease_epoch == row.lease_epoch)
             await connection.execute(statement.values(values))
-
-
-def _new_file(one: Checked, target: Path) -> NewFile:
-    source = one.offer.source
-    return NewFile(one.offer.file, target, [source.name], source.metadata, one.content_digest)
 
 
 def _product(uid: str, one: Checked, file: file_pb2.File) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Reads files of a dataset and finds out what they would become."""
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -32,10 +33,13 @@ class Reader:
         if read:
             async with self._upstream.workspace() as folder:
                 paths = await self._upstream.fetch([offer.source for offer in read], folder)
-                for offer in read:
-                    results[offer.source.name] = await self._upstream.in_thread(
-                        self._checked, release, offer, paths[offer.source.name]
+                found = await asyncio.gather(
+                    *(
+                        self._upstream.in_thread(self._checked, release, offer, paths[offer.source.name])
+                        for offer in read
                     )
+                )
+            results = {one.offer.source.name: one for one in found}
         return [results.get(offer.source.name) or checked(release, offer, (), "", self._access_url) for offer in made]
 
     def _checked(self, release: pb.Release, offer: Offer, path: Path | Unreadable) -> Checked:
