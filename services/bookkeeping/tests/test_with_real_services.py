@@ -3,17 +3,22 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from khomas.api.bookkeeping.v1 import bookkeeping_service_pb2 as pb
 from khomas.api.bookkeeping.v1.production_pb2 import DataSource, GridSource, Production, Stage
 from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
+from khomas.api.catalog.v1.adoption_pb2 import Adoption
 from khomas.api.catalog.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from khomas.api.scheduler.v1.job_spec_pb2 import Command, JobSpec, Output
 from khomas.api.scheduler.v1.splitter_pb2 import Axis, GridSplitter
+from khomas.archive.app import service as archive_service
+from khomas.archive.testing import Archive
 from khomas.bookkeeping.app import service
-from khomas.bookkeeping.testing import Client
+from khomas.bookkeeping.testing import Client, request_id, until
 from khomas.catalog.app import service as catalog_service
+from khomas.kit.boundary.status import reason_of
 from khomas.kit.testing import Served, serve
 from khomas.scheduler.app import service as scheduler_service
 from khomas.storage.app import service as storage_service
@@ -48,11 +53,65 @@ def simulate_and_merge() -> Production:
 
 @pytest.fixture
 async def served(tmp_path: Path) -> AsyncIterator[Served]:
-    services = (catalog_service, storage_service, scheduler_service, service)
+    services = (catalog_service, storage_service, scheduler_service, archive_service, service)
     settings = {one.name: FAST for one in services}
     settings["scheduler"] = {**FAST, "collect_after": 0.2}
     async with serve(*services, state=tmp_path / "state", settings=settings) as running:
         yield running
+
+
+def copy_runs() -> Production:
+    reduce = Stage(
+        name="reduce",
+        job=shell("cp {file} {stem}.dat", "*.dat", "/reduced/{file}"),
+        data=DataSource(dataset="datasets/raw", match="*.txt", complete_when_drained=True),
+    )
+    reduce.job.outputs[0].datasets.append("datasets/reduced")
+    return Production(name="productions/copy", stages=[reduce])
+
+
+async def adopt(served: Served) -> str:
+    """Take a tree of two runs in where it lies, and return the uid of the adoption."""
+    catalog = CatalogServiceStub(served.channel)
+    tree = served.state / "storage" / "local" / "runs"
+    tree.mkdir(parents=True)
+    for run in ("run_1.txt", "run_2.txt"):
+        (tree / run).write_text(run)
+    wanted = Adoption(storage_element="local", path="runs", destination="/raw", dataset="datasets/raw")
+    request = catalog_pb.CreateAdoptionRequest(adoption=wanted, request_id=request_id())
+    name = (await catalog.CreateAdoption(request)).name
+
+    async def adopted() -> bool | None:
+        found = await catalog.GetAdoption(catalog_pb.GetAdoptionRequest(name=name))
+        return found.state == Adoption.STATE_SUCCEEDED or None
+
+    await until(adopted)
+    await catalog.CloseDataset(catalog_pb.CloseDatasetRequest(name="datasets/raw", request_id=request_id()))
+    return name.removeprefix("adoptions/")
+
+
+async def test_a_release_is_traced_to_the_adoption_of_its_raw_files(served: Served) -> None:
+    client = Client(served.channel)
+    adoption = await adopt(served)
+    await client.begin(copy_runs())
+    await client.in_state("productions/copy", Production.STATE_COMPLETED)
+    archive = Archive(served)
+    await archive.create("releases/crab/1", "datasets/reduced")
+    await archive.settled("releases/crab/1")
+
+    async def traced() -> set[str] | None:
+        try:
+            trace = await client.stub.GetTrace(pb.GetTraceRequest(id="releases/crab/1"))
+        except grpc.aio.AioRpcError as error:
+            assert reason_of(error) == "TRACE_NOT_FOUND"
+            return None
+        return {node.name for node in trace.nodes}
+
+    names = await until(traced)
+    assert {"/reduced/run_1.dat", "/reduced/run_2.dat", "/raw/run_1.txt", "/raw/run_2.txt"} <= names
+    assert f"adoptions/{adoption}" in names
+    forward = pb.GetTraceRequest(id=adoption, direction=pb.GetTraceRequest.DIRECTION_FORWARD)
+    assert "releases/crab/1" in {node.name for node in (await client.stub.GetTrace(forward)).nodes}
 
 
 async def test_events_are_simulated_merged_and_traced(served: Served) -> None:
