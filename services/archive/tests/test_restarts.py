@@ -20,7 +20,7 @@ from khomas.storage.app import service as storage
 DATASET = "datasets/hess/dl3"
 NAME = "releases/crab/1"
 RUNS = 12
-SLOW = {"archive": {"poll": 0.02, "pause": 0.02, "batch_files": 1, "data_threads": 1}}
+SLOW = {"archive": {"poll": 0.02, "pause": 0.02, "batch_files": 1, "data_threads": 1}, "storage": {"poll": 0.05}}
 
 
 async def stored_runs(archive: Archive, folder: Path) -> None:
@@ -46,12 +46,18 @@ async def test_restart_in_the_middle_ends_ready_without_a_file_twice(tmp_path: P
         archive = Archive(served)
         release = await archive.settled(NAME)
         made = await copies(archive)
-        placed = [path for path in (state / "storage" / "local" / "hess" / "releases").rglob("*") if path.is_file()]
+        placed = state / "storage" / "local" / "hess" / "releases"
+
+        async def without_doubles() -> bool:
+            return len([path for path in placed.rglob("*") if path.is_file()]) == RUNS
+
+        # A commit that the end interrupted is finished by the storage, which drops what was committed again meanwhile.
+        await until(without_doubles)
 
     assert interrupted.state == Release.STATE_PREPARING
     assert 0 < len(made_before) < RUNS
     assert (release.state, release.record_count) == (Release.STATE_READY, RUNS)
-    assert len(made) == len(placed) == len({product.file for product in release.products}) == RUNS
+    assert len(made) == len({product.file for product in release.products}) == RUNS
 
 
 async def explanation(archive: Archive) -> Explanation:
