@@ -157,7 +157,18 @@ async def test_a_trial_changes_nothing(catalog: CatalogServiceStub) -> None:
     assert not (await catalog.ListFiles(pb.ListFilesRequest())).files
 
 
-async def test_a_bad_pattern_is_refused_at_once(catalog: CatalogServiceStub) -> None:
-    with pytest.raises(grpc.aio.AioRpcError, match="no regular expression") as refused:
-        await catalog.CreateAdoption(wanted(path_patterns=["("]))
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"path_patterns": ["("]}, "no regular expression"),
+        ({"path_patterns": [r"(?P<Run>\d+)"]}, "'Run' is no metadata key"),
+        ({"headers": [HeaderRule(card="1AXIS")]}, "'1axis' is no metadata key"),
+        ({"dataset": "datasets/a b"}, "'datasets/a b' is no dataset"),
+    ],
+)
+async def test_what_cannot_work_is_refused_at_once(
+    catalog: CatalogServiceStub, changes: dict[str, object], problem: str
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError, match=problem) as refused:
+        await catalog.CreateAdoption(wanted(**changes))
     assert reason_of(refused.value) == "FIELD_INVALID"

@@ -84,6 +84,7 @@ async def test_validate_only_commits_nothing(catalog: CatalogServiceStub) -> Non
         ([new_file("/hess/a", parents=["/hess/nowhere"])], "PARENT_NOT_FOUND"),
         ([new_file("/hess/a", metadata={"zenit": 1.0})], "METADATA_KEY_UNDECLARED"),
         ([new_file("/hess/a", metadata={"zenith": "high"})], "METADATA_TYPE"),
+        ([new_file("/hess/a", parents=["/hess/b"]), new_file("/hess/b", parents=["/hess/a"])], "FIELD_INVALID"),
         ([new_file("/hess/../a")], "FIELD_INVALID"),
         ([new_file("/hess/./a")], "FIELD_INVALID"),
         ([new_file("/hess/a", elements=["local", "local"])], "FIELD_INVALID"),
@@ -113,6 +114,14 @@ async def test_datasets_are_joined_and_made_when_missing(catalog: CatalogService
     found = await catalog.GetDataset(pb.GetDatasetRequest(name="datasets/crab"))
     assert (found.file_count, found.size_bytes) == (2, 14)
     assert await names(catalog, dataset="datasets/crab") == ["/hess/a", "/hess/b"]
+
+
+@pytest.mark.parametrize("name", ["crab", "datasets/", "datasets/a b", "datasets/../a", "datasets/" + "a" * 248])
+async def test_a_dataset_that_no_contract_allows_is_not_made(catalog: CatalogServiceStub, name: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError, match="is no dataset") as refused:
+        await catalog.BatchCreateFiles(create(new_file("/hess/a"), datasets=[name]))
+    assert reason_of(refused.value) == "FIELD_INVALID"
+    assert await names(catalog) == []
 
 
 async def test_an_import_answers_every_message(catalog: CatalogServiceStub) -> None:

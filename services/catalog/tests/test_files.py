@@ -64,6 +64,21 @@ async def test_a_search_below_a_directory_stays_there(runs: CatalogServiceStub) 
     assert await names(runs, directory="/hess/raw") == ["/hess/raw/1.fits", "/hess/raw/2.fits", "/hess/raw/deep/3.fits"]
 
 
+async def test_a_slash_at_the_end_of_a_directory_changes_nothing(runs: CatalogServiceStub) -> None:
+    assert await names(runs, directory="/hess/raw/") == await names(runs, directory="/hess/raw")
+    plain = await runs.ListDirectory(pb.ListDirectoryRequest(directory="/hess/raw"))
+    assert await runs.ListDirectory(pb.ListDirectoryRequest(directory="/hess/raw/")) == plain
+
+
+@pytest.mark.parametrize("text", ['name = "*raw*" AND NOT owner = "state"', 'metadata.target != "some state"'])
+async def test_a_filter_that_only_mentions_the_state_leaves_deleted_files_out(
+    runs: CatalogServiceStub, text: str
+) -> None:
+    await runs.BatchDeleteFiles(delete("/hess/raw/1.fits"))
+    assert "/hess/raw/1.fits" not in await names(runs, filter=text)
+    assert await names(runs, filter="state = DELETING") == ["/hess/raw/1.fits"]
+
+
 async def test_files_come_in_the_order_of_a_key(runs: CatalogServiceStub) -> None:
     found = await names(runs, order_by="metadata.zenith desc", filter="metadata:zenith")
     assert found == ["/hess/raw/deep/3.fits", "/hess/raw/2.fits", "/hess/raw/1.fits"]
@@ -121,6 +136,11 @@ async def test_a_replica_is_added_only_with_the_right_checksum(runs: CatalogServ
         await runs.BatchUpdateReplicas(replicas(wrong))
     assert reason_of(refused.value) == "CHECKSUM_MISMATCH"
 
+    short = pb.ReplicaUpdate(name="/hess/raw/1.fits", set=[copy], size_bytes=6)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await runs.BatchUpdateReplicas(replicas(short))
+    assert reason_of(refused.value) == "CHECKSUM_MISMATCH"
+
     right = pb.ReplicaUpdate(name="/hess/raw/1.fits", set=[copy])
     await runs.BatchUpdateReplicas(replicas(right))
     (result,) = (await runs.BatchGetFiles(pb.BatchGetFilesRequest(names=["/hess/raw/1.fits"]))).results
@@ -165,7 +185,10 @@ async def test_there_is_no_undo_after_the_window(runs: CatalogServiceStub) -> No
 
 
 async def test_a_file_without_replicas_is_purged_by_the_catalogue_itself(catalog: CatalogServiceStub) -> None:
-    await catalog.BatchCreateFiles(create(new_file("/hess/a", elements=[])))
+    # More files than a batch of the purge wait for the storage, since before this one.
+    waiting = [new_file(f"/hess/waiting/{n}") for n in range(1001)]
+    await catalog.BatchCreateFiles(create(new_file("/hess/a", elements=[]), *waiting))
+    await catalog.BatchDeleteFiles(delete(*[one.name for one in waiting], window=0))
     (gone,) = (await catalog.BatchDeleteFiles(delete("/hess/a", window=0))).files
     async with asyncio.timeout(10):
         while True:
@@ -258,3 +281,19 @@ async def test_a_key_is_declared_once(catalog: CatalogServiceStub) -> None:
     assert reason_of(refused.value) == "METADATA_KEY_CONFLICT"
     answer = await catalog.ListMetadataKeys(pb.ListMetadataKeysRequest())
     assert [key.name for key in answer.metadata_keys] == ["metadataKeys/zenith"]
+
+
+async def test_a_key_is_no_group_of_keys(catalog: CatalogServiceStub) -> None:
+    await catalog.BatchCreateMetadataKeys(declare(**{"fits.object": "TEXT"}))
+    with pytest.raises(grpc.aio.AioRpcError, match=r"cannot declare fits and fits\.object"):
+        await catalog.BatchCreateMetadataKeys(declare(fits="TEXT"))
+    await catalog.BatchCreateFiles(create(new_file("/hess/a", metadata={"fits.object": "Crab"})))
+    assert await names(catalog, filter="metadata.fits.object = Crab") == ["/hess/a"]
+
+
+async def test_a_key_stands_once_in_a_call(catalog: CatalogServiceStub) -> None:
+    request = declare(zenith="NUMBER")
+    request.metadata_keys.add(name="metadataKeys/zenith", type=request.metadata_keys[0].type, unit="deg")
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await catalog.BatchCreateMetadataKeys(request)
+    assert reason_of(refused.value) == "DUPLICATE_NAME"

@@ -9,10 +9,23 @@ from khomas.api.catalog.v1.file_pb2 import File, Replica
 from khomas.api.common.v1.value_pb2 import Value
 from khomas.api.storage.v1.storage_service_pb2 import HeaderCard, ScannedFile
 from khomas.catalog.keys import PREFIX, Key
+from khomas.catalog.names import check_dataset, check_key, check_name
 from khomas.catalog.values import TYPE_OF_KIND
 from khomas.kit.errors import FieldInvalid
 
 _WHOLE = re.compile(r"[+-]?\d{1,18}")
+
+
+def check_wanted(wanted: Adoption) -> None:
+    """Check what can be seen before anything is scanned."""
+    check_name(wanted.destination, "adoption.destination")
+    if wanted.dataset:
+        check_dataset(wanted.dataset, "adoption.dataset")
+    for index, pattern in enumerate(compiled(wanted.path_patterns)):
+        for key in pattern.groupindex:
+            check_key(key, f"adoption.path_patterns[{index}]")
+    for index, rule in enumerate(wanted.headers):
+        check_key(key_of(rule), f"adoption.headers[{index}].key")
 
 
 def compiled(patterns: Sequence[str]) -> list[re.Pattern[str]]:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 
 import grpc
-from sqlalchemy import insert, select, update
+from sqlalchemy import and_, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.catalog.v1 import catalog_service_pb2 as pb
@@ -14,11 +14,11 @@ from khomas.api.catalog.v1.adoption_pb2 import Adoption
 from khomas.api.catalog.v1.file_pb2 import File
 from khomas.api.storage.v1 import storage_service_pb2 as storage_pb
 from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceStub
-from khomas.catalog.adoption_rules import as_file, compiled, fitted, found_values, missing_keys
+from khomas.catalog.adoption_rules import as_file, check_wanted, compiled, fitted, found_values, missing_keys
 from khomas.catalog.creation import Creation, check_files
 from khomas.catalog.errors import AdoptionMissing, AdoptionState, FileInUse
 from khomas.catalog.keys import Keys
-from khomas.catalog.names import check_name, default_path
+from khomas.catalog.names import default_path
 from khomas.catalog.tables import adoption, file, replica
 from khomas.catalog.undoing import take_back
 from khomas.kit.boundary.call import current_principal
@@ -63,8 +63,7 @@ class Adoptions:
 
     async def create(self, request: pb.CreateAdoptionRequest) -> Adoption:
         """Start an adoption; the loop carries it out."""
-        check_name(request.adoption.destination, "adoption.destination")
-        compiled(request.adoption.path_patterns)
+        check_wanted(request.adoption)
         if request.validate_only:
             return await self._try(request.adoption)
         answer = await self._once(request, Adoption, lambda connection: self._insert(connection, request.adoption))
@@ -105,13 +104,13 @@ class Adoptions:
         return await self._once(request, Adoption, lambda connection: self._undo(connection, request.name))
 
     async def _undo(self, connection: AsyncConnection, name: str) -> Adoption:
-        row = await _row(connection, name)
+        row = await _row(connection, name, lock=True)
         if row.state not in (Adoption.STATE_SUCCEEDED, Adoption.STATE_FAILED):
             raise AdoptionState(name=name, state=_state_name(row.state))
         used = await take_back(connection, self._events, row.uid)
         if used is not None:
             raise FileInUse(name=used[0], child=used[1])
-        return await self._save(connection, row.uid, state=Adoption.STATE_UNDONE, end_time=datetime.now(UTC))
+        return await self._save(connection, row, state=Adoption.STATE_UNDONE, end_time=datetime.now(UTC))
 
     async def work(self) -> None:
         """Carry out what is RUNNING, for ever."""
@@ -137,6 +136,8 @@ class Adoptions:
                 await asyncio.sleep(1)
                 return
             await self._end(row, Adoption.STATE_FAILED, [f"The storage says: {error.details()}"])
+        except _Overtaken:
+            return
         except DomainError as error:
             await self._end(row, Adoption.STATE_FAILED, [error.message])
 
@@ -175,7 +176,7 @@ class Adoptions:
                 await self._creation.commit(connection, row.owner, new, datasets)
             await self._save(
                 connection,
-                row.uid,
+                row,
                 after_path=scanned[-1].path,
                 adopted_files=row.adopted_files + len(new),
                 adopted_bytes=row.adopted_bytes + sum(one.size_bytes for one in new),
@@ -231,21 +232,31 @@ class Adoptions:
         async with self._database.write() as connection:
             await self._save(
                 connection,
-                row.uid,
+                row,
                 state=state,
                 problems=[*row.problems, *problems][:_MAX_PROBLEMS],
                 end_time=datetime.now(UTC),
             )
 
-    async def _save(self, connection: AsyncConnection, uid: str, **values: object) -> Adoption:
-        saving = update(adoption).values(values).where(adoption.c.uid == uid).returning(*adoption.c)
-        return await self._tell(connection, (await connection.execute(saving)).one())
+    async def _save(self, connection: AsyncConnection, row: AnyRow, **values: object) -> Adoption:
+        """Change an adoption that is still as it was read; another process may carry it out too."""
+        columns = adoption.c
+        unchanged = and_(columns.state == row.state, columns.after_path == row.after_path)
+        saving = update(adoption).values(values).where(columns.uid == row.uid, unchanged).returning(*columns)
+        saved = (await connection.execute(saving)).one_or_none()
+        if saved is None:
+            raise _Overtaken
+        return await self._tell(connection, saved)
 
     async def _tell(self, connection: AsyncConnection, row: AnyRow) -> Adoption:
         message = _proto(row)
         event = NewEvent("catalog.adoption.changed", message.name, row.uid, "", message)
         await self._events.append(connection, [event])
         return message
+
+
+class _Overtaken(Exception):
+    """Another process has gone on with the adoption; what this one was about to commit is not."""
 
 
 async def _known(connection: AsyncConnection, files: Sequence[File], storage_element: str) -> set[str]:
@@ -273,8 +284,10 @@ def _stored(one: File, default: str) -> tuple[str | None, ...]:
     return (path, None) if path == default else (path,)
 
 
-async def _row(connection: AsyncConnection, name: str) -> AnyRow:
+async def _row(connection: AsyncConnection, name: str, *, lock: bool = False) -> AnyRow:
     query = select(adoption).where(adoption.c.uid == name.removeprefix(_PREFIX))
+    if lock:
+        query = query.with_for_update()
     row = (await connection.execute(query)).one_or_none()
     if row is None:
         raise AdoptionMissing(name=name)

@@ -22,6 +22,8 @@ from khomas.kit.errors import EtagMismatch
 from khomas.kit.events import EventLog, NewEvent
 from khomas.kit.idempotency import Once
 
+WITHOUT_REPLICAS = ~exists(select(1).where(replica.c.file_id == file.c.id))
+
 
 class Changes:
     """The rpcs that change metadata and replicas."""
@@ -88,11 +90,11 @@ class Changes:
     async def finish_deletions(self, connection: AsyncConnection, ids: Sequence[int]) -> set[int]:
         """Make DELETING files without replicas, past their undo window, tombstones."""
         now = datetime.now(UTC)
-        bare = ~exists(select(1).where(replica.c.file_id == file.c.id))
         finishing = (
             update(file)
             .values(state=File.STATE_DELETED, update_time=now, version=file.c.version + 1)
-            .where(in_values(file.c.id, ids), file.c.state == File.STATE_DELETING, file.c.purge_time <= now, bare)
+            .where(in_values(file.c.id, ids), file.c.state == File.STATE_DELETING)
+            .where(file.c.purge_time <= now, WITHOUT_REPLICAS)
             .returning(*file.c)
         )
         rows = (await connection.execute(finishing)).all()
@@ -127,7 +129,7 @@ async def locked(connection: AsyncConnection, names: Sequence[str], states: Iter
 
 
 def _check_copy(change: pb.ReplicaUpdate, row: AnyRow) -> None:
-    size_differs = bool(change.adler32) and change.size_bytes != row.size_bytes
+    size_differs = bool(change.adler32 or change.size_bytes) and change.size_bytes != row.size_bytes
     sum_differs = bool(change.adler32) and bool(row.adler32) and change.adler32 != row.adler32
     if change.set and (size_differs or sum_differs):
         raise ChecksumMismatch(name=row.name, storage_element=change.set[0].storage_element)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from graphlib import CycleError, TopologicalSorter
 from typing import Any, NoReturn
 
 from sqlalchemy import BigInteger, String, literal, select, union_all
@@ -177,6 +178,15 @@ def check_files(files: Sequence[File]) -> None:
             raise FieldInvalid.of(f"files[{index}].replicas", "has two replicas on one StorageElement")
         if one.name in one.parents:
             raise FieldInvalid.of(f"files[{index}].parents", "names the file itself")
+    _check_circles({one.name: one.parents for one in files if one.parents})
+
+
+def _check_circles(parents: Mapping[str, Sequence[str]]) -> None:
+    """Refuse files of one call that were made from each other; files of different calls cannot be."""
+    try:
+        TopologicalSorter(parents).prepare()
+    except CycleError as error:
+        raise FieldInvalid.of("files.parents", f"go round in a circle: {' from '.join(error.args[1])}") from error
 
 
 def replica_rows(one: File, id_: int, now: datetime) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from khomas.api.catalog.v1 import catalog_service_pb2 as pb
 from khomas.api.catalog.v1.dataset_pb2 import Dataset
 from khomas.api.catalog.v1.file_pb2 import File
-from khomas.catalog.changes import Changes, locked
+from khomas.catalog.changes import WITHOUT_REPLICAS, Changes, locked
 from khomas.catalog.details import complete
 from khomas.catalog.errors import DeletionStarted, FileInUse
 from khomas.catalog.files import BY_UID
@@ -100,7 +100,8 @@ class Deletions:
         """Make files without replicas tombstones when their undo window has ended."""
         due = (
             select(file.c.id)
-            .where(file.c.state == File.STATE_DELETING, file.c.purge_time <= datetime.now(UTC))
+            # Files that wait for the storage would fill the batch and keep the others out of it.
+            .where(file.c.state == File.STATE_DELETING, file.c.purge_time <= datetime.now(UTC), WITHOUT_REPLICAS)
             .order_by(file.c.purge_time)
             .limit(_PURGE_BATCH)
         )
@@ -189,6 +190,7 @@ async def _recount(connection: AsyncConnection, ids: Sequence[int], sign: int, w
         .values(
             file_count=dataset.c.file_count + sign * moving.c.files,
             size_bytes=dataset.c.size_bytes + sign * moving.c.bytes,
+            update_time=datetime.now(UTC),
             version=dataset.c.version + 1,
         )
         .where(dataset.c.id == moving.c.dataset_id)

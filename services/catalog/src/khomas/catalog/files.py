@@ -13,7 +13,7 @@ from khomas.catalog.details import complete
 from khomas.catalog.errors import DatasetMissing, FileMissing
 from khomas.catalog.keys import Keys
 from khomas.catalog.membership import is_member
-from khomas.catalog.searching import below, file_fields, in_directory, ordering
+from khomas.catalog.searching import asks_for, below, file_fields, in_directory, ordering
 from khomas.catalog.tables import dataset, dataset_file, directory, file
 from khomas.kit.boundary.status import status_of
 from khomas.kit.database import Database, in_values
@@ -67,7 +67,7 @@ class Files:
 
     async def list_directory(self, request: pb.ListDirectoryRequest) -> pb.ListDirectoryResponse:
         """List what lies directly in a directory, files and directories together by name."""
-        path = request.directory or "/"
+        path = request.directory.rstrip("/") or "/"
         above = select(directory.c.id).where(directory.c.path == path).scalar_subquery()
         inside = union_all(
             select(directory.c.path.label("name"), literal(0).label("file_id")).where(
@@ -93,7 +93,7 @@ class Files:
     ) -> tuple[Select[*tuple[Any, ...]], Ordering]:
         keys = await self._keys.all(connection)
         query = select(file).where(below(request.directory), where(request.filter, file_fields(keys.values())))
-        if "state" not in request.filter:
+        if not asks_for(request.filter, "state"):
             query = query.where(file.c.state == File.STATE_ACTIVE)
         if request.dataset:
             query = query.where(await _in_dataset(connection, request))

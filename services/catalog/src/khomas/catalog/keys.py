@@ -1,7 +1,7 @@
 """Declared metadata keys. There are hundreds, they never change, and every call needs them: they are kept."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -13,9 +13,11 @@ from khomas.api.catalog.v1 import catalog_service_pb2 as pb
 from khomas.api.catalog.v1 import dataset_pb2
 from khomas.api.common.v1.value_pb2 import Value
 from khomas.catalog.errors import MetadataKeyConflict, MetadataKeyUndeclared
+from khomas.catalog.names import check_distinct
 from khomas.catalog.tables import metadata_key
 from khomas.catalog.values import columns_of, type_name
 from khomas.kit.database import Database, insert_new
+from khomas.kit.errors import FieldInvalid
 from khomas.kit.idempotency import Once
 from khomas.kit.paging import Ordering, list_page
 
@@ -74,6 +76,7 @@ class Keys:
     async def _declare(
         self, connection: AsyncConnection, request: pb.BatchCreateMetadataKeysRequest
     ) -> pb.BatchCreateMetadataKeysResponse:
+        check_distinct(key.name for key in request.metadata_keys)
         await self.declare(connection, request.metadata_keys)
         names = [key.name.removeprefix(PREFIX) for key in request.metadata_keys]
         rows = (await connection.execute(select(metadata_key).where(metadata_key.c.name.in_(names)))).all()
@@ -93,6 +96,7 @@ class Keys:
         for row in await connection.execute(query):
             if (row.type, row.unit) != (wanted[row.name].type, wanted[row.name].unit):
                 raise MetadataKeyConflict(key=row.name, type=type_name(row.type), unit=row.unit)
+        check_groups((await connection.execute(select(metadata_key.c.name))).scalars().all())
 
     async def page(self, request: pb.ListMetadataKeysRequest) -> pb.ListMetadataKeysResponse:
         """List the keys by name."""
@@ -107,6 +111,14 @@ class Keys:
         columns = metadata_key.c
         rows = await connection.execute(select(columns.id, columns.name, columns.type, columns.unit))
         self._known = {row.name: Key(*row) for row in rows}
+
+
+def check_groups(names: Collection[str]) -> None:
+    """Refuse "fits" beside "fits.object": in a filter `metadata.fits` would be a value and a group of values."""
+    groups = {name.partition(".")[0]: name for name in names if "." in name}
+    if both := sorted(groups.keys() & set(names)):
+        problem = f"cannot declare {both[0]} and {groups[both[0]]}: a key is a value or a group of values"
+        raise FieldInvalid.of("metadata_keys", problem)
 
 
 def _proto(row: Any) -> dataset_pb2.MetadataKey:

@@ -10,13 +10,11 @@ from khomas.api.catalog.v1 import catalog_service_pb2 as pb
 from khomas.api.catalog.v1.dataset_pb2 import Dataset
 from khomas.api.catalog.v1.file_pb2 import File
 from khomas.catalog.errors import DatasetClosed, DatasetMissing
+from khomas.catalog.names import check_dataset
 from khomas.catalog.tables import dataset, dataset_file, file
 from khomas.kit.database import AnyRow, in_values, insert_many, insert_new
-from khomas.kit.errors import FieldInvalid
 from khomas.kit.events import EventLog, NewEvent
 from khomas.kit.ids import new_uids
-
-PREFIX = "datasets/"
 
 
 def is_member(dataset_id: ColumnElement[int], at: datetime | None) -> ColumnElement[bool]:
@@ -50,9 +48,8 @@ class Membership:
             new_row(uid, Dataset(name=name), owner, now)
             for uid, name in zip(new_uids(len(names)), sorted(set(names)), strict=False)
         ]
-        for row in wanted:
-            if not str(row["name"]).startswith(PREFIX) or row["name"] == PREFIX:
-                raise FieldInvalid.of("datasets", f"{row['name']!r} is no dataset; it is written datasets/…")
+        for name in names:
+            check_dataset(name, "datasets")
         made = await insert_new(connection, dataset, wanted, *dataset.c)
         await self._log.append(connection, [changed("created", row) for row in made])
 

@@ -1,6 +1,6 @@
 """What a search for files can ask for."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sqlalchemy import ColumnElement, Table, and_, exists, func, select
@@ -11,8 +11,8 @@ from khomas.catalog.keys import Key
 from khomas.catalog.tables import directory, file, file_value, replica
 from khomas.catalog.values import COLUMN, microseconds_of
 from khomas.kit.errors import OrderInvalid
-from khomas.kit.filtering import Field, Fields, fields
-from khomas.kit.filtering.ast import Operator, Value
+from khomas.kit.filtering import Field, Fields, fields, parse
+from khomas.kit.filtering.ast import And, Comparison, Node, Not, Operator, Or, Value
 from khomas.kit.filtering.fields import Condition
 from khomas.kit.filtering.literals import read_boolean, read_time
 from khomas.kit.paging import Ordering
@@ -43,6 +43,22 @@ _LOWEST: dict[str, Any] = {"whole": -(2**63), "number": float("-inf"), "text": "
 def file_fields(keys: Iterable[Key]) -> Fields:
     """Return the fields of a filter over files."""
     return {**_FIELDS, "metadata": value_fields(keys, file_value, "file_id", file.c.id)}
+
+
+def asks_for(text: str, name: str) -> bool:
+    """Tell whether a filter compares this field anywhere."""
+    return any(one.path == (name,) for one in _comparisons(parse(text)))
+
+
+def _comparisons(node: Node | None) -> Iterator[Comparison]:
+    match node:
+        case And(parts) | Or(parts):
+            for part in parts:
+                yield from _comparisons(part)
+        case Not(part):
+            yield from _comparisons(part)
+        case Comparison():
+            yield node
 
 
 def value_fields(keys: Iterable[Key], table: Table, owner: str, owner_id: ColumnElement[int]) -> Fields:
@@ -110,7 +126,8 @@ def _value_order(key: Key) -> ColumnElement[Any]:
 
 def below(path: str) -> Condition:
     """Return the condition that a file lies below a directory, at any depth."""
-    if path in ("", "/"):
+    path = path.rstrip("/")
+    if not path:
         return file.c.id.is_not(None)
     # "0" is the character after "/": a range that the index on names serves on both databases.
     return and_(file.c.name > path + "/", file.c.name < path + "0")
