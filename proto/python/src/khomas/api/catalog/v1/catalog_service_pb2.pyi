@@ -74,7 +74,7 @@ class BatchCreateFilesRequest(_message.Message):
 
     @_builtins.property
     def datasets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Datasets that all of these files become members of; they must be open."""
+        """Datasets that all of these files become members of; they must be open. One that does not exist is made."""
 
     def __init__(
         self,

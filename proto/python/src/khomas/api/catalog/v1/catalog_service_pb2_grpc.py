@@ -330,8 +330,9 @@ class CatalogServiceServicer(object):
 
     def WatchEvents(self, request, context):
         """The change feed. Kinds: catalog.file.{created,updated,deleting,undeleted,deleted} with a File,
-        catalog.dataset.{created,updated,closed} with a Dataset, catalog.dataset.files_added with a DatasetChange,
-        catalog.adoption.changed with an Adoption.
+        catalog.dataset.{created,closed} with a Dataset, catalog.dataset.{files_added,files_removed} with a DatasetChange,
+        catalog.adoption.changed with an Adoption. A deleted file leaves its datasets without an event of its own,
+        and is back in them once it is undeleted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -83,8 +83,9 @@ class CatalogServiceStub:
     """
     WatchEvents: _aio.UnaryStreamMultiCallable[_event_pb2.WatchEventsRequest, _event_pb2.WatchEventsResponse]
     """The change feed. Kinds: catalog.file.{created,updated,deleting,undeleted,deleted} with a File,
-    catalog.dataset.{created,updated,closed} with a Dataset, catalog.dataset.files_added with a DatasetChange,
-    catalog.adoption.changed with an Adoption.
+    catalog.dataset.{created,closed} with a Dataset, catalog.dataset.{files_added,files_removed} with a DatasetChange,
+    catalog.adoption.changed with an Adoption. A deleted file leaves its datasets without an event of its own,
+    and is back in them once it is undeleted.
     """
 
 class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -291,8 +292,9 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_event_pb2.WatchEventsRequest, _abc.AsyncIterator[_event_pb2.WatchEventsResponse]],
     ) -> _abc.AsyncIterator[_event_pb2.WatchEventsResponse]:
         """The change feed. Kinds: catalog.file.{created,updated,deleting,undeleted,deleted} with a File,
-        catalog.dataset.{created,updated,closed} with a Dataset, catalog.dataset.files_added with a DatasetChange,
-        catalog.adoption.changed with an Adoption.
+        catalog.dataset.{created,closed} with a Dataset, catalog.dataset.{files_added,files_removed} with a DatasetChange,
+        catalog.adoption.changed with an Adoption. A deleted file leaves its datasets without an event of its own,
+        and is back in them once it is undeleted.
         """
 
 def add_CatalogServiceServicer_to_server(servicer: CatalogServiceServicer, server: _aio.Server) -> None: ...
