@@ -3,12 +3,15 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime, timedelta
 
 import grpc
 import pytest
+from sqlalchemy import update
 
 from khomas.api.bookkeeping.v1.production_pb2 import Production
 from khomas.api.scheduler.v1 import scheduler_service_pb2 as scheduler_pb
+from khomas.bookkeeping.tables import submission
 from khomas.bookkeeping.testing import Client, FakeScheduler, shower_grid
 from khomas.kit.boundary.call import Context
 from khomas.kit.testing import Served
@@ -47,6 +50,23 @@ async def test_a_lost_answer_of_the_scheduler_makes_one_array(start: Start, sche
         end = await client.in_state("productions/showers", Production.STATE_COMPLETED)
     assert len(scheduler.jobs) == 1
     assert end.progress.jobs_total == end.progress.jobs_succeeded == 10
+
+
+async def test_a_submission_is_looked_for_when_its_request_is_too_old_to_be_remembered(
+    start: Start, scheduler: Forgetful
+) -> None:
+    async with start() as served:
+        await Client(served.channel).begin(shower_grid(20, requested="100", each="10"))
+        await Client(served.channel).waiting(scheduler, 10)
+        async with served.services["bookkeeping"].parts.write() as connection:
+            long_ago = datetime.now(UTC) - timedelta(days=2)
+            await connection.execute(update(submission).values(create_time=long_ago))
+    scheduler.answers = True
+    scheduler.forget_requests()
+    async with start() as served:
+        scheduler.finish(scheduler.waiting)
+        await Client(served.channel).in_state("productions/showers", Production.STATE_COMPLETED)
+    assert len(scheduler.jobs) == 1
 
 
 async def test_what_ended_while_it_was_away_is_counted(start: Start, scheduler: Forgetful) -> None:

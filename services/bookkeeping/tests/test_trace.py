@@ -6,10 +6,11 @@ import pytest
 from khomas.api.bookkeeping.v1 import bookkeeping_service_pb2 as pb
 from khomas.api.bookkeeping.v1.production_pb2 import DataSource, Production, Stage
 from khomas.api.bookkeeping.v1.provenance_pb2 import Trace
+from khomas.api.bookkeeping.v1.run_pb2 import Run
 from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
 from khomas.api.catalog.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from khomas.api.scheduler.v1.job_pb2 import Job, OutputFile
-from khomas.bookkeeping.testing import Client, FakeScheduler, shower_grid, template, until
+from khomas.bookkeeping.testing import Client, FakeScheduler, request_id, shower_grid, template, until
 from khomas.catalog.testing import create, new_file
 from khomas.kit.boundary.status import reason_of
 
@@ -121,3 +122,28 @@ async def test_an_unknown_id_is_not_found(client: Client) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await client.stub.GetTrace(pb.GetTraceRequest(id="nothing"))
     assert reason_of(refused.value) == "TRACE_NOT_FOUND"
+
+
+async def test_activities_are_listed_with_what_they_used_and_generated(
+    client: Client, catalog: CatalogServiceStub, scheduler: FakeScheduler
+) -> None:
+    job = await reduce(client, catalog, scheduler)
+    request = pb.ListActivitiesRequest(filter=f'kind = job AND uid = "{job.attempts[0].uid}"')
+    (activity,) = (await client.stub.ListActivities(request)).activities
+    assert (list(activity.used), list(activity.generated)) == (["/raw/1"], ["/out/1.fits"])
+    assert activity.attributes["native_id"] == job.attempts[0].native_id
+    none = await client.stub.ListActivities(pb.ListActivitiesRequest(filter="kind = release"))
+    assert not none.activities
+
+
+async def test_a_run_leads_to_what_was_made_of_it(
+    client: Client, catalog: CatalogServiceStub, scheduler: FakeScheduler
+) -> None:
+    await reduce(client, catalog, scheduler)
+    run = Run(name="runs/23523", target="Crab", files=["/raw/1"])
+    await client.stub.BatchCreateRuns(pb.BatchCreateRunsRequest(runs=[run], request_id=request_id()))
+    forward = await client.stub.GetTrace(pb.GetTraceRequest(id="23523", direction=FORWARD))
+    assert forward.subject == "runs/23523"
+    assert "/out/1.fits" in kinds(forward)
+    back = await client.stub.GetTrace(pb.GetTraceRequest(id="/out/1.fits"))
+    assert ("/raw/1", "part of", "runs/23523") in edges(back)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 
 _AT_ONCE = 100
 _CALL_SECONDS = 120.0
+_PAGE = 10_000
+# The scheduler knows a request_id for 24 h; after this time it is better to look what is there.
+_REMEMBERED = timedelta(hours=20)
 _REFUSALS = (
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
@@ -119,8 +122,26 @@ class Submitting:
             await self._log.append(connection, await items_changed(connection, named))
 
     async def _call(self, row: AnyRow, jobs: Sequence[Job]) -> Sequence[Job]:
+        if row.create_time < datetime.now(UTC) - _REMEMBERED:
+            made = await self._made_before(row)
+            if all(job.origin in made for job in jobs):
+                return [made[job.origin] for job in jobs]
         request = pb.BatchCreateJobsRequest(jobs=jobs, request_id=row.request_id)
         return (await self._scheduler.BatchCreateJobs(request, timeout=_CALL_SECONDS)).jobs
+
+    async def _made_before(self, row: AnyRow) -> dict[str, Job]:
+        """Return what was made for a submission whose request_id the scheduler may have forgotten."""
+        tag, stage_name = row.production.removeprefix("productions/"), Stage.FromString(row.wanted).name
+        since = row.create_time.isoformat().replace("+00:00", "Z")
+        filter_text = f'tags.production = "{tag}" AND tags.stage = "{stage_name}" AND create_time >= "{since}"'
+        request = pb.ListJobsRequest(filter=filter_text, page_size=_PAGE)
+        made: dict[str, Job] = {}
+        while True:
+            page = await self._scheduler.ListJobs(request, timeout=_CALL_SECONDS)
+            made.update((job.origin, job) for job in page.jobs)
+            if not page.next_page_token:
+                return made
+            request.page_token = page.next_page_token
 
     async def _pause(self, row: AnyRow, error: TemplateError | grpc.aio.AioRpcError) -> None:
         """A person has to look at what the scheduler refuses."""

@@ -83,11 +83,12 @@ class FakeScheduler(SchedulerServiceServicer):
         )
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
-        """List the children of an array, or what a filter over one tag lets through."""
+        """List the children of an array, or what the first tag of a filter lets through."""
         if request.parent:
             told = [job for job in self.told.values() if job.parent == request.parent]
             return pb.ListJobsResponse(jobs=told)
-        key, _, value = request.filter.removeprefix("tags.").partition(" = ")
+        first, *_ = request.filter.split(" AND ")
+        key, _, value = first.removeprefix("tags.").partition(" = ")
         found = [job for job in self.jobs.values() if job.spec.tags[key] == value.strip('"')]
         return pb.ListJobsResponse(jobs=found)
 
@@ -115,6 +116,10 @@ class FakeScheduler(SchedulerServiceServicer):
     def waiting(self) -> list[Job]:
         """Return the jobs and children that have not ended, each as it would be told of."""
         return [child for job in self.jobs.values() for child in _children(job) if child.uid not in self.told]
+
+    def forget_requests(self) -> None:
+        """Forget the answers to calls, as after 24 h."""
+        self._answers.clear()
 
     def finish(
         self,
