@@ -1,5 +1,8 @@
 """What people do with productions that exist, through the wire."""
 
+from collections.abc import Awaitable
+from typing import Any
+
 import grpc
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -35,12 +38,12 @@ def raised(requested: str, **fields: str) -> pb.UpdateProductionRequest:
     return pb.UpdateProductionRequest(production=wanted, update_mask=mask, request_id=request_id())
 
 
-def two_files(**source: object) -> Production:
+def two_files(**source: Any) -> Production:
     stage = Stage(name="reduce", job=template(), data=DataSource(directory="/raw", **source))
     return Production(name="productions/crab", stages=[stage])
 
 
-async def refusal(call: object) -> str:
+async def refusal(call: Awaitable[Any]) -> str:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await call
     return reason_of(refused.value)

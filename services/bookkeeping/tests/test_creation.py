@@ -1,5 +1,7 @@
 """What CreateProduction refuses, and what it answers when it is asked again."""
 
+from pathlib import Path
+
 import grpc
 import pytest
 
@@ -9,6 +11,12 @@ from khomas.api.scheduler.v1.splitter_pb2 import CountSplitter, Splitter
 from khomas.bookkeeping.testing import Client, FakeScheduler, request_id, shower_grid, template
 from khomas.kit.boundary.status import reason_of
 from khomas.kit.testing import Served
+
+
+@pytest.fixture
+def database_url(tmp_path: Path) -> str:
+    """What is refused never reaches the database."""
+    return f"sqlite+aiosqlite:///{tmp_path / 'bookkeeping.sqlite'}"
 
 
 def chain(**after: list[str]) -> Production:

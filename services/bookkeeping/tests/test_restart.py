@@ -35,7 +35,7 @@ class Forgetful(FakeScheduler):
 
 @pytest.fixture
 def scheduler() -> Forgetful:
-    return Forgetful()
+    return Forgetful()  # type: ignore[abstract]  # only what bookkeeping calls
 
 
 async def test_a_lost_answer_of_the_scheduler_makes_one_array(start: Start, scheduler: Forgetful) -> None:

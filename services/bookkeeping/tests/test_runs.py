@@ -1,11 +1,14 @@
 """Observation runs, through the wire."""
 
 import asyncio
+from collections.abc import Awaitable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from khomas.api.bookkeeping.v1 import bookkeeping_service_pb2 as pb
 from khomas.api.bookkeeping.v1.run_pb2 import Run
@@ -22,12 +25,14 @@ def poll() -> timedelta:
     return timedelta(hours=1)
 
 
-def one_run(number: int, **facts: object) -> Run:
+def one_run(number: int, **facts: Any) -> Run:
+    begin = Timestamp()
+    begin.FromDatetime(datetime(2004, 12, 4, 22, number % 60, tzinfo=UTC))
     return Run(
         name=f"runs/{number}",
         target="Crab",
         period="2004-12",
-        start_time=datetime(2004, 12, 4, 22, number % 60, tzinfo=UTC),
+        start_time=begin,
         files=[f"/hess/run_{number}.fits"],
         attributes={"zenith": Value(number=47.5)},
         **facts,
@@ -38,13 +43,13 @@ def known(*runs: Run) -> pb.BatchCreateRunsRequest:
     return pb.BatchCreateRunsRequest(runs=runs, request_id=request_id())
 
 
-def decided(**facts: object) -> pb.UpdateRunRequest:
+def decided(**facts: Any) -> pb.UpdateRunRequest:
     run = Run(name="runs/23523", **facts)
     paths = [key for key in facts if key != "etag"]
     return pb.UpdateRunRequest(run=run, update_mask=FieldMask(paths=paths), request_id=request_id())
 
 
-async def refusal(call: object) -> str:
+async def refusal(call: Awaitable[Any]) -> str:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await call
     return reason_of(refused.value)
