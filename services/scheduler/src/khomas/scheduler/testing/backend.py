@@ -62,6 +62,8 @@ class BatchSystem:
     # Tokens in the order of their handovers, repeated ones too.
     submitted: list[str] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
+    # Tokens that the scheduler was told about, by an answer or by a search.
+    known: set[str] = field(default_factory=set)
 
     # --------------------------------------------------------------------------- what tests say
 
@@ -116,13 +118,16 @@ class BatchSystem:
             raise ConnectionError("the answer got lost")
         if self.handover is Handover.DIES_AFTER:
             raise asyncio.CancelledError
+        self.known |= {item.token for item in items}
         return [SubmitOutcome(item.token, Submitted.ACCEPTED, native_id=f"n{item.token}") for item in items]
 
     async def find(self, tokens: Sequence[str]) -> dict[str, str]:
         """Those that arrived."""
         if not self.answers:
             raise ConnectionError("no answer")
-        return {token: f"n{token}" for token in tokens if token in self.state}
+        found = {token: f"n{token}" for token in tokens if token in self.state}
+        self.known |= found.keys()
+        return found
 
     async def poll(self, ids: Sequence[str], cursor: str = "") -> PollResult:
         """What the test said."""
