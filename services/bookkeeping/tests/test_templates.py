@@ -11,13 +11,13 @@ from khomas.kit.templating import TemplateError
 def test_the_keys_of_a_work_item_are_filled_and_the_others_are_left() -> None:
     spec = JobSpec(
         command=Command(
-            executable="reduce", arguments=["{file}", "{group:05d}", "{{x}}", "{job}"], env={"S": "{stem}"}
+            executable="reduce", arguments=["{file}", "{group:05d}", "{{x}}", "{job}"], env={"S": "{input_stem}"}
         ),
         inputs=[Input(file="/calib/{group}.fits")],
         outputs=[Output(glob="*", name_pattern="/out/{input_stem}/{file}", metadata={"run": "{group}"})],
     )
     job = job_of(spec, "7", ["/raw/run_7.fits.gz", "/raw/{odd}"], "in")
-    assert list(job.command.arguments) == ["run_7.fits.gz", "00007", "{{x}}", "{job}"]
+    assert list(job.command.arguments) == ["in/run_7.fits.gz", "00007", "{{x}}", "{job}"]
     assert dict(job.command.env) == {"S": "run_7"}
     assert [(given.file, given.path) for given in job.inputs] == [
         ("/calib/7.fits", ""),

@@ -63,7 +63,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
 def copy_runs() -> Production:
     reduce = Stage(
         name="reduce",
-        job=shell("cp {file} {stem}.dat", "*.dat", "/reduced/{file}"),
+        job=shell("cp {file} {input_stem}.dat", "*.dat", "/reduced/{file}"),
         data=DataSource(dataset="datasets/raw", match="*.txt", complete_when_drained=True),
     )
     reduce.job.outputs[0].datasets.append("datasets/reduced")

@@ -42,15 +42,15 @@ def array_of(
 def job_of(spec: JobSpec, group: str, files: Sequence[str], path: str) -> JobSpec:
     """Return the job of a work item.
 
-    Raises `TemplateError` for a group that cannot be formatted as wanted. In outputs {file} is the name of the output;
-    {input}, as in jobs that are split by files, is the name of the first input everywhere.
+    Raises `TemplateError` for a group that cannot be formatted as wanted. In outputs {file} is the name of what was
+    made, so it is left alone there.
     """
     job = JobSpec()
     job.CopyFrom(spec)
     first = files[0].rpartition("/")[2] if files else "file"
-    stem = first.partition(".")[0]
-    values: dict[str, Scalar] = {"group": group, "input": first, "input_stem": stem}
-    in_command = {**values, "file": first, "stem": stem}
+    values: dict[str, Scalar] = {"group": group, "input": first, "input_stem": first.partition(".")[0]}
+    folder = f"{path.rstrip('/')}/" if path else ""
+    in_command = {**values, "file": folder + first}
     command = job.command
     command.executable = _filled(command.executable, in_command)
     command.arguments[:] = [_filled(text, in_command) for text in command.arguments]
@@ -61,7 +61,6 @@ def job_of(spec: JobSpec, group: str, files: Sequence[str], path: str) -> JobSpe
     for output in job.outputs:
         output.name_pattern = _filled(output.name_pattern, values)
         _fill_map(output.metadata, values)
-    folder = f"{path.rstrip('/')}/" if path else ""
     job.inputs.extend(Input(file=_escaped(file), path=folder) for file in files)
     return job
 

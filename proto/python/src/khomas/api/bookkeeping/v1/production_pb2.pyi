@@ -192,8 +192,9 @@ class Stage(_message.Message):
     def job(self) -> _job_spec_pb2.JobSpec:
         """Template of its jobs, without splitter. In grid stages "{key}" are the values of the cell, "{first_event}",
         "{events}", "{run_number}" and "{seed}" those of the job. In data stages the group's files are brought in as
-        inputs, "{group}" is the value of the grouping key and, in the command, "{file}" the path of the group's first
-        file in the work directory.
+        inputs, "{group}" is the value of the grouping key, "{input}" the name of the group's first file, "{input_stem}"
+        that up to the first dot and, in the command, "{file}" the path of this file in the work directory.
+        All jobs get the tags "production" and "stage".
         """
 
     @_builtins.property
