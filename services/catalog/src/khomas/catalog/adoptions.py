@@ -19,7 +19,7 @@ from khomas.catalog.creation import Creation, check_files
 from khomas.catalog.errors import AdoptionMissing, AdoptionState, FileInUse
 from khomas.catalog.keys import Keys
 from khomas.catalog.names import default_path
-from khomas.catalog.tables import adoption, file, replica
+from khomas.catalog.tables import ACTIVE, adoption, file, replica
 from khomas.catalog.undoing import take_back
 from khomas.kit.boundary.call import current_principal
 from khomas.kit.boundary.status import reason_of
@@ -266,7 +266,7 @@ async def _known(connection: AsyncConnection, files: Sequence[File], storage_ele
         .join(replica, replica.c.file_id == file.c.id)
         .where(
             in_values(file.c.name, [one.name for one in files]),
-            file.c.state == File.STATE_ACTIVE,
+            ACTIVE,
             replica.c.storage_element == storage_element,
         )
     )

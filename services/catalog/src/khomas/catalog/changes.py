@@ -1,10 +1,10 @@
 """Changes of files that exist: metadata and replicas, each a constant number of statements."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import delete, exists, or_, select, update
+from sqlalchemy import ColumnElement, delete, exists, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -16,7 +16,7 @@ from khomas.catalog.errors import ChecksumMismatch, FileMissing
 from khomas.catalog.files import BY_UID
 from khomas.catalog.keys import Keys
 from khomas.catalog.names import check_distinct
-from khomas.catalog.tables import file, file_value, replica
+from khomas.catalog.tables import ACTIVE, DELETING, NOT_DELETED, file, file_value, replica
 from khomas.kit.database import AnyRow, Database, in_values, insert_many, rows_table
 from khomas.kit.errors import EtagMismatch
 from khomas.kit.events import EventLog, NewEvent
@@ -44,7 +44,7 @@ class Changes:
     async def _metadata(
         self, connection: AsyncConnection, request: pb.BatchUpdateMetadataRequest
     ) -> pb.BatchUpdateMetadataResponse:
-        rows = await locked(connection, [change.name for change in request.updates], [File.STATE_ACTIVE])
+        rows = await locked(connection, [change.name for change in request.updates], ACTIVE)
         for change in request.updates:
             if change.etag and change.etag != str(rows[change.name].version):
                 raise EtagMismatch(name=change.name)
@@ -72,8 +72,7 @@ class Changes:
     async def _replicas(
         self, connection: AsyncConnection, request: pb.BatchUpdateReplicasRequest
     ) -> pb.BatchUpdateReplicasResponse:
-        states = [File.STATE_ACTIVE, File.STATE_DELETING]
-        rows = await locked(connection, [change.name for change in request.updates], states)
+        rows = await locked(connection, [change.name for change in request.updates], NOT_DELETED)
         now = datetime.now(UTC)
         new = []
         for change in request.updates:
@@ -93,7 +92,7 @@ class Changes:
         finishing = (
             update(file)
             .values(state=File.STATE_DELETED, update_time=now, version=file.c.version + 1)
-            .where(in_values(file.c.id, ids), file.c.state == File.STATE_DELETING)
+            .where(in_values(file.c.id, ids), DELETING)
             .where(file.c.purge_time <= now, WITHOUT_REPLICAS)
             .returning(*file.c)
         )
@@ -115,12 +114,14 @@ class Changes:
         await self._log.append(connection, [_event("updated", one) for one in whole])
 
 
-async def locked(connection: AsyncConnection, names: Sequence[str], states: Iterable[int]) -> Mapping[str, AnyRow]:
+async def locked(
+    connection: AsyncConnection, names: Sequence[str], in_state: ColumnElement[bool]
+) -> Mapping[str, AnyRow]:
     """Return the files to change by the names given, LFN or "files/{uid}", in the order of the names."""
     uids = [name.removeprefix(BY_UID) for name in names if name.startswith(BY_UID)]
     lfns = [name for name in names if not name.startswith(BY_UID)]
     wanted = or_(in_values(file.c.name, lfns), in_values(file.c.uid, uids)) if uids else in_values(file.c.name, lfns)
-    query = select(file).where(wanted, file.c.state.in_(list(states))).order_by(file.c.id).with_for_update()
+    query = select(file).where(wanted, in_state).order_by(file.c.id).with_for_update()
     rows = (await connection.execute(query)).all()
     found = {row.name: row for row in rows} | {BY_UID + row.uid: row for row in rows}
     if missing := [name for name in names if name not in found]:

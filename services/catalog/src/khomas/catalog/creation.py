@@ -16,7 +16,7 @@ from khomas.catalog.errors import FileExists, NameIsDirectory, ParentMissing
 from khomas.catalog.keys import Keys
 from khomas.catalog.membership import Membership
 from khomas.catalog.names import check_distinct, check_name, default_path, directory_of
-from khomas.catalog.tables import directory, file, file_value, parent, replica
+from khomas.catalog.tables import NOT_DELETED, directory, file, file_value, parent, replica
 from khomas.kit.boundary.call import current_principal
 from khomas.kit.database import Database, in_values, insert_many, insert_new
 from khomas.kit.errors import FieldInvalid
@@ -91,7 +91,7 @@ class Creation:
         above = self._directories.unknown({directory_of(name) for name in names})
         columns = (file.c.name, file.c.id, file.c.uid, file.c.size_bytes, file.c.adler32, file.c.origin, file.c.state)
         query = union_all(
-            select(*columns).where(in_values(file.c.name, names | parents | above), file.c.state < File.STATE_DELETED),
+            select(*columns).where(in_values(file.c.name, names | parents | above), NOT_DELETED),
             select(
                 directory.c.path,
                 directory.c.id,

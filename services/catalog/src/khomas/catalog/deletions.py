@@ -14,7 +14,7 @@ from khomas.catalog.details import complete
 from khomas.catalog.errors import DeletionStarted, FileInUse
 from khomas.catalog.files import BY_UID
 from khomas.catalog.names import check_distinct
-from khomas.catalog.tables import dataset, dataset_file, file, parent
+from khomas.catalog.tables import ACTIVE, DELETING, dataset, dataset_file, file, parent
 from khomas.kit.boundary.call import current_principal
 from khomas.kit.database import AnyRow, Database, in_values, insert_many
 from khomas.kit.errors import FieldInvalid
@@ -46,7 +46,7 @@ class Deletions:
     async def _delete(
         self, connection: AsyncConnection, request: pb.BatchDeleteFilesRequest
     ) -> pb.BatchDeleteFilesResponse:
-        rows = await locked(connection, request.names, [File.STATE_ACTIVE])
+        rows = await locked(connection, request.names, ACTIVE)
         ids = [row.id for row in rows.values()]
         if not request.force:
             await _refuse_used(connection, ids)
@@ -80,7 +80,7 @@ class Deletions:
     async def _undelete(
         self, connection: AsyncConnection, request: pb.BatchUndeleteFilesRequest
     ) -> pb.BatchUndeleteFilesResponse:
-        rows = await locked(connection, request.names, [File.STATE_DELETING])
+        rows = await locked(connection, request.names, DELETING)
         now = datetime.now(UTC)
         for name, row in rows.items():
             if row.purge_time <= now:
@@ -101,7 +101,7 @@ class Deletions:
         due = (
             select(file.c.id)
             # Files that wait for the storage would fill the batch and keep the others out of it.
-            .where(file.c.state == File.STATE_DELETING, file.c.purge_time <= datetime.now(UTC), WITHOUT_REPLICAS)
+            .where(DELETING, file.c.purge_time <= datetime.now(UTC), WITHOUT_REPLICAS)
             .order_by(file.c.purge_time)
             .limit(_PURGE_BATCH)
         )

@@ -14,7 +14,7 @@ from khomas.catalog.errors import DatasetMissing, FileMissing
 from khomas.catalog.keys import Keys
 from khomas.catalog.membership import is_member
 from khomas.catalog.searching import asks_for, below, file_fields, in_directory, ordering
-from khomas.catalog.tables import dataset, dataset_file, directory, file
+from khomas.catalog.tables import ACTIVE, dataset, dataset_file, directory, file
 from khomas.kit.boundary.status import status_of
 from khomas.kit.database import Database, in_values
 from khomas.kit.filtering import where
@@ -35,7 +35,7 @@ class Files:
         """Read files by LFN or "files/{uid}"."""
         uids = {name.removeprefix(BY_UID) for name in request.names if name.startswith(BY_UID)}
         names = {name for name in request.names if not name.startswith(BY_UID)}
-        by_name = and_(in_values(file.c.name, names), file.c.state == File.STATE_ACTIVE)
+        by_name = and_(in_values(file.c.name, names), ACTIVE)
         wanted = or_(by_name, in_values(file.c.uid, uids)) if uids else by_name
         async with self._database.read() as connection:
             rows = (await connection.execute(select(file).where(wanted))).all()
@@ -73,7 +73,7 @@ class Files:
             select(directory.c.path.label("name"), literal(0).label("file_id")).where(
                 directory.c.parent_id == above, _has_files()
             ),
-            select(file.c.name, file.c.id).where(in_directory(path), file.c.state == File.STATE_ACTIVE),
+            select(file.c.name, file.c.id).where(in_directory(path), ACTIVE),
         ).subquery()
         order = Ordering({"name": inside.c.name}, inside.c.file_id, "name")
         async with self._database.read() as connection:
@@ -94,7 +94,7 @@ class Files:
         keys = await self._keys.all(connection)
         query = select(file).where(below(request.directory), where(request.filter, file_fields(keys.values())))
         if not asks_for(request.filter, "state"):
-            query = query.where(file.c.state == File.STATE_ACTIVE)
+            query = query.where(ACTIVE)
         if request.dataset:
             query = query.where(await _in_dataset(connection, request))
         return query, ordering(request.order_by, keys)
@@ -122,7 +122,7 @@ async def _in_dataset(connection: AsyncConnection, request: pb.ListFilesRequest)
 def _has_files() -> Any:
     """Return the condition that an active file lies below a directory; directories themselves are never removed."""
     inside = and_(file.c.name > directory.c.path + "/", file.c.name < directory.c.path + "0")
-    return exists(select(1).where(inside, file.c.state == File.STATE_ACTIVE).correlate(directory))
+    return exists(select(1).where(inside, ACTIVE).correlate(directory))
 
 
 def _result(name: str, found: File | None) -> pb.FileResult:

@@ -8,10 +8,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.catalog.v1 import catalog_service_pb2 as pb
 from khomas.api.catalog.v1.dataset_pb2 import Dataset
-from khomas.api.catalog.v1.file_pb2 import File
 from khomas.catalog.errors import DatasetClosed, DatasetMissing
 from khomas.catalog.names import check_dataset
-from khomas.catalog.tables import dataset, dataset_file, file
+from khomas.catalog.tables import ACTIVE, dataset, dataset_file, file
 from khomas.kit.database import AnyRow, in_values, insert_many, insert_new
 from khomas.kit.events import EventLog, NewEvent
 from khomas.kit.ids import new_uids
@@ -114,7 +113,7 @@ class Membership:
 
 async def active_ids(connection: AsyncConnection, names: Sequence[str]) -> dict[str, int]:
     """Return the ids of active files by LFN; others are missing from the answer."""
-    query = select(file.c.name, file.c.id).where(in_values(file.c.name, names), file.c.state == File.STATE_ACTIVE)
+    query = select(file.c.name, file.c.id).where(in_values(file.c.name, names), ACTIVE)
     return {row.name: row.id for row in await connection.execute(query)}
 
 

@@ -12,6 +12,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    literal_column,
     text,
 )
 
@@ -60,6 +61,12 @@ file = Table(
     Index("file_origin", "origin", sqlite_where=text("origin != ''"), postgresql_where=text("origin != ''")),
     Index("file_purge", "purge_time", sqlite_where=text("state = 2"), postgresql_where=text("state = 2")),
 )
+
+# The numbers of the states stand in the SQL itself: a plan that PostgreSQL prepared for any parameter cannot see
+# that the partial indexes above serve it, and reads the whole table (0.4 s a call at 40,000 files).
+ACTIVE = file.c.state == literal_column("1")
+DELETING = file.c.state == literal_column("2")
+NOT_DELETED = file.c.state < literal_column("3")
 
 replica = Table(
     "replica",

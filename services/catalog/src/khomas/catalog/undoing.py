@@ -8,13 +8,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from khomas.api.catalog.v1.file_pb2 import File
 from khomas.catalog.details import file_proto
 from khomas.catalog.membership import Membership
-from khomas.catalog.tables import dataset, dataset_file, file, parent, replica
+from khomas.catalog.tables import ACTIVE, dataset, dataset_file, file, parent, replica
 from khomas.kit.events import EventLog, NewEvent
 
 
 async def take_back(connection: AsyncConnection, events: EventLog, origin: str) -> tuple[str, str] | None:
     """Make the files tombstones at once, or return a file and what was made from it, changing nothing."""
-    ids = select(file.c.id).where(file.c.origin == origin, file.c.state == File.STATE_ACTIVE)
+    ids = select(file.c.id).where(file.c.origin == origin, ACTIVE)
     child, wanted = file.alias(), file.alias()
     used = (
         select(wanted.c.name, child.c.name.label("child"))
@@ -32,7 +32,7 @@ async def take_back(connection: AsyncConnection, events: EventLog, origin: str) 
     taking = (
         update(file)
         .values(state=File.STATE_DELETED, update_time=now, version=file.c.version + 1)
-        .where(file.c.origin == origin, file.c.state == File.STATE_ACTIVE)
+        .where(file.c.origin == origin, ACTIVE)
         .returning(*file.c)
     )
     rows = (await connection.execute(taking)).all()
@@ -47,7 +47,7 @@ async def _leave_datasets(connection: AsyncConnection, events: EventLog, origin:
         .select_from(dataset_file)
         .join(dataset, dataset.c.id == dataset_file.c.dataset_id)
         .join(file, file.c.id == dataset_file.c.file_id)
-        .where(file.c.origin == origin, file.c.state == File.STATE_ACTIVE, dataset_file.c.remove_time.is_(None))
+        .where(file.c.origin == origin, ACTIVE, dataset_file.c.remove_time.is_(None))
     )
     members: dict[str, dict[str, int]] = {}
     for row in await connection.execute(query):
