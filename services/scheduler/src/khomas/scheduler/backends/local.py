@@ -3,14 +3,13 @@
 import asyncio
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from datetime import datetime, timedelta
+from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,7 +30,9 @@ from khomas.scheduler.backends.interface import (
     Submitted,
     Usage,
 )
-from khomas.scheduler.wrapper import JOB_WRAPPER, LOCAL_RUNNER, khomas_job
+from khomas.scheduler.backends.journal import final, observed, running, usage_of
+from khomas.scheduler.backends.script import render_script
+from khomas.scheduler.wrapper import LOCAL_RUNNER, khomas_job
 
 _START_SECONDS = 10.0
 _CHUNK_BYTES = 1 << 20
@@ -74,7 +75,7 @@ class LocalBackend:
 
     def render(self, items: Sequence[SubmitItem]) -> list[RenderedScript]:
         """Say what submit would hand over, as a script that runs the job in a folder of its own."""
-        return [_render(item.token, self._manifest(item)) for item in items]
+        return [render_script(item.token, self._manifest(item)) for item in items]
 
     async def submit(self, items: Sequence[SubmitItem]) -> list[SubmitOutcome]:
         """Write one file for all; it is durable when this returns."""
@@ -244,7 +245,7 @@ class LocalBackend:
             whole = data.rfind(b"\n") + 1
             for line in data[:whole].splitlines():
                 event = json.loads(line)
-                found[event["token"]] = _observed(event)
+                found[event["token"]] = observed(event)
             offset += whole
             if not following:
                 return list(found.values()), f"{number}:{offset}"
@@ -257,10 +258,10 @@ class LocalBackend:
         started = _read(folder / "started") if record is None else None
         if record is None and started is not None:
             if khomas_job.lives(started):
-                return _running(token, started["time"], started["host"])
+                return running(token, started["time"], started["host"])
             record = _read(folder / "exit.json")  # it may have ended between the two looks
         if record is not None:
-            return _final(token, record)
+            return final(token, record)
         if started is None and (token in incoming or (folder / "job.json").exists()):
             return Observation(token, token, Seen.PRESENT, State.QUEUED)
         return Observation(token, token, Seen.ABSENT)
@@ -288,7 +289,7 @@ class LocalBackend:
 
     def _usage(self, ids: Sequence[str]) -> dict[str, Usage]:
         records = {token: _read(self._folder(token) / "exit.json") for token in ids}
-        return {token: _usage(record) for token, record in records.items() if record and "usage" in record}
+        return {token: usage_of(record) for token, record in records.items() if record and "usage" in record}
 
     def _runner_state(self) -> Mapping[str, int]:
         return _read(self._spool / "runner.json") or {}
@@ -338,65 +339,6 @@ def _token(line: str) -> str:
         return str(order["manifest"]["token"])
     except (ValueError, KeyError, TypeError):
         return ""
-
-
-def _observed(event: Mapping[str, Any]) -> Observation:
-    token = event["token"]
-    if event["event"] == "ended":
-        return _final(token, event["record"])
-    if event["event"] == "started":
-        return _running(token, event["time"], event["host"])
-    return Observation(token, token, Seen.ABSENT)
-
-
-def _running(token: str, since: str, host: str) -> Observation:
-    start = datetime.fromisoformat(since)
-    return Observation(token, token, Seen.PRESENT, State.RUNNING, "started", node=host, start_time=start)
-
-
-def _final(token: str, record: Mapping[str, Any]) -> Observation:
-    start = record.get("start_time")
-    return Observation(
-        token,
-        token,
-        Seen.PRESENT,
-        State[record["state"]],
-        record["state"],
-        node=record["host"],
-        start_time=datetime.fromisoformat(start) if start else None,
-        record=record,
-    )
-
-
-def _usage(record: Mapping[str, Any]) -> Usage:
-    return Usage(**{part.name: record["usage"][part.name] for part in fields(Usage)})
-
-
-def _render(token: str, manifest: Mapping[str, Any]) -> RenderedScript:
-    """A script with the manifest in it; the headers of inputs and upload are secrets and stay out."""
-    content = json.dumps(_without_secrets(manifest), indent=1, sort_keys=True)
-    lines = [
-        "#!/bin/sh",
-        f"# {manifest.get('job') or token}, attempt {manifest.get('attempt', 1)}.",
-        "# Runs in a new folder, or in the one given as argument.",
-        "set -eu",
-        'folder=${1:-$(mktemp -d "${TMPDIR:-/tmp}/khomas-job.XXXXXX")}',
-        'mkdir -p "$folder"',
-        "cat > \"$folder/job.json\" <<'END OF MANIFEST'",
-        content,
-        "END OF MANIFEST",
-        'echo "job folder: $folder" >&2',
-        f'exec python3 {shlex.quote(str(JOB_WRAPPER))} run "$folder"',
-    ]
-    return RenderedScript(token, f"{token}.sh", "\n".join(lines) + "\n")
-
-
-def _without_secrets(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_secrets(part) for key, part in value.items() if key != "headers"}
-    if isinstance(value, list | tuple):
-        return [_without_secrets(part) for part in value]
-    return value
 
 
 def open_local(settings: LocalSettings) -> LocalBackend:
