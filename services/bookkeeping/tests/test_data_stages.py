@@ -10,8 +10,8 @@ from khomas.api.catalog.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from khomas.api.catalog.v1.dataset_pb2 import Dataset
 from khomas.api.scheduler.v1.job_pb2 import Job, OutputFile
 from khomas.api.scheduler.v1.state_pb2 import Reason
-from khomas.bookkeeping.testing import Client, FakeScheduler, request_id, template
-from khomas.catalog.testing import create, declare, new_file
+from khomas.bookkeeping.testing import Client, FakeScheduler, request_id, template, until
+from khomas.catalog.testing import create, declare, new_file, value
 from khomas.kit.ids import new_uid
 
 RAW = "datasets/raw"
@@ -128,3 +128,34 @@ async def test_many_items_go_to_the_scheduler_in_few_calls(
     await client.begin(reduce_and_merge())
     await client.waiting(scheduler, 600)
     assert len(scheduler.calls) == 2
+
+
+async def test_a_file_whose_metadata_matches_later_is_taken_in_once(
+    client: Client, catalog: CatalogServiceStub, scheduler: FakeScheduler
+) -> None:
+    await catalog.BatchCreateMetadataKeys(declare(run="INTEGER", good="BOOLEAN"))
+    await client.begin(by_run(directory="/mice", filter="metadata.good = true"))
+    await catalog.BatchCreateFiles(create(new_file("/mice/a", metadata={"run": 7})))
+    for run in (7, 8):
+        update = catalog_pb.MetadataUpdate(name="/mice/a", set={"good": value(True), "run": value(run)})
+        request = catalog_pb.BatchUpdateMetadataRequest(updates=[update], request_id=request_id())
+        await catalog.BatchUpdateMetadata(request)
+        await client.waiting(scheduler, 1)
+    assert len(await client.items("productions/runs")) == 1
+
+
+async def test_an_item_whose_file_is_deleted_first_is_missing(
+    client: Client, catalog: CatalogServiceStub, scheduler: FakeScheduler
+) -> None:
+    await catalog.BatchCreateMetadataKeys(declare(run="INTEGER"))
+    await catalog.BatchCreateFiles(create(new_file("/mice/a", metadata={"run": 7})))
+    await client.begin(by_run(directory="/mice", min_files=2))
+
+    async def seen(state: WorkItem.State.ValueType) -> bool | None:
+        return {one.state for one in await client.items("productions/runs")} == {state} or None
+
+    await until(lambda: seen(WorkItem.STATE_GROUPED))
+    request = catalog_pb.BatchDeleteFilesRequest(names=["/mice/a"], reason="broken", request_id=request_id())
+    await catalog.BatchDeleteFiles(request)
+    await until(lambda: seen(WorkItem.STATE_MISSING))
+    assert not scheduler.jobs

@@ -70,6 +70,9 @@ class Arrivals:
             match event.kind:
                 case "catalog.file.created":
                     rows += _of_directory(stages, event)
+                case "catalog.file.updated":
+                    # Its metadata may match by now; whoever has it already does not take it twice.
+                    rows += _of_directory([one for one in stages if one[1].data.filter], event)
                 case "catalog.dataset.files_added":
                     rows += _of_dataset(stages, event)
                 case "catalog.dataset.closed":
@@ -112,11 +115,12 @@ class Arrivals:
                 continue
             others = [one for one in siblings if one.production_id == row.production_id]
             ended = bool(wanted.after) and upstream_complete(wanted, complete_by_name(others))
-            if ended or row.listing == Listing.NEEDED:
+            if ended or row.listing in (Listing.NEEDED, Listing.RUNNING):
                 await self._list(row, wanted.data, ended=ended)
 
     async def _list(self, row: AnyRow, source: DataSource, *, ended: bool) -> None:
         """Note all files that lie there now; the last time if nothing can come after it."""
+        await self._set_listing(row.id, Listing.RUNNING)
         closed = bool(source.dataset) and await self._is_closed(source.dataset)
         request = pb.ListFilesRequest(
             directory=source.directory, dataset=source.dataset, filter=source.filter, view=pb.FILE_VIEW_BASIC
@@ -131,9 +135,13 @@ class Arrivals:
             # The dataset is made by the first file that joins it.
             if error.code() is not grpc.StatusCode.NOT_FOUND:
                 raise
-        listing = Listing.FINAL if ended or closed else Listing.DONE
+        # Not if an event said meanwhile that it has to be done again.
+        await self._set_listing(row.id, Listing.FINAL if ended or closed else Listing.DONE, only=Listing.RUNNING)
+
+    async def _set_listing(self, stage_id: int, listing: Listing, only: Listing | None = None) -> None:
+        setting = update(stage).values(listing=listing).where(stage.c.id == stage_id)
         async with self._database.write() as connection:
-            await connection.execute(update(stage).values(listing=listing).where(stage.c.id == row.id))
+            await connection.execute(setting if only is None else setting.where(stage.c.listing == only))
 
     async def _is_closed(self, name: str) -> bool:
         try:
@@ -175,7 +183,7 @@ async def _list_again(connection: AsyncConnection, stages: Iterable[tuple[AnyRow
 
 
 async def _need_listing(connection: AsyncConnection, stage_ids: Sequence[int]) -> None:
-    again = stage.c.listing == Listing.DONE
+    again = stage.c.listing.in_([Listing.DONE, Listing.RUNNING])
     await connection.execute(
         update(stage).values(listing=Listing.NEEDED).where(in_values(stage.c.id, stage_ids), again)
     )

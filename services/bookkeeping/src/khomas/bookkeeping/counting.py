@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 
-from sqlalchemy import select, update
+from sqlalchemy import Table, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.bookkeeping.v1.production_pb2 import Cell, GridSource, Stage, WorkItem
@@ -51,8 +51,8 @@ class Counting:
     async def handle(self, connection: AsyncConnection, jobs: Sequence[Job]) -> None:
         """Count jobs that became final."""
         origins = {job.origin for job in jobs if job.origin}
-        arrays = await _by_uid(connection, select(submission).where(in_values(submission.c.uid, origins)))
-        items = await _by_uid(connection, select(work_item).where(in_values(work_item.c.uid, origins)))
+        arrays = await _by_uid(connection, submission, origins)
+        items = await _by_uid(connection, work_item, origins)
         causes = {**arrays, **items}
         # An array ends after its children and has their origin; they are what counts.
         jobs = [job for job in jobs if job.parent or job.origin not in arrays]
@@ -97,8 +97,9 @@ class Counting:
         await self._log.append(connection, await items_changed(connection, changed))
 
 
-async def _by_uid(connection: AsyncConnection, query: object) -> dict[str, AnyRow]:
-    return {row.uid: row for row in (await connection.execute(query)).all()}  # type: ignore[call-overload]
+async def _by_uid(connection: AsyncConnection, table: Table, uids: set[str]) -> dict[str, AnyRow]:
+    query = select(table).where(in_values(table.c.uid, uids))
+    return {row.uid: row for row in (await connection.execute(query)).all()}
 
 
 async def _locked_stages(connection: AsyncConnection, ids: set[int]) -> Sequence[AnyRow]:

@@ -12,3 +12,5 @@ class Listing(IntEnum):
     DONE = 1
     # Once more after nothing could come any more.
     FINAL = 2
+    # At this moment. After a crash the same as NEEDED.
+    RUNNING = 3
