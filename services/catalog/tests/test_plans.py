@@ -1,4 +1,4 @@
-"""How PostgreSQL finds files: by an index, whatever the parameters."""
+"""How the databases find files: by an index, whatever the parameters."""
 
 import re
 from pathlib import Path
@@ -34,6 +34,28 @@ async def test_names_are_found_by_their_index_in_a_plan_for_any_parameters(postg
             plans = [await _plan(connection, number, one) for number, one in enumerate(by_name)]
     assert len(plans) == 4
     assert [plan for plan in plans if "file_name" not in plan] == []
+
+
+async def test_sqlite_reads_no_table_of_files_as_a_whole(tmp_path: Path) -> None:
+    async with serve(service, state=tmp_path) as served:
+        catalog, database = CatalogServiceStub(served.channel), served.services["catalog"].parts
+        with count_statements(database) as statements:
+            await catalog.BatchCreateFiles(create(new_file("/hess/a")))
+            await catalog.BatchGetFiles(pb.BatchGetFilesRequest(names=["/hess/a"]))
+            await catalog.ListFiles(pb.ListFilesRequest(directory="/hess"))
+            await catalog.ListDirectory(pb.ListDirectoryRequest(directory="/hess"))
+        async with database.read() as connection:
+            plans = [
+                await _sqlite_plan(connection, one) for one in statements if " FROM file" in one.replace("\n", " ")
+            ]
+    assert len(plans) >= 4
+    assert [plan for plan in plans if "SCAN file" in plan] == []
+
+
+async def _sqlite_plan(connection: AsyncConnection, statement: str) -> str:
+    parameters = (None,) * statement.count("?")
+    rows = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+    return "\n".join(row.detail for row in rows)
 
 
 async def _plan(connection: AsyncConnection, number: int, statement: str) -> str:
