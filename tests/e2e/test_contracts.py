@@ -35,23 +35,24 @@ def failed(khomas: Installation, tmp_path: Path, run: list[str], name: str, **ke
 
 
 @pytest.mark.parametrize(
-    ("case", "command", "reason", "cause", "remedy"),
+    ("name", "command", "reason", "cause", "remedy"),
     [
-        ("nothing", ["true"], "APP_OUTPUT_MISSING", "0 files match 'events.fits'", "logs"),
-        ("empty", ["sh", "-c", ": > events.fits"], "APP_OUTPUT_MISSING", "events.fits is empty", "logs"),
-        ("truncated", ["python3", "-c", TRUNCATED], "APP_CHECK_FAILED", "ends 8540 bytes before the end", "retry"),
+        ("nothing", ["true"], "APP_OUTPUT_MISSING", "0 files match 'out.fits'", "logs"),
+        ("empty", ["sh", "-c", ": > out.fits"], "APP_OUTPUT_MISSING", "out.fits is empty", "logs"),
+        ("truncated", ["python3", "-c", TRUNCATED], "APP_CHECK_FAILED", "bytes before the end of its data", "retry"),
     ],
 )
 def test_a_broken_promise_fails_the_job_and_shows_nothing(
-    khomas: Installation, tmp_path: Path, case: str, command: list[str], reason: str, cause: str, remedy: str
+    khomas: Installation, tmp_path: Path, name: str, command: list[str], reason: str, cause: str, remedy: str
 ) -> None:
-    directory = f"/hess/contracts/{case}"
-    output = {"glob": "events.fits", "name": f"{directory}/{{file}}", "fits": {"tables": ["EVENTS"]}}
-    shown = submit(khomas, tmp_path, {"run": command, "outputs": [output]})
-    said = check_failed_once(khomas, shown, reason)
+    shown = failed(khomas, tmp_path, command, name)
+
+    assert shown["status"]["reason"] == f"REASON_{reason}"
+    assert len(shown["attempts"]) == 1
+    said = khomas.run("why", shown["uid"])
+    assert said.startswith(f"FAILED ({reason})")
     assert cause in said
     assert f"khomas {remedy} {shown['uid']}" in said
-    assert khomas.rows("find", directory) == []
 
 
 def test_a_job_over_its_memory_ends_so_and_is_not_tried_again_blindly(khomas: Installation, tmp_path: Path) -> None:

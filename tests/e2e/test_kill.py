@@ -14,6 +14,8 @@ from typing import Any
 
 from khomas.api.common.v1.event_pb2 import WatchEventsRequest
 from khomas.api.scheduler.v1.state_pb2 import JobState
+from khomas.api.storage.v1.grant_pb2 import Upload
+from khomas.api.storage.v1.storage_service_pb2 import BatchGetUploadsRequest
 from khomas.client import AsyncClient, KhomasError
 from khomas.client.connection import Connection
 from tests.e2e.installation import Installation
@@ -147,7 +149,7 @@ async def check_staging(khomas: Installation) -> None:
     try:
         if names:
             answer = await connection.call("storage", "BatchGetUploads", BatchGetUploadsRequest(names=names))
-            assert all(one.state == Upload.STATE_OPEN for one in answer.uploads), answer.uploads
+            assert [one.state for one in answer.uploads] == [Upload.STATE_OPEN] * len(names), answer.uploads
     finally:
         await connection.close()
 
