@@ -107,7 +107,7 @@ def _used(attempt: Attempt, facts: Facts) -> list[str]:
         return []
     memory = attempt.usage.get("max_memory_bytes", 0)
     limit = int(facts.spec.resources.memory_bytes * facts.job.memory_factor)
-    allowed = f" of {limit / _MIB:.0f} MiB" if limit else ""
+    allowed = f" of {limit / _MIB:.0f}" if limit else ""
     return [f"it used {attempt.usage.get('wall_s', 0):.1f} s and {memory / _MIB:.0f}{allowed} MiB of memory"]
 
 
