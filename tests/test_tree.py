@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SERVICES = ("catalog", "storage", "scheduler", "bookkeeping", "archive")
 LOCK_FILES = {"uv.lock", "poetry.lock", "Pipfile.lock", "package-lock.json", "pnpm-lock.yaml", "yarn.lock"}
 # A class of one letter keeps these expressions from matching their own text.
-MACHINE_PATH = re.compile(r"/work/(?:main|shared)|/[r]oot/")
+MACHINE_PATH = re.compile(re.escape(f"{ROOT}/") + r"|/[r]oot/|/[h]ome/[a-z]")
 REGISTRY = re.compile(r"pypi[.]org|pythonhosted[.]org|npmjs[.]org|--(?:extra-)?[i]ndex-url|--[f]ind-links")
 THIN = {"grpc", "google", *sys.stdlib_module_names}
 MIB = 1024 * 1024
