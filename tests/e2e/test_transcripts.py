@@ -144,6 +144,7 @@ def test_a_script_uses_jobs_as_objects(khomas: Installation, tmp_path: Path) -> 
         assert job.stdout() == "hello from a script\n"
         other = job.copy(name="again").submit().wait(45)
         assert other.state == "SUCCEEDED"
+        assert client.job(job.id).copy().submit().wait(45).stdout() == "hello from a script\n"
         failed = client.submit("false", tags={"script": "14"}).wait(45)
         assert client.jobs(state="failed", tags={"script": 14}).by("reason").count() == {"APP_EXIT_CODE": 1}
         assert "APP_EXIT_CODE" in failed._repr_html_()

@@ -76,6 +76,38 @@ async def test_a_damaged_copy_leaves_no_file(client: AsyncClient, served: Served
     assert not (tmp_path / "back").exists()
 
 
+def parts(folder: Path) -> list[Path]:
+    return list(folder.glob(".*.part"))
+
+
+@pytest.mark.parametrize("local", [True, False])
+async def test_a_damaged_copy_replaces_nothing(
+    client: AsyncClient, served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local: bool
+) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"content")
+    await client.files.put([Pair(source, "/hess/a")])
+    (served.state / "storage/local/hess/a").write_bytes(b"CONTENT")
+    if not local:
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(KhomasError, match="arrived with adler32"):
+        await client.files.get([Pair(source, "/hess/a")], overwrite=True)
+    assert source.read_bytes() == b"content"
+    assert parts(tmp_path) == []
+
+
+async def test_a_part_that_is_whole_already_does_not_stop_a_download(
+    client: AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"content")
+    await client.files.put([Pair(source, "/hess/a")])
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    (tmp_path / ".back.part").write_bytes(b"content")
+    await client.files.get([Pair(tmp_path / "back", "/hess/a")])
+    assert (tmp_path / "back").read_bytes() == b"content"
+
+
 async def test_nothing_is_overwritten_unless_asked(client: AsyncClient, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"content")

@@ -10,6 +10,9 @@ from khomas.client.files import Files
 from khomas.client.jobs import JobChange, Jobs, spec_of
 from khomas.client.services import Archive, Bookkeeping, Catalog, Storage
 
+# Programs that every node has.
+_SYSTEM = ("/usr/", "/bin/", "/sbin/", "/opt/")
+
 
 class AsyncClient:
     """A connection to the services: `async with AsyncClient() as client: await client.files.put(…)`.
@@ -53,7 +56,7 @@ def document_of(run: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]
     """Return a job document for a program and its options; a local program goes along as a file."""
     document = {key: value for key, value in options.items() if value is not None}
     words = [str(word) for word in run]
-    if words and words[0].startswith(("./", "/")) and Path(words[0]).is_file() and not words[0].startswith("/usr/"):
+    if words and words[0].startswith(("./", "/")) and Path(words[0]).is_file() and not words[0].startswith(_SYSTEM):
         document["files"] = [*document.get("files", []), words[0]]
         words[0] = f"./{Path(words[0]).name}"
     if words:

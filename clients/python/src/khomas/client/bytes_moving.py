@@ -23,16 +23,25 @@ class Damaged(KhomasError):
         super().__init__(f"{name} arrived with adler32 {received} instead of {expected}", "CHECKSUM_MISMATCH")
 
 
-def copy(source: Path, target: Path, progress: Progress) -> str:
-    """Copy a file on this machine and return its adler32; the target is complete or absent."""
+def copy(source: Path, target: Path, progress: Progress, expected: str = "") -> str:
+    """Copy a file on this machine and return its adler32.
+
+    The target changes only once all bytes are there and have the expected checksum; else raises `Damaged`.
+    """
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with source.open("rb", buffering=0) as reading, part.open("xb", buffering=0) as writing:
             checksum = _pump(reading, writing.write, progress)
+        _compare(target, expected, checksum)
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
     return checksum
+
+
+def _compare(target: Path, expected: str, received: str) -> None:
+    if expected and received != expected:
+        raise Damaged(str(target), expected, received)
 
 
 def _pump(reading: BinaryIO, write: Callable[[memoryview], object], progress: Progress) -> str:
@@ -77,14 +86,23 @@ def upload(source: Path, url: str, headers: Mapping[str, str], progress: Progres
     return f"{checksum:08x}"
 
 
-def download(url: str, headers: Mapping[str, str], target: Path, progress: Progress) -> str:
-    """GET a file and return its adler32; a part that an earlier try left is gone on with."""
+def download(url: str, headers: Mapping[str, str], target: Path, progress: Progress, expected: str = "") -> None:
+    """GET a file; a part that an earlier try left is gone on with.
+
+    The target changes only once all bytes are there and have the expected checksum; else raises `Damaged`.
+    """
     part = target.with_name(f".{target.name}.part")
     have = part.stat().st_size if part.exists() else 0
     connection, path = _connect(url)
     try:
         connection.request("GET", path, headers={**headers, **({"Range": f"bytes={have}-"} if have else {})})
         answer = connection.getresponse()
+        if answer.status == 416:
+            # The part of another version, or a whole one: begin anew.
+            part.unlink(missing_ok=True)
+            connection.close()
+            download(url, headers, target, progress, expected)
+            return
         if answer.status not in (200, 206):
             body = answer.read(4096).decode(errors="replace")
             raise KhomasError(f"The storage answered {answer.status}: {body}", "HTTP")
@@ -94,9 +112,12 @@ def download(url: str, headers: Mapping[str, str], target: Path, progress: Progr
         raise KhomasError(f"The download broke off: {error}", "DOWNLOAD") from error
     finally:
         connection.close()
-    checksum = adler32(part)
+    try:
+        _compare(target, expected, adler32(part))
+    except Damaged:
+        part.unlink()
+        raise
     part.replace(target)
-    return checksum
 
 
 def _receive(answer: http.client.HTTPResponse, writing: BinaryIO, progress: Progress) -> None:

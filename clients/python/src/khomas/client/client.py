@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from khomas.client.async_client import AsyncClient, document_of
 from khomas.client.card import card
+from khomas.client.exporting import document_of_spec
 from khomas.client.jobs import is_final, reason_of, spec_of, state_of
 
 T = TypeVar("T")
@@ -60,7 +61,8 @@ class Client:
 
     def job(self, name: str) -> "Job":
         """Return a job by its id."""
-        return Job(self, {}, self.run(self.asynchronous.jobs.get(name)))
+        message = self.run(self.asynchronous.jobs.get(name))
+        return Job(self, document_of_spec(message.spec), message)
 
     def jobs(self, *, state: str = "", tags: dict[str, Any] | None = None, filter: str = "") -> "JobList":  # noqa: A002
         """Search jobs by state, tags and an AIP-160 filter."""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 from khomas.client import bytes_moving
-from khomas.client.bytes_moving import Damaged, Progress
+from khomas.client.bytes_moving import Progress
 from khomas.client.connection import Connection
 from khomas.client.errors import KhomasError, UsageError, from_status
 from khomas.client.specs import dataset_name
@@ -269,18 +269,16 @@ def _receive(pair: Pair, download: Any, progress: Progress) -> None:
     problem: KhomasError | None = None
     for grant in download.grants:
         try:
-            received = _fetch(pair.path, grant, progress)
+            _fetch(pair.path, grant, progress, download.checksums.adler32)
         except KhomasError as error:
             problem = error
-            continue
-        if received == download.checksums.adler32:
+        else:
             return
-        pair.path.unlink()
-        problem = Damaged(pair.name, download.checksums.adler32, received)
     raise problem or KhomasError(f"{pair.name} has no copy to read from", "NO_REPLICA")
 
 
-def _fetch(target: Path, grant: Any, progress: Progress) -> str:
+def _fetch(target: Path, grant: Any, progress: Progress, expected: str) -> None:
     if grant.local_path and os.access(grant.local_path, os.R_OK):
-        return bytes_moving.copy(Path(grant.local_path), target, progress)
-    return bytes_moving.download(grant.url, grant.headers, target, progress)
+        bytes_moving.copy(Path(grant.local_path), target, progress, expected)
+    else:
+        bytes_moving.download(grant.url, grant.headers, target, progress, expected)
