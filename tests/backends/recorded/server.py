@@ -1,0 +1,78 @@
+"""Answers the commands of an emulated batch system over a socket."""
+
+import json
+import shutil
+import signal
+import socketserver
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.backends.recorded.batch_system import BatchSystem
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a command prints and how it ends."""
+
+    stdout: str = ""
+    stderr: str = ""
+    code: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A command as a user typed it."""
+
+    program: str
+    arguments: list[str]
+    cwd: str
+    env: dict[str, str]
+    stdin: str
+
+
+class UsageError(Exception):
+    """The command is refused with this sentence."""
+
+
+def serve(folder: Path, system: BatchSystem, answer: Callable[[Call], Answer]) -> None:
+    """Answer until SIGTERM; end all jobs then."""
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            call = Call(**json.loads(self.rfile.readline()))
+            self.wfile.write(json.dumps(_answered(call, answer)).encode() + b"\n")
+
+    class Server(socketserver.ThreadingUnixStreamServer):
+        daemon_threads = True
+        request_queue_size = 100
+
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    address = folder / "server"
+    address.unlink(missing_ok=True)
+    with Server(str(address), Handler) as server:
+        try:
+            server.serve_forever(poll_interval=60)
+        finally:
+            address.unlink()
+            system.end_all()
+
+
+def _answered(call: Call, answer: Callable[[Call], Answer]) -> dict[str, Any]:
+    try:
+        given = answer(call)
+    except UsageError as error:
+        given = Answer("", f"{call.program}: {error}\n", 2)
+    return {"stdout": given.stdout, "stderr": given.stderr, "code": given.code}
+
+
+def install_commands(folder: Path, programs: Iterable[str]) -> None:
+    """Put the commands into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source = (Path(__file__).parent / "command.py").read_text()
+    for program in programs:
+        path = folder / program
+        path.write_text(f"#!{shutil.which('python3')} -ISE\n{source}")
+        path.chmod(0o755)

@@ -1,0 +1,62 @@
+"""LSF, emulated: its documented answers, and commands that answer like it."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from khomas.scheduler.backends import lsf_answers
+from khomas.scheduler.backends.interface import State, Usage
+
+RECORDED = Path(__file__).parent / "recorded"
+NOW = datetime(2026, 4, 12, 19, 0, tzinfo=UTC)
+
+
+def read(name: str) -> str:
+    return (RECORDED / name).read_text()
+
+
+def test_jobs_and_elements_of_arrays_are_read() -> None:
+    rows = lsf_answers.parse_jobs(read("lsf/bjobs.json"), NOW)
+    assert [(row.native_id, row.state, row.node, row.exit_code) for row in rows] == [
+        ("321", State.RUNNING, "node1", None),
+        ("322[4]", State.QUEUED, "", None),
+        ("322[5]", State.CANCELLED, "node1", 130),
+        ("323", State.FAILED, "node1", 140),
+        ("324", State.UNKNOWN, "node1", None),
+    ]
+    assert rows[0].usage == Usage(wall_s=34, cpu_user_s=31.5, max_memory_bytes=9 << 20)
+    assert (rows[1].name, rows[1].usage) == ("k0192cb", None)
+    assert rows[1].message == "New job is waiting for scheduling;"
+
+
+def test_times_without_year_are_of_the_last_twelve_months() -> None:
+    rows = lsf_answers.parse_jobs(read("lsf/bjobs.json"), NOW)
+    assert [row.start_time for row in rows[:4]] == [
+        datetime(2026, 4, 12, 18, 10, 55, tzinfo=UTC),
+        None,
+        datetime(2026, 1, 7, 9, 59, tzinfo=UTC),
+        datetime(2025, 12, 30, 9, 59, tzinfo=UTC),
+    ]
+
+
+def test_empty_answer_is_read() -> None:
+    assert lsf_answers.parse_jobs("No job found\n", NOW) == []
+    assert lsf_answers.parse_jobs('{"COMMAND":"bjobs","JOBS":0,"RECORDS":[]}', NOW) == []
+
+
+def test_number_of_a_submission_is_read() -> None:
+    assert lsf_answers.parse_submitted("Job <12> is submitted to default queue <normal>.\n") == "12"
+    assert lsf_answers.parse_submitted("nosuch: No such queue. Job not submitted.\n") == ""
+
+
+def test_queues_are_told_with_what_is_wrong_with_them() -> None:
+    queues = lsf_answers.parse_queues(read("lsf/bqueues.json"), read("lsf/bhosts.json"))
+    assert [(one.queue, one.running_jobs, one.queued_jobs, one.message) for one in queues] == [
+        ("normal", 5, 4, ""),
+        ("night", 0, 0, "Open:Inact"),
+    ]
+    assert (queues[0].cpu_milli, queues[0].free_cpu_milli) == (12000, 7000)
+
+
+def test_sizes_have_units() -> None:
+    texts = ("9 Mbytes", "1.5 Gbytes", "2G", "512K", "7 bytes", "")
+    assert [lsf_answers.size(text) for text in texts] == [9 << 20, 3 << 29, 2 << 30, 512 << 10, 7, 0]
