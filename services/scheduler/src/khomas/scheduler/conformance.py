@@ -253,15 +253,20 @@ class BackendConformance:
         assert {(await self.ended(backend, one)).state for one in ids} == {State.CANCELLED}
 
     async def test_waiting_job_is_cancelled_and_never_runs(self, backend: Backend, tmp_path: Path) -> None:
-        everything = {"cpu_milli": (await backend.list_resources())[0].cpu_milli or 1_000_000}
-        blocker = job("sleep", "60", resources=everything)
-        ids = await self.submitted(backend, [blocker, shell(f"touch {tmp_path}/ran", resources=everything)])
-        await self.wait_for(backend, ids[0], State.RUNNING)
-        assert (await self.look(backend, ids[1])).state == State.QUEUED
-        await backend.cancel([ids[1]], GRACE)
-        assert (await self.ended(backend, ids[1])).state == State.CANCELLED
-        await backend.cancel([ids[0]], GRACE)
-        await self.ended(backend, ids[0])
+        queue = (await backend.list_resources())[0]
+        cores = queue.cpu_milli or 1000
+        everything = {"cpu_milli": min(cores, queue.max_cpu_milli or cores)}
+        blockers = [job("sleep", "60", resources=everything) for _ in range(cores // everything["cpu_milli"])]
+        ids = await self.submitted(backend, blockers)
+        for native_id in ids:
+            await self.wait_for(backend, native_id, State.RUNNING)
+        [waiting] = await self.submitted(backend, [shell(f"touch {tmp_path}/ran", resources=everything)])
+        assert (await self.look(backend, waiting)).state == State.QUEUED
+        await backend.cancel([waiting], GRACE)
+        assert (await self.ended(backend, waiting)).state == State.CANCELLED
+        await backend.cancel(ids, GRACE)
+        for native_id in ids:
+            await self.ended(backend, native_id)
         assert not (tmp_path / "ran").exists()
 
     async def test_cancel_after_the_end_changes_nothing(self, backend: Backend) -> None:

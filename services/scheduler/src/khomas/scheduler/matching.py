@@ -23,6 +23,8 @@ class Offer:
     max_jobs: int = 1000
     # Empty when it can be used.
     trouble: str = ""
+    # Names of the options in its own words that a job may give.
+    native_options: frozenset[str] = frozenset()
 
     @property
     def room(self) -> int:
@@ -64,11 +66,13 @@ def check_placement(spec: JobSpec, offers: Sequence[Offer]) -> None:
     for name in (*spec.placement.backends, *spec.placement.exclude):
         if name not in names:
             raise BackendUnknown(backend=name, nearest=", ".join(nearest(name, names)))
-    kinds = sorted({offer.kind for offer in offers})
+    known = {offer.kind: offer.native_options for offer in offers}
     for kind, options in spec.placement.native.items():
-        if kind not in kinds or options.fields:
-            option = next(iter(sorted(options.fields)), "")
-            raise NativeOptionUnknown(backend=kind, option=option, nearest="none")
+        unknown = sorted(options.fields.keys() - known.get(kind, frozenset()))
+        if kind not in known or unknown:
+            option = next(iter(unknown), "")
+            close = ", ".join(nearest(option, sorted(known.get(kind, ())))) or "none"
+            raise NativeOptionUnknown(backend=kind, option=option, nearest=close)
     found = match(spec, Needs.of(spec), offers)
     if not found.fitting:
         raise NoMatch(
@@ -119,8 +123,9 @@ def _excluded(spec: JobSpec, needs: Needs, offer: Offer) -> str:
 
 
 def _too_big(needs: Needs, queue: ComputeResource) -> str:
-    if queue.cpu_milli is not None and needs.cpu_milli > queue.cpu_milli:
-        return f"{needs.cpu_milli / 1000:g} cores wanted, it has {queue.cpu_milli / 1000:g}"
+    most = queue.max_cpu_milli or queue.cpu_milli
+    if most is not None and needs.cpu_milli > most:
+        return f"{needs.cpu_milli / 1000:g} cores wanted, it has {most / 1000:g}"
     if queue.max_memory_bytes is not None and needs.memory_bytes > queue.max_memory_bytes:
         return f"{needs.memory_bytes} bytes of memory wanted, it has {queue.max_memory_bytes}"
     if queue.max_wall_time is not None and needs.wall_time > queue.max_wall_time:

@@ -47,6 +47,7 @@ class Site:
             len(self.attempts),
             self.settings.max_jobs,
             self.trouble,
+            self.backend.capabilities.native_options,
         )
 
     async def look(self, deadline: float) -> None:

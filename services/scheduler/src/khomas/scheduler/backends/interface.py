@@ -100,6 +100,8 @@ class Observation:
     start_time: datetime | None = None
     # The wrapper's `exit.json`: it decides about success. None with a final state = judge by the native state.
     record: Mapping[str, Any] | None = None
+    # What a running job has used so far, where the backend can tell.
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +147,8 @@ class ComputeResource:
 
     queue: str
     cpu_milli: int | None = None
+    # The most that one job gets; None = all of them.
+    max_cpu_milli: int | None = None
     free_cpu_milli: int | None = None
     max_memory_bytes: int | None = None
     max_wall_time: timedelta | None = None
@@ -169,6 +173,8 @@ class Capabilities:
     # Job folders are on a disk that the service sees: outputs need no upload.
     shared_folder: bool = False
     enforces_memory: bool = True
+    # Options in the words of the batch system that a job may give; all others are refused by name.
+    native_options: frozenset[str] = frozenset()
 
 
 class NotSupportedError(Exception):
