@@ -82,9 +82,11 @@ async def _distinct(scheduler: Scheduler) -> float:
 async def _single(scheduler: Scheduler, calls: int = 480, in_flight: int = 16) -> float:
     requests = iter([_request(_spec(note=str(number), **_WAITING)) for number in range(calls)])
 
+    stub = scheduler.stub
+
     async def client() -> None:
         for request in requests:
-            await scheduler.stub.BatchCreateJobs(request)
+            await stub.BatchCreateJobs(request)
 
     begin = time.perf_counter()
     await asyncio.gather(*[client() for _ in range(in_flight)])

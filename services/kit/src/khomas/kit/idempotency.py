@@ -2,22 +2,25 @@
 
 import hashlib
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from google.protobuf.message import Message
-from sqlalchemy import Column, LargeBinary, MetaData, Row, Table, delete, insert, select
+from sqlalchemy import Column, LargeBinary, MetaData, Table, delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.kit.boundary.call import current_call
-from khomas.kit.database import Database, UtcTime
+from khomas.kit.database import Database, UtcTime, insert_many
+from khomas.kit.database.grouped import Grouped
 from khomas.kit.errors import RequestIdReused
 
 RETENTION = timedelta(hours=24)
 _PRUNE_BATCH = 5000
 
 Answer = TypeVar("Answer", bound=Message)
+Item = TypeVar("Item")
 
 
 class Request(Protocol):
@@ -42,6 +45,21 @@ def answer_table(metadata: MetaData) -> Table:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which request of which caller it is, and what it says."""
+
+    request_id: str
+    key: bytes
+    digest: bytes
+
+    @classmethod
+    def of(cls, request: Request) -> "Asked":
+        """Take it from a request and the current call."""
+        digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+        return cls(request.request_id, _key(request), digest)
+
+
 class Once:
     """Do the work of a request_id once, and give its answer to every call that carries it.
 
@@ -49,7 +67,7 @@ class Once:
     """
 
     def __init__(self, database: Database, table: Table) -> None:
-        self._database = database
+        self.database = database
         self._table = table
 
     async def __call__(
@@ -65,32 +83,44 @@ class Once:
         does the work. Raises `RequestIdReused` when the request differs from the first one.
         """
         if not request.request_id:
-            async with self._database.write() as connection:
+            async with self.database.write() as connection:
                 return await work(connection)
-        key, digest = _key(request), hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+        asked = Asked.of(request)
         try:
-            return await self._first(key, digest, work)
+            async with self.database.write() as connection:
+                answer = await work(connection)
+                await self.keep(connection, [(asked, answer)])
         except Exception as error:
-            # Work that was done before may fail in many ways now: the name is taken, the state is final.
-            before = await self._before(key)
-            if before is None:
+            if (before := await self.before(asked, answer_type, error)) is None:
                 raise
-            if before.request_digest != digest:
-                raise RequestIdReused(request_id=request.request_id) from error
-            return answer_type.FromString(_unpacked(before.answer))
-
-    async def _first(self, key: bytes, digest: bytes, work: Callable[[AsyncConnection], Awaitable[Answer]]) -> Answer:
-        async with self._database.write() as connection:
-            answer = await work(connection)
-            row = {"key": key, "request_digest": digest, "answer": _packed(answer), "create_time": _now()}
-            # Waits for another call with the same id that has not committed yet, and fails if it does.
-            await connection.execute(insert(self._table), row)
+            return before
         return answer
 
-    async def _before(self, key: bytes) -> Row[bytes, bytes] | None:
-        query = select(self._table.c.request_digest, self._table.c.answer).where(self._table.c.key == key)
-        async with self._database.read() as connection:
-            return (await connection.execute(query)).one_or_none()
+    async def keep(self, connection: AsyncConnection, given: Sequence[tuple[Asked, Message]]) -> None:
+        """Keep answers in the transaction of their changes, with one statement.
+
+        Waits for another call with the same id that has not committed yet, and fails if it does.
+        """
+        now = _now()
+        rows = [
+            {"key": asked.key, "request_digest": asked.digest, "answer": _packed(answer), "create_time": now}
+            for asked, answer in given
+        ]
+        await insert_many(connection, self._table, rows)
+
+    async def before(self, asked: Asked, answer_type: type[Answer], error: Exception) -> Answer | None:
+        """Return the answer that was given before this error, None if there was none.
+
+        Work that was done before may fail in many ways now: the name is taken, the state is final.
+        """
+        query = select(self._table.c.request_digest, self._table.c.answer).where(self._table.c.key == asked.key)
+        async with self.database.read() as connection:
+            found = (await connection.execute(query)).one_or_none()
+        if found is None:
+            return None
+        if found.request_digest != asked.digest:
+            raise RequestIdReused(request_id=asked.request_id) from error
+        return answer_type.FromString(_unpacked(found.answer))
 
     async def prune(self) -> None:
         """Forget the answers that are older than the retention."""
@@ -98,8 +128,42 @@ class Once:
         old = select(table.c.key).where(table.c.create_time < _now() - RETENTION).limit(_PRUNE_BATCH)
         deleted = _PRUNE_BATCH
         while deleted == _PRUNE_BATCH:
-            async with self._database.write() as connection:
+            async with self.database.write() as connection:
                 deleted = (await connection.execute(delete(table).where(table.c.key.in_(old)))).rowcount
+
+
+class OnceTogether(Generic[Item, Answer]):
+    """Like `Once` for an rpc with many small calls: those that come at the same time share a transaction.
+
+    `work` gets an item a call and returns an answer each; see `Grouped`.
+    """
+
+    def __init__(
+        self,
+        once: Once,
+        answer_type: type[Answer],
+        work: Callable[[AsyncConnection, Sequence[Item]], Awaitable[Sequence[Answer]]],
+    ) -> None:
+        self._once = once
+        self._answer_type = answer_type
+        self._work = work
+        self._grouped: Grouped[tuple[Asked, Item], Answer] = Grouped(once.database, self._write)
+
+    async def __call__(self, request: Request, item: Item) -> Answer:
+        """Do the work of a request, or return the answer that was given before."""
+        asked = Asked.of(request)
+        try:
+            return await self._grouped((asked, item))
+        except Exception as error:
+            if (before := await self._once.before(asked, self._answer_type, error)) is None:
+                raise
+            return before
+
+    async def _write(self, connection: AsyncConnection, group: Sequence[tuple[Asked, Item]]) -> Sequence[Answer]:
+        answers = await self._work(connection, [item for _, item in group])
+        given = zip((asked for asked, _ in group), answers, strict=True)
+        await self._once.keep(connection, [(asked, answer) for asked, answer in given if asked.request_id])
+        return answers
 
 
 def _now() -> datetime:

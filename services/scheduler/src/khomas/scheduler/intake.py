@@ -13,6 +13,7 @@ from khomas.kit.auth.principal import Principal
 from khomas.kit.boundary.call import current_call
 from khomas.kit.errors import FieldInvalid
 from khomas.kit.ids import new_uids
+from khomas.kit.telemetry.trace import current_trace_id
 from khomas.scheduler import rights
 from khomas.scheduler.blueprint import Blueprint
 from khomas.scheduler.catalog import Catalog
@@ -22,7 +23,7 @@ from khomas.scheduler.matching import Offer, check_placement
 from khomas.scheduler.mergers import merger_spec
 from khomas.scheduler.records import FINAL, Dependency, Job
 from khomas.scheduler.specs import check_size, check_spec, try_out
-from khomas.scheduler.waiting import waiting
+from khomas.scheduler.waiting import why_waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class Draft:
     job: Job
     blueprint: Blueprint
     dependencies: Sequence[Dependency]
+    # Of the call that submits it.
+    trace_id: str = ""
 
     @property
     def sandboxes(self) -> list[str]:
@@ -71,11 +74,18 @@ async def take_in(
         for position in range(len(array.blueprint.spec.mergers))
     ]
     intake = Intake(jobs, mergers, _warnings(jobs))
+    # Jobs of one request are mostly alike in this.
+    for spec in {_where(draft.blueprint.spec): draft.blueprint.spec for draft in intake.drafts}.values():
+        check_placement(spec, offers)
     for draft in intake.drafts:
-        check_placement(draft.blueprint.spec, offers)
         check_rights(principal, draft.blueprint)
     await check_files(catalog, [draft.blueprint for draft in intake.drafts])
     return intake
+
+
+def _where(spec: JobSpec) -> tuple[bytes, bytes]:
+    """All that the choice of a place depends on."""
+    return spec.placement.SerializeToString(deterministic=True), spec.resources.SerializeToString(deterministic=True)
 
 
 def check_rights(principal: Principal, blueprint: Blueprint) -> None:
@@ -93,7 +103,8 @@ async def _draft(wire: WireJob, uid: str, field: str, principal: Principal, cata
     call = current_call()
     origin = wire.origin or (call.origin if call else "")
     dependencies = _dependencies(spec, uid)
-    return Draft(new_job(uid, uid, blueprint, total, principal.subject, origin, now), blueprint, dependencies)
+    job = new_job(uid, uid, blueprint, total, principal.subject, origin, now)
+    return Draft(job, blueprint, dependencies, current_trace_id())
 
 
 async def _frozen(catalog: Catalog, spec: JobSpec) -> Frozen:
@@ -115,23 +126,27 @@ async def _merger(array: Draft, position: int, uid: str, field: str, principal: 
 def new_job(uid: str, spec_uid: str, blueprint: Blueprint, total: int, owner: str, origin: str, now: datetime) -> Job:
     """The row of a new job or array, waiting for its turn."""
     spec = blueprint.spec
-    job = Job(
+    desired = DesiredState.DESIRED_STATE_RUN
+    start_after = spec.limits.start_after.ToDatetime(UTC) if spec.limits.HasField("start_after") else None
+    reason, message, due = why_waiting(now, desired, 0, start_after)
+    is_array = spec.HasField("splitter")
+    return Job(
         uid=uid,
         parent="",
         index=0,
         spec=spec_uid,
         state=JobState.JOB_STATE_PENDING,
-        reason=Reason.REASON_UNSPECIFIED,
-        message="",
+        reason=reason,
+        message=message,
         since=now,
-        desired=DesiredState.DESIRED_STATE_RUN,
+        desired=desired,
         attempt=0,
         counted=0,
         version=1,
         application_status="",
-        due=None,
+        due=due,
         next_attempt_time=None,
-        start_after=spec.limits.start_after.ToDatetime(UTC) if spec.limits.HasField("start_after") else None,
+        start_after=start_after,
         deadline=_deadline(spec),
         waits=0,
         memory_factor=1.0,
@@ -147,13 +162,12 @@ def new_job(uid: str, spec_uid: str, blueprint: Blueprint, total: int, owner: st
         create_time=now,
         update_time=now,
         end_time=None,
-        total=total if spec.HasField("splitter") else 0,
+        total=total if is_array else 0,
         made=0,
         rest_state=JobState.JOB_STATE_PENDING,
-        rest_reason=Reason.REASON_UNSPECIFIED,
+        rest_reason=reason if is_array else Reason.REASON_UNSPECIFIED,
         max_running=spec.splitter.max_running,
     )
-    return waiting(job, now)
 
 
 def child_job(array: Job, index: int, parameters: Mapping[str, str]) -> Job:

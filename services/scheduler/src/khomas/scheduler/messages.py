@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from google.protobuf import json_format
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from khomas.api.scheduler.v1 import job_pb2 as pb
 from khomas.api.scheduler.v1.job_spec_pb2 import JobSpec
@@ -119,9 +121,14 @@ def _usage(usage: Mapping[str, Any]) -> pb.Usage:
 _COUNTED: Sequence[str] = ("max_memory_bytes", "max_disk_bytes", "read_bytes", "write_bytes", "events")
 
 
-def _time(value: datetime | None) -> Any:
-    """protobuf takes datetimes where its types say Timestamp."""
-    return value
+@lru_cache(maxsize=1024)
+def _time(value: datetime | None) -> Timestamp | None:
+    """The moment on the wire; rows that are written together share theirs."""
+    if value is None:
+        return None
+    written = Timestamp()
+    written.FromDatetime(value)
+    return written
 
 
 def _duration(seconds: float) -> Duration:

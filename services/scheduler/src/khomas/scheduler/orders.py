@@ -1,13 +1,14 @@
 """The calls that change something, each in one transaction that a repeated request finds done."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
 from khomas.kit.boundary.call import current_principal
 from khomas.kit.database import Database
-from khomas.kit.idempotency import Once
+from khomas.kit.idempotency import Once, OnceTogether
 from khomas.scheduler.catalog import Catalog
 from khomas.scheduler.intake import Intake, check_rights, take_in
 from khomas.scheduler.plans import plan
@@ -19,8 +20,11 @@ from khomas.scheduler.store.control import Control
 from khomas.scheduler.store.retrying import Retrying, retried
 from khomas.scheduler.store.submission import Submission
 
+# Submissions of at most so many jobs share a transaction with others.
+_SMALL = 100
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Orders:
     """Carries out mutating calls, and wakes the engine."""
 
@@ -35,6 +39,10 @@ class Orders:
     blueprints: Blueprints
     due: Signal
     cancelling: Signal
+    _together: OnceTogether[Intake, pb.BatchCreateJobsResponse] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._together = OnceTogether(self.once, pb.BatchCreateJobsResponse, self._submitted)
 
     async def submit(self, request: pb.BatchCreateJobsRequest) -> pb.BatchCreateJobsResponse:
         """Take jobs in, or say what would happen to them."""
@@ -43,22 +51,33 @@ class Orders:
             plans = [plan(draft, self.sites, request.render_scripts) for draft in intake.jobs]
             return pb.BatchCreateJobsResponse(warnings=intake.warnings, plans=plans)
 
-        async def work(connection: AsyncConnection) -> pb.BatchCreateJobsResponse:
-            return await self._submitted(connection, intake)
+        if len(intake.drafts) <= _SMALL:
+            answer = await self._together(request, intake)
+        else:
 
-        answer = await self.once(request, pb.BatchCreateJobsResponse, work)
-        self.due.set()
+            async def work(connection: AsyncConnection) -> pb.BatchCreateJobsResponse:
+                return (await self._submitted(connection, [intake]))[0]
+
+            answer = await self.once(request, pb.BatchCreateJobsResponse, work)
+        if any(draft.job.due is not None and draft.job.due <= draft.job.create_time for draft in intake.drafts):
+            self.due.set()
         return answer
 
-    async def _submitted(self, connection: AsyncConnection, intake: Intake) -> pb.BatchCreateJobsResponse:
-        jobs = await self.submission.submit(connection, intake.drafts)
-        for draft in intake.drafts:
+    async def _submitted(
+        self, connection: AsyncConnection, intakes: Sequence[Intake]
+    ) -> list[pb.BatchCreateJobsResponse]:
+        drafts = [draft for intake in intakes for draft in intake.drafts]
+        jobs = await self.submission.submit(connection, drafts)
+        for draft in drafts:
             self.blueprints.keep(draft.job.uid, draft.blueprint)
-        return pb.BatchCreateJobsResponse(
-            jobs=[jobs[draft.job.uid] for draft in intake.jobs],
-            mergers=[jobs[draft.job.uid] for draft in intake.mergers],
-            warnings=intake.warnings,
-        )
+        return [
+            pb.BatchCreateJobsResponse(
+                jobs=[jobs[draft.job.uid] for draft in intake.jobs],
+                mergers=[jobs[draft.job.uid] for draft in intake.mergers],
+                warnings=intake.warnings,
+            )
+            for intake in intakes
+        ]
 
     async def cancel(self, request: pb.BatchCancelJobsRequest) -> pb.BatchCancelJobsResponse:
         """Want jobs to end."""

@@ -4,24 +4,33 @@ from dataclasses import replace
 from datetime import datetime
 
 from khomas.api.scheduler.v1.state_pb2 import DesiredState, Reason
-from khomas.scheduler.records import Job
+from khomas.scheduler.records import Desired, Job, ReasonCode
 
 
 def waiting(job: Job, now: datetime) -> Job:
     """The pending job with its reason and the moment of its turn."""
-    if job.desired == DesiredState.DESIRED_STATE_HOLD:
-        return _because(job, Reason.REASON_WAIT_HELD_BY_USER, "held until it is released", None)
-    if job.waits:
-        return _because(job, Reason.REASON_WAIT_DEPENDENCY, f"{job.waits} jobs that it depends on are not done", None)
-    if job.start_after and job.start_after > now:
-        message = f"not before {job.start_after.isoformat(timespec='seconds')}"
-        return _because(job, Reason.REASON_WAIT_START_TIME, message, job.start_after)
-    if job.next_attempt_time and job.next_attempt_time > now:
-        return _because(job, Reason.REASON_WAIT_BACKOFF, job.message, job.next_attempt_time)
-    return _because(job, Reason.REASON_WAIT_RESOURCES, "waits for its turn", now)
-
-
-def _because(job: Job, reason: Reason.ValueType, message: str, due: datetime | None) -> Job:
+    reason, message, due = why_waiting(now, job.desired, job.waits, job.start_after, job.next_attempt_time, job.message)
     if job.is_array:
         return replace(job, reason=reason, rest_reason=reason, message=message, due=due)
     return replace(job, reason=reason, message=message, due=due)
+
+
+def why_waiting(
+    now: datetime,
+    desired: Desired,
+    waits: int,
+    start_after: datetime | None,
+    next_attempt_time: datetime | None = None,
+    message: str = "",
+) -> tuple[ReasonCode, str, datetime | None]:
+    """Reason, sentence, and the moment of its turn; `message` says why it was tried before."""
+    if desired == DesiredState.DESIRED_STATE_HOLD:
+        return Reason.REASON_WAIT_HELD_BY_USER, "held until it is released", None
+    if waits:
+        return Reason.REASON_WAIT_DEPENDENCY, f"{waits} jobs that it depends on are not done", None
+    if start_after and start_after > now:
+        said = f"not before {start_after.isoformat(timespec='seconds')}"
+        return Reason.REASON_WAIT_START_TIME, said, start_after
+    if next_attempt_time and next_attempt_time > now:
+        return Reason.REASON_WAIT_BACKOFF, message, next_attempt_time
+    return Reason.REASON_WAIT_RESOURCES, "waits for its turn", now

@@ -39,6 +39,8 @@ class NewEvent:
     subject_uid: str = ""
     origin: str = ""
     resource: Message | None = None
+    # Empty = that of the current call.
+    trace_id: str = ""
 
 
 def event_table(metadata: MetaData) -> Table:
@@ -83,7 +85,7 @@ async def append(connection: AsyncConnection, table: Table, events: Sequence[New
             "subject": event.subject,
             "subject_uid": event.subject_uid,
             "origin": event.origin,
-            "trace_id": trace_id,
+            "trace_id": event.trace_id or trace_id,
             "create_time": now,
             "resource": _packed(event.resource),
         }

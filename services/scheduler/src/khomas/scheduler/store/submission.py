@@ -51,8 +51,10 @@ class Submission:
         await insert_many(connection, tables.count, [_count_row(job) for job in jobs.values() if job.is_array])
         await insert_many(connection, tables.dependency, [asdict(one) for one in dependencies])
         written = {uid: job_message(job) for uid, job in jobs.items()}
+        traces = {draft.job.uid: draft.trace_id for draft in drafts}
         events = [
-            NewEvent("scheduler.job.created", job.name, uid, job.origin, written[uid]) for uid, job in jobs.items()
+            NewEvent("scheduler.job.created", job.name, uid, job.origin, written[uid], traces[uid])
+            for uid, job in jobs.items()
         ]
         await self._events.append(connection, events)
         await self._changes.apply(connection, _ended(jobs, doomed, now), now)
