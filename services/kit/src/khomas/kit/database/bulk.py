@@ -1,4 +1,4 @@
-"""Many rows in one statement."""
+"""Many values as parameters of one statement."""
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -56,7 +56,7 @@ class _Many(TypeDecorator[Any]):
 
 def _storable(item: TypeEngine[Any], values: Sequence[Any], dialect: Dialect) -> list[Any]:
     if isinstance(item, LargeBinary):
-        raise TypeError("bytes cannot be passed to SQLite this way; use insert_many without returning")
+        raise TypeError("bytes cannot be passed to SQLite this way; use insert_many")
     processor = item.dialect_impl(dialect).bind_processor(dialect)
     return [processor(value) for value in values] if processor else list(values)
 
@@ -86,6 +86,11 @@ def _in_json(element: _InValues, compiler: SQLCompiler, **options: Any) -> str:
 def in_values(column: ColumnElement[Any], values: Collection[Any]) -> ColumnElement[bool]:
     """Match a column against any number of values with one parameter."""
     return _InValues(column, bindparam(None, list(values), type_=_Many(column.type), unique=True))
+
+
+def values_param(column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
+    """Match a column against any number of values that a prepared statement gets by a name."""
+    return _InValues(column, bindparam(name, type_=_Many(column.type)))
 
 
 def rows_table(
@@ -120,22 +125,6 @@ def _json_rows(dialect: Dialect, columns: Mapping[str, TypeEngine[Any]], lists: 
     return select(*values).subquery()
 
 
-async def insert_many(
-    connection: AsyncConnection, table: Table, rows: Sequence[Mapping[str, Any]], *, skip_existing: bool = False
-) -> None:
-    """Insert rows with one statement; with `skip_existing` those that break a unique constraint are left out.
-
-    Every row has the keys of the first one. Defaults are the database's: a Python default is not applied.
-    """
-    if not rows:
-        return
-    if connection.dialect.name == "postgresql":
-        await connection.execute(_insert_from(connection, table, rows, skip_existing))
-        return
-    insert = sqlite.insert(table)
-    await connection.execute(insert.on_conflict_do_nothing() if skip_existing else insert, rows)
-
-
 async def insert_new(
     connection: AsyncConnection,
     table: Table,
@@ -148,18 +137,11 @@ async def insert_new(
     """
     if not rows:
         return []
-    statement = _insert_from(connection, table, rows, skip_existing=True).returning(*returning)
-    return (await connection.execute(statement)).all()
-
-
-def _insert_from(
-    connection: AsyncConnection, table: Table, rows: Sequence[Mapping[str, Any]], skip_existing: bool
-) -> postgresql.Insert | sqlite.Insert:
     keys = list(rows[0])
     types = {key: table.c[key].type for key in keys}
     source = rows_table(connection, types, [[row[key] for key in keys] for row in rows])
     # SQLite takes "ON CONFLICT" after a bare FROM for the condition of a join, hence the WHERE.
     query = select(*[source.c[key] for key in keys]).where(true())
     insert = postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
-    insert = insert.from_select(keys, query, include_defaults=False)
-    return insert.on_conflict_do_nothing() if skip_existing else insert
+    insert = insert.from_select(keys, query, include_defaults=False).on_conflict_do_nothing()
+    return (await connection.execute(insert.returning(*returning))).all()

@@ -5,9 +5,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from sqlalchemy import AsyncAdaptedQueuePool, MetaData, event, make_url
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from khomas.kit.database import migrations
+from khomas.kit.database.driver import driver_of, fetch
 from khomas.kit.database.failures import translated
 from khomas.kit.errors import UpstreamUnavailable
 
@@ -22,6 +24,8 @@ _PRAGMAS = (
     "temp_store = MEMORY",
 )
 _READER_PRAGMAS = (*_PRAGMAS, "query_only = ON")
+_BEGIN_WRITE = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "BEGIN"}
+_BEGIN_SNAPSHOT = {"sqlite": "BEGIN", "postgresql": "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"}
 _POSTGRESQL_SETTINGS = {
     "application_name": "khomas",
     # Compiling a plan costs more than any of our statements.
@@ -44,27 +48,18 @@ class Database:
         self.migrations = migrations
         self.dialect = self.url.get_backend_name()
         if self.dialect == "sqlite":
-            self._writer = _sqlite_engine(url, "BEGIN IMMEDIATE", _PRAGMAS, connections=1)
-            self._reader = _sqlite_engine(url, None, _READER_PRAGMAS, connections=connections)
-            self._snapshots = _sqlite_engine(url, "BEGIN", _READER_PRAGMAS, connections=connections)
+            self._writer = _sqlite_engine(url, _PRAGMAS, connections=1)
+            self._reader = _sqlite_engine(url, _READER_PRAGMAS, connections=connections)
         elif self.dialect == "postgresql":
-            self._writer = _postgresql_engine(url, connections)
-            self._reader = self._writer.execution_options(isolation_level="AUTOCOMMIT")
-            self._snapshots = self._writer.execution_options(
-                isolation_level="REPEATABLE READ", postgresql_readonly=True
-            )
+            self._writer = self._reader = _postgresql_engine(url, connections)
         else:
             raise ValueError(f"databases of kind {self.dialect} are not supported; use sqlite or postgresql")
-        # Engines with other options share the pool, and the instruments, of the one they were made from.
-        self._own_engines = (
-            (self._writer, self._reader, self._snapshots) if self.dialect == "sqlite" else (self._writer,)
-        )
         self._after_commit: dict[AsyncConnection, list[Callable[[], None]]] = {}
 
     @property
     def engines(self) -> tuple[AsyncEngine, ...]:
         """Return the engines, for instruments that listen to statements."""
-        return self._own_engines
+        return tuple({self._writer, self._reader})
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
@@ -74,7 +69,7 @@ class Database:
         """
         async with _connected(self._writer) as connection:
             try:
-                async with connection.begin():
+                async with _transaction(connection, _BEGIN_WRITE[self.dialect]):
                     yield connection
                 callbacks = self._after_commit.get(connection, [])
             finally:
@@ -91,7 +86,7 @@ class Database:
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[AsyncConnection]:
         """Open a connection whose statements all see the same moment."""
-        async with _connected(self._snapshots) as connection, connection.begin():
+        async with _connected(self._reader) as connection, _transaction(connection, _BEGIN_SNAPSHOT[self.dialect]):
             yield connection
 
     def after_commit(self, connection: AsyncConnection, callback: Callable[[], None]) -> None:
@@ -108,7 +103,7 @@ class Database:
 
     async def close(self) -> None:
         """Close all connections."""
-        for engine in self._own_engines:
+        for engine in self.engines:
             await engine.dispose()
 
 
@@ -123,24 +118,59 @@ async def _connected(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
             yield connection
 
 
+@asynccontextmanager
+async def _transaction(connection: AsyncConnection, begin: str) -> AsyncIterator[None]:
+    """Run the block in a transaction; SQLAlchemy and the driver's own statements work in it side by side."""
+    try:
+        await fetch(connection, begin)
+        yield
+        await fetch(connection, "COMMIT")
+    except BaseException:
+        await _roll_back(connection)
+        raise
+
+
+async def _roll_back(connection: AsyncConnection) -> None:
+    if connection.invalidated:
+        return
+    driver = driver_of(connection)
+    try:
+        # No transaction to end is no error for either.
+        await (driver.execute("ROLLBACK") if connection.dialect.name == "postgresql" else driver.rollback())
+    except BaseException as error:
+        # Whoever gets the connection next must not find an open transaction.
+        await connection.invalidate()
+        if not isinstance(error, Exception):
+            raise
+
+
 def _postgresql_engine(url: str, connections: int) -> AsyncEngine:
-    return create_async_engine(
+    engine = create_async_engine(
         url,
         pool_size=connections,
         max_overflow=0,
+        # Transactions are begun and ended here, not by SQLAlchemy.
+        isolation_level="AUTOCOMMIT",
         skip_autocommit_rollback=True,
         connect_args={"server_settings": _POSTGRESQL_SETTINGS, "timeout": 10},
     )
 
+    def check(connection: Any, record: object, proxy: object) -> None:
+        if connection.driver_connection.is_closed():
+            raise DisconnectionError
 
-def _sqlite_engine(url: str, begin: str | None, pragmas: Sequence[str], *, connections: int) -> AsyncEngine:
+    event.listen(engine.sync_engine, "checkout", check)
+    return engine
+
+
+def _sqlite_engine(url: str, pragmas: Sequence[str], *, connections: int) -> AsyncEngine:
     engine = create_async_engine(
         url,
         pool_size=connections,
         max_overflow=0,
         poolclass=AsyncAdaptedQueuePool,
         # Each call is a hop to the driver's thread and back, so nothing is rolled back that never began.
-        skip_autocommit_rollback=begin is None,
+        skip_autocommit_rollback=True,
     )
 
     def prepare(connection: Any, record: object) -> None:
@@ -152,6 +182,4 @@ def _sqlite_engine(url: str, begin: str | None, pragmas: Sequence[str], *, conne
         cursor.close()
 
     event.listen(engine.sync_engine, "connect", prepare)
-    if begin is not None:
-        event.listen(engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql(begin))
     return engine

@@ -15,7 +15,7 @@ def count_statements(database: Database) -> Iterator[list[str]]:
     statements: list[str] = []
 
     def note(_1: Any, _2: Any, statement: str, *_others: Any) -> None:
-        if not statement.startswith("BEGIN"):
+        if not statement.startswith(("BEGIN", "COMMIT")):
             statements.append(statement)
 
     engines = [engine.sync_engine for engine in database.engines]

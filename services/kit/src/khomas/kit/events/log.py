@@ -11,10 +11,10 @@ from sqlalchemy import ColumnElement, Table, Tuple, case, delete, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.common.v1 import event_pb2 as pb
-from khomas.kit.database import AnyRow, Database
+from khomas.kit.database import AnyRow, Database, Rows, insert_rows
 from khomas.kit.errors import CursorExpired
 from khomas.kit.events.cursor import START, Position, horizon
-from khomas.kit.events.table import PRUNED, NewEvent, append
+from khomas.kit.events.table import PRUNED, NewEvent, event_rows
 from khomas.kit.filtering import fields, where
 
 RETENTION = timedelta(days=7)
@@ -39,10 +39,13 @@ class EventLog:
 
     async def append(self, connection: AsyncConnection, events: Sequence[NewEvent]) -> None:
         """Add events to the transaction of their change; watchers wake up when it commits."""
-        if not events:
-            return
-        await append(connection, self._table, events)
-        self._database.after_commit(connection, self._wake)
+        await insert_rows(connection, self.rows(connection, events))
+
+    def rows(self, connection: AsyncConnection, events: Sequence[NewEvent]) -> Rows:
+        """Return events as rows to insert together with their change; watchers wake up when it commits."""
+        if events:
+            self._database.after_commit(connection, self._wake)
+        return event_rows(self._table, self._database.dialect, events)
 
     async def watch(self, request: pb.WatchEventsRequest) -> AsyncGenerator[pb.WatchEventsResponse, None]:
         """Answer a WatchEvents call.
