@@ -10,14 +10,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.catalog.v1 import catalog_service_pb2 as pb
 from khomas.api.catalog.v1.file_pb2 import File
-from khomas.catalog.creation import replica_rows
+from khomas.catalog.creation import REPLICA, replica_rows
 from khomas.catalog.details import complete, file_proto
 from khomas.catalog.errors import ChecksumMismatch, FileMissing
 from khomas.catalog.files import BY_UID
-from khomas.catalog.keys import Keys
+from khomas.catalog.keys import VALUE, Keys
 from khomas.catalog.names import check_distinct
 from khomas.catalog.tables import ACTIVE, DELETING, NOT_DELETED, file, file_value, replica
-from khomas.kit.database import AnyRow, Database, in_values, insert_many, rows_table
+from khomas.kit.database import AnyRow, Database, Rows, in_values, insert_rows, rows_table
 from khomas.kit.errors import EtagMismatch
 from khomas.kit.events import EventLog, NewEvent
 from khomas.kit.idempotency import Once
@@ -49,7 +49,7 @@ class Changes:
             if change.etag and change.etag != str(rows[change.name].version):
                 raise EtagMismatch(name=change.name)
         values = [(rows[change.name].id, change.set) for change in request.updates]
-        new = await self._keys.columns(connection, "file_id", values)
+        new = await self._keys.rows(connection, values)
         known = await self._keys.of(connection, {key for change in request.updates for key in change.remove})
         gone = [
             (rows[change.name].id, known[key].id)
@@ -58,7 +58,7 @@ class Changes:
             if key in known
         ]
         await _delete_pairs(connection, gone)
-        await insert_many(connection, file_value, new)
+        await insert_rows(connection, Rows(file_value, ("file_id", *VALUE), new))
         await self._touched(connection, [row.id for row in rows.values()])
         return pb.BatchUpdateMetadataResponse(changed=len(rows))
 
@@ -140,11 +140,11 @@ def _event(verb: str, one: File) -> NewEvent:
     return NewEvent(f"catalog.file.{verb}", one.name, one.uid, one.origin, one)
 
 
-async def _upsert_replicas(connection: AsyncConnection, rows: list[dict[str, Any]]) -> None:
+async def _upsert_replicas(connection: AsyncConnection, rows: Sequence[tuple[Any, ...]]) -> None:
     if not rows:
         return
-    types = {key: replica.c[key].type for key in rows[0]}
-    source = rows_table(connection, types, [tuple(row.values()) for row in rows])
+    types = {key: replica.c[key].type for key in REPLICA}
+    source = rows_table(connection, types, rows)
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     # The WHERE keeps SQLite from reading ON CONFLICT as the condition of a join.
     statement = insert(replica).from_select([*types], select(*source.c).where(source.c.file_id.is_not(None)))

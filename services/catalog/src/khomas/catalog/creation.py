@@ -1,38 +1,33 @@
 """The commit of files: all of a call in one transaction, a constant number of statements."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from graphlib import CycleError, TopologicalSorter
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-from sqlalchemy import BigInteger, String, literal, select, union_all
+from google.protobuf.any_pb2 import Any as AnyMessage
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.catalog.v1 import catalog_service_pb2 as pb
 from khomas.api.catalog.v1.file_pb2 import File, Replica
 from khomas.catalog.directories import Directories
 from khomas.catalog.errors import FileExists, NameIsDirectory, ParentMissing
-from khomas.catalog.keys import Keys
-from khomas.catalog.membership import Membership
+from khomas.catalog.keys import VALUE, Keys
+from khomas.catalog.known import Known, KnownFile, look
+from khomas.catalog.membership import Member, Membership
 from khomas.catalog.names import check_distinct, check_name, default_path, directory_of
-from khomas.catalog.tables import NOT_DELETED, directory, file, file_value, parent, replica
+from khomas.catalog.tables import file, file_value, parent, replica
 from khomas.kit.boundary.call import current_principal
-from khomas.kit.database import Database, in_values, insert_many, insert_new
+from khomas.kit.database import Database, Rows, insert_rows
 from khomas.kit.errors import FieldInvalid
 from khomas.kit.events import EventLog, NewEvent
+from khomas.kit.events.table import TYPE_PREFIX
 from khomas.kit.idempotency import Once
 from khomas.kit.ids import new_uids
 
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """A file that was there before."""
-
-    id: int
-    uid: str
-    content: tuple[int, str, str]
-    state: int
+Answer = TypeVar("Answer")
+_TRIES = 5
 
 
 class Creation:
@@ -53,10 +48,12 @@ class Creation:
         check_files(request.files)
         owner = current_principal().subject
         if not request.validate_only:
-            return await self._once(
-                request,
-                pb.BatchCreateFilesResponse,
-                lambda connection: self.commit(connection, owner, request.files, request.datasets),
+            return await again_if_overtaken(
+                lambda: self._once(
+                    request,
+                    pb.BatchCreateFilesResponse,
+                    lambda connection: self.commit(connection, owner, request.files, request.datasets),
+                )
             )
         try:
             async with self._database.write() as connection:
@@ -68,94 +65,62 @@ class Creation:
     async def commit(
         self, connection: AsyncConnection, owner: str, files: Sequence[File], datasets: Sequence[str] = ()
     ) -> pb.BatchCreateFilesResponse:
-        """Commit files in a transaction that is open already."""
-        known = await self._known(connection, files)
-        new = [one for one in files if not _is_known(one, known)]
-        uids = {one.name: known[one.name].uid for one in files if one.name in known}
-        ids = {name: one.id for name, one in known.items()}
-        if new:
-            made = await self._insert(connection, owner, new)
-            uids |= {name: uid for name, (_, uid) in made.items()}
-            ids |= {name: id_ for name, (id_, _) in made.items()}
-            await self._insert_parts(connection, new, ids)
+        """Commit files, which `check_files` has seen, in a transaction that is open already.
+
+        Raises IntegrityError when another transaction takes one of the names before this one: try it again.
+        """
+        names, folders = {one.name for one in files}, {directory_of(one.name) for one in files}
+        unknown = self._directories.unknown(folders)
+        parents = {name for one in files for name in one.parents}
+        known = await look(connection, names | parents | unknown, names | unknown, len(files))
+        _refuse_clashes(names, folders | unknown, known)
+        _check_parents(files, names, known.files)
+        # Rows in the order of the names lie side by side in every index.
+        new = sorted((one for one in files if not _is_known(one, known.files)), key=lambda one: one.name)
+        uids = {name: one.uid for name, one in known.files.items()} | dict(
+            zip((one.name for one in new), new_uids(len(new)), strict=True)
+        )
+        ids = {name: one.id for name, one in known.files.items()} | dict(
+            zip((one.name for one in new), known.file_ids, strict=False)
+        )
+        now = datetime.now(UTC)
+        events = _created(new, uids, owner, now)
+        parts = await self._parts(connection, new, ids, uids, owner, known, unknown, now)
         if datasets:
-            members = {one.name: ids[one.name] for one in files}
-            await self._datasets.join(connection, owner, datasets, members)
-        await self._log.append(connection, [_created(one, uids[one.name]) for one in new])
+            members = {one.name: Member(ids[one.name], one.size_bytes) for one in files}
+            existing = {name: one for name, one in members.items() if name in known.files}
+            joined, told = await self._datasets.join(
+                connection, owner, datasets, {name: members[name] for name in members.keys() - existing}, existing
+            )
+            parts, events = [*parts, joined], [*events, *told]
+        await insert_rows(connection, *parts, self._log.rows(connection, events))
         return pb.BatchCreateFilesResponse(uids=[uids[one.name] for one in files], existing=len(files) - len(new))
 
-    async def _known(self, connection: AsyncConnection, files: Sequence[File]) -> dict[str, _Known]:
-        """Return what exists under the names of files and parents; refuses clashes of files and directories."""
-        names = {one.name for one in files}
-        parents = {name for one in files for name in one.parents}
-        above = self._directories.unknown({directory_of(name) for name in names})
-        columns = (file.c.name, file.c.id, file.c.uid, file.c.size_bytes, file.c.adler32, file.c.origin, file.c.state)
-        query = union_all(
-            select(*columns).where(in_values(file.c.name, names | parents | above), NOT_DELETED),
-            select(
-                directory.c.path,
-                directory.c.id,
-                *[literal(None, type_) for type_ in (String(), BigInteger(), String(), String(), BigInteger())],
-            ).where(in_values(directory.c.path, names)),
-        )
-        rows = (await connection.execute(query)).all()
-        inner = above | {directory_of(name) for name in names}
-        for row in rows:
-            if row.uid is None or row.name in inner:
-                raise NameIsDirectory(name=row.name)
-        if clash := sorted(names & inner):
-            raise NameIsDirectory(name=clash[0])
-        found = {
-            row.name: _Known(row.id, row.uid, (row.size_bytes, row.adler32, row.origin), row.state) for row in rows
-        }
-        _check_parents(files, names, found)
-        return found
-
-    async def _insert(
-        self, connection: AsyncConnection, owner: str, files: Sequence[File]
-    ) -> dict[str, tuple[int, str]]:
-        """Insert the rows of files and set the output fields of the messages; returns id and uid by name."""
-        folders = await self._directories.ensure(connection, {directory_of(one.name) for one in files})
-        now = datetime.now(UTC)
-        uids = new_uids(len(files))
-        by_name = sorted(zip(files, uids, strict=True), key=lambda pair: pair[0].name)
-        rows = [
-            {
-                "uid": uid,
-                "name": one.name,
-                "directory_id": folders[directory_of(one.name)],
-                "size_bytes": one.size_bytes,
-                "adler32": one.checksums.adler32,
-                "sha256": one.checksums.sha256,
-                "md5": one.checksums.md5,
-                "content_digest": one.checksums.content_digest,
-                "origin": one.origin,
-                "owner": owner,
-                "state": File.STATE_ACTIVE,
-                "create_time": now,
-                "update_time": now,
-                "version": 1,
-            }
-            for one, uid in by_name
-        ]
-        made = await insert_new(connection, file, rows, file.c.name, file.c.id, file.c.uid)
-        if len(made) < len(files):
-            # Somebody committed the same name between our look and our insert.
-            raise FileExists(name=sorted({one.name for one in files} - {row.name for row in made})[0])
-        for one in files:
-            one.owner, one.state, one.etag = owner, File.STATE_ACTIVE, "1"
-            one.create_time.FromDatetime(now)
-            one.update_time.FromDatetime(now)
-        return {row.name: (row.id, row.uid) for row in made}
-
-    async def _insert_parts(self, connection: AsyncConnection, files: Sequence[File], ids: Mapping[str, int]) -> None:
-        now = datetime.now(UTC)
+    async def _parts(
+        self,
+        connection: AsyncConnection,
+        files: Sequence[File],
+        ids: Mapping[str, int],
+        uids: Mapping[str, str],
+        owner: str,
+        known: Known,
+        unknown: set[str],
+        now: datetime,
+    ) -> list[Rows]:
+        """Return the rows of new files and all that belongs to them."""
+        folders, directories = self._directories.made(connection, unknown, known.directories, known.directory_ids)
         values = [(ids[one.name], one.metadata) for one in files if one.metadata]
-        parents = [{"child_id": ids[one.name], "parent_id": ids[name]} for one in files for name in set(one.parents)]
-        await insert_many(connection, replica, [row for one in files for row in replica_rows(one, ids[one.name], now)])
-        if values:
-            await insert_many(connection, file_value, await self._keys.columns(connection, "file_id", values))
-        await insert_many(connection, parent, parents)
+        return [
+            directories,
+            _file_rows(files, ids, uids, folders, owner, now),
+            Rows(replica, REPLICA, [row for one in files for row in replica_rows(one, ids[one.name], now)]),
+            Rows(file_value, ("file_id", *VALUE), await self._keys.rows(connection, values) if values else []),
+            Rows(
+                parent,
+                ("child_id", "parent_id"),
+                [(ids[one.name], ids[name]) for one in files if one.parents for name in set(one.parents)],
+            ),
+        ]
 
 
 class _TakenBack(Exception):
@@ -166,15 +131,27 @@ def _take_back() -> NoReturn:
     raise _TakenBack
 
 
+async def again_if_overtaken(commit: Callable[[], Awaitable[Answer]]) -> Answer:
+    """Commit again when another transaction has just taken the name of a file or directory: now it can be seen."""
+    for _ in range(_TRIES - 1):
+        try:
+            return await commit()
+        except IntegrityError:
+            continue
+    return await commit()
+
+
 def check_files(files: Sequence[File]) -> None:
-    """Check what can be seen without the database."""
+    """Check what can be seen without the database, and fill in what may be left out."""
     check_distinct(one.name for one in files)
     for index, one in enumerate(files):
         check_name(one.name, f"files[{index}].name")
         if not one.checksums.adler32:
             raise FieldInvalid.of(f"files[{index}].checksums.adler32", "is needed to verify the copies")
-        elements = [copy.storage_element for copy in one.replicas]
-        if len(set(elements)) < len(elements):
+        for copy in one.replicas:
+            if not copy.state:
+                copy.state = Replica.STATE_AVAILABLE
+        if len({copy.storage_element for copy in one.replicas}) < len(one.replicas):
             raise FieldInvalid.of(f"files[{index}].replicas", "has two replicas on one StorageElement")
         if one.name in one.parents:
             raise FieldInvalid.of(f"files[{index}].parents", "names the file itself")
@@ -189,21 +166,47 @@ def _check_circles(parents: Mapping[str, Sequence[str]]) -> None:
         raise FieldInvalid.of("files.parents", f"go round in a circle: {' from '.join(error.args[1])}") from error
 
 
-def replica_rows(one: File, id_: int, now: datetime) -> list[dict[str, Any]]:
-    """Return the rows of a file's replicas."""
+REPLICA = ("file_id", "storage_element", "path", "state", "verify_time")
+
+
+def replica_rows(one: File, id_: int, now: datetime) -> list[tuple[Any, ...]]:
+    """Return the rows of a file's replicas, in the order of REPLICA."""
+    usual = default_path(one.name)
     return [
-        {
-            "file_id": id_,
-            "storage_element": copy.storage_element,
-            "path": None if copy.path == default_path(one.name) else copy.path,
-            "state": copy.state or Replica.STATE_AVAILABLE,
-            "verify_time": copy.verify_time.ToDatetime(tzinfo=UTC) if copy.HasField("verify_time") else now,
-        }
+        (
+            id_,
+            copy.storage_element,
+            None if copy.path == usual else copy.path,
+            copy.state or Replica.STATE_AVAILABLE,
+            copy.verify_time.ToDatetime(tzinfo=UTC) if copy.HasField("verify_time") else now,
+        )
         for copy in one.replicas
     ]
 
 
-def _is_known(one: File, known: Mapping[str, _Known]) -> bool:
+def _file_rows(
+    files: Sequence[File],
+    ids: Mapping[str, int],
+    uids: Mapping[str, str],
+    folders: Mapping[str, int],
+    owner: str,
+    now: datetime,
+) -> Rows:
+    rows = []
+    for one in files:
+        name, sums = one.name, one.checksums
+        folder = folders[directory_of(name)]
+        sizes = (one.size_bytes, sums.adler32, sums.sha256, sums.md5, sums.content_digest, one.origin)
+        rows.append((ids[name], uids[name], name, folder, *sizes))
+    return Rows(
+        file,
+        ("id", "uid", "name", "directory_id", *("size_bytes", "adler32", "sha256", "md5", "content_digest", "origin")),
+        rows,
+        {"owner": owner, "state": File.STATE_ACTIVE, "create_time": now, "update_time": now, "version": 1},
+    )
+
+
+def _is_known(one: File, known: Mapping[str, KnownFile]) -> bool:
     """Tell whether an equal commit was made before; raises FileExists for any other."""
     there = known.get(one.name)
     if there is None:
@@ -213,7 +216,7 @@ def _is_known(one: File, known: Mapping[str, _Known]) -> bool:
     return True
 
 
-def _check_parents(files: Sequence[File], names: set[str], known: Mapping[str, _Known]) -> None:
+def _check_parents(files: Sequence[File], names: set[str], known: Mapping[str, KnownFile]) -> None:
     for one in files:
         for name in one.parents:
             there = known.get(name)
@@ -221,8 +224,25 @@ def _check_parents(files: Sequence[File], names: set[str], known: Mapping[str, _
                 raise ParentMissing(name=one.name, parent=name)
 
 
-def _created(one: File, uid: str) -> NewEvent:
-    one.uid = uid
-    for copy in one.replicas:
-        copy.state = copy.state or Replica.STATE_AVAILABLE
-    return NewEvent("catalog.file.created", one.name, uid, one.origin, one)
+def _refuse_clashes(names: set[str], folders: set[str], known: Known) -> None:
+    """Refuse names that are a file here and a directory there."""
+    clashes = (names & known.directories.keys()) | (folders & known.files.keys()) | (names & folders)
+    if clashes:
+        raise NameIsDirectory(name=min(clashes))
+
+
+def _created(files: Sequence[File], uids: Mapping[str, str], owner: str, now: datetime) -> list[NewEvent]:
+    """Return the events of new files, each with the whole file as it is now."""
+    said = File(owner=owner, state=File.STATE_ACTIVE, etag="1")
+    said.create_time.FromDatetime(now)
+    said.update_time.FromDatetime(now)
+    fresh = said.SerializeToString()
+    url = TYPE_PREFIX + File.DESCRIPTOR.full_name
+    events = []
+    for one in files:
+        uid = uids[one.name]
+        # Messages one after the other are one with the fields of all.
+        content = one.SerializeToString() + fresh + File(uid=uid).SerializeToString()
+        packed = AnyMessage(type_url=url, value=content)
+        events.append(NewEvent("catalog.file.created", one.name, uid, one.origin, packed))
+    return events

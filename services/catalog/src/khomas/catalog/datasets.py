@@ -9,13 +9,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from khomas.api.catalog.v1 import catalog_service_pb2 as pb
 from khomas.api.catalog.v1.dataset_pb2 import Dataset
 from khomas.catalog.errors import DatasetExists, DatasetMissing, FileMissing
-from khomas.catalog.keys import Keys
+from khomas.catalog.keys import VALUE, Keys
 from khomas.catalog.membership import Membership, active_ids, changed, dataset_proto, new_row
 from khomas.catalog.searching import value_fields
 from khomas.catalog.tables import dataset, dataset_value, metadata_key
 from khomas.catalog.values import value_of
 from khomas.kit.boundary.call import current_principal
-from khomas.kit.database import AnyRow, Database, in_values, insert_many, insert_new
+from khomas.kit.database import AnyRow, Database, Rows, in_values, insert_new, insert_rows
 from khomas.kit.events import EventLog
 from khomas.kit.filtering import Fields, fields, where
 from khomas.kit.idempotency import Once
@@ -52,8 +52,8 @@ class Datasets:
         made = await insert_new(connection, dataset, [row], *dataset.c)
         if not made:
             raise DatasetExists(name=request.dataset.name)
-        values = await self._keys.columns(connection, "dataset_id", [(made[0].id, request.dataset.metadata)])
-        await insert_many(connection, dataset_value, values)
+        values = await self._keys.rows(connection, [(made[0].id, request.dataset.metadata)])
+        await insert_rows(connection, Rows(dataset_value, ("dataset_id", *VALUE), values))
         await self._log.append(connection, [changed("created", made[0])])
         if request.files:
             await self._membership.change(connection, made[0], add=await _members(connection, request.files))

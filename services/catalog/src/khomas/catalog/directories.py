@@ -1,13 +1,12 @@
 """Directories: made with the first file in them, found by path."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.catalog.names import directory_of, with_ancestors
 from khomas.catalog.tables import directory
-from khomas.kit.database import Database, in_values, insert_new, rows_table
+from khomas.kit.database import Database, Rows
 
 _MAX_KNOWN = 100_000
 
@@ -24,34 +23,22 @@ class Directories:
         missing = paths - self._known.keys()
         return with_ancestors(missing) - self._known.keys() if missing else set()
 
-    async def ensure(self, connection: AsyncConnection, paths: set[str]) -> Mapping[str, int]:
-        """Return the ids of directories, making those that are missing. No statement when all are known."""
-        wanted = self.unknown(paths)
-        if not wanted:
-            return self._known
-        made = await insert_new(connection, directory, [{"path": path} for path in sorted(wanted)], directory.c.id)
-        rows = await connection.execute(
-            select(directory.c.path, directory.c.id).where(in_values(directory.c.path, wanted))
+    def made(
+        self, connection: AsyncConnection, unknown: set[str], found: Mapping[str, int], unused: Iterator[int]
+    ) -> tuple[Mapping[str, int], Rows]:
+        """Return the ids of all directories, and what to insert for those that neither are known nor were found."""
+        new = dict(zip(sorted(unknown - found.keys()), unused, strict=False))
+        ids = {**self._known, **found, **new} if unknown else self._known
+        if unknown:
+            # Only once they are committed; a transaction that fails takes its directories with it.
+            self._database.after_commit(connection, lambda: self._remember({**found, **new}))
+        return ids, Rows(
+            directory,
+            ("id", "path", "parent_id"),
+            [(id_, path, ids.get(directory_of(path))) for path, id_ in new.items()],
         )
-        found = {row.path: row.id for row in rows}
-        ids = {**self._known, **found}
-        if made:
-            await self._link(connection, [path for path in found if path != "/"], ids)
-        # Only once they are committed; a transaction that fails takes its directories with it.
-        self._database.after_commit(connection, lambda: self._remember(found))
-        return ids
 
     def _remember(self, found: Mapping[str, int]) -> None:
         if len(self._known) + len(found) > _MAX_KNOWN:
             self._known.clear()
         self._known.update(found)
-
-    @staticmethod
-    async def _link(connection: AsyncConnection, paths: list[str], ids: Mapping[str, int]) -> None:
-        if not paths:
-            return
-        columns = {"id": directory.c.id.type, "parent_id": directory.c.id.type}
-        links = rows_table(connection, columns, [(ids[path], ids[directory_of(path)]) for path in paths])
-        await connection.execute(
-            update(directory).values(parent_id=links.c.parent_id).where(directory.c.id == links.c.id)
-        )

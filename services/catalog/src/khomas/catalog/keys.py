@@ -22,6 +22,8 @@ from khomas.kit.idempotency import Once
 from khomas.kit.paging import Ordering, list_page
 
 PREFIX = "metadataKeys/"
+# The columns of a table of values beside its owner.
+VALUE = ("key_id", "whole", "number", "text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +58,13 @@ class Keys:
         await self._load(connection)
         return self._known
 
-    async def columns(
-        self, connection: AsyncConnection, owner: str, values: Sequence[tuple[int, Mapping[str, Value]]]
-    ) -> list[dict[str, Any]]:
-        """Return rows for a value table: of each owner's id and its values. Raises for undeclared keys and types."""
+    async def rows(
+        self, connection: AsyncConnection, values: Sequence[tuple[int, Mapping[str, Value]]]
+    ) -> list[tuple[Any, ...]]:
+        """Return rows: an owner's id and what VALUE names. Raises for undeclared keys and wrong types."""
         known = await self.of(connection, {key for _, pairs in values for key in pairs})
         return [
-            {owner: id_, "key_id": known[key].id, **columns_of(key, known[key].type, value)}
+            (id_, known[key].id, *columns_of(key, known[key].type, value))
             for id_, pairs in values
             for key, value in pairs.items()
         ]

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, and_, case, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, func, or_, select, true, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.catalog.v1 import catalog_service_pb2 as pb
@@ -11,9 +13,19 @@ from khomas.api.catalog.v1.dataset_pb2 import Dataset
 from khomas.catalog.errors import DatasetClosed, DatasetMissing
 from khomas.catalog.names import check_dataset
 from khomas.catalog.tables import ACTIVE, dataset, dataset_file, file
-from khomas.kit.database import AnyRow, in_values, insert_many, insert_new
+from khomas.kit.database import AnyRow, Rows, in_values, insert_many, rows_table
 from khomas.kit.events import EventLog, NewEvent
 from khomas.kit.ids import new_uids
+
+
+class Member(NamedTuple):
+    """A file as datasets count it."""
+
+    id: int
+    size_bytes: int
+
+
+Members = Mapping[str, Member]
 
 
 def is_member(dataset_id: ColumnElement[int], at: datetime | None) -> ColumnElement[bool]:
@@ -32,25 +44,49 @@ class Membership:
         self._log = log
 
     async def join(
-        self, connection: AsyncConnection, owner: str, names: Sequence[str], members: Mapping[str, int]
-    ) -> None:
-        """Make files, given as LFN and id, members of open datasets; a dataset that is missing is made."""
-        await self.make_missing(connection, owner, names)
-        rows = await self.locked(connection, names)
-        for row in rows:
-            await self.change(connection, row, add=members)
+        self, connection: AsyncConnection, owner: str, names: Sequence[str], new: Members, existing: Members
+    ) -> tuple[Rows, list[NewEvent]]:
+        """Make files members of open datasets; a dataset that is missing is made.
 
-    async def make_missing(self, connection: AsyncConnection, owner: str, names: Sequence[str]) -> None:
-        """Make datasets that do not exist yet."""
-        now = datetime.now(UTC)
-        wanted = [
-            new_row(uid, Dataset(name=name), owner, now)
-            for uid, name in zip(new_uids(len(names)), sorted(set(names)), strict=False)
-        ]
+        The counts of the datasets are changed at once. Returns what is to be inserted with the files and told.
+        """
         for name in names:
             check_dataset(name, "datasets")
-        made = await insert_new(connection, dataset, wanted, *dataset.c)
-        await self._log.append(connection, [changed("created", row) for row in made])
+        before = await self._members(connection, names, existing) if existing else {}
+        added = {
+            name: {**new, **{lfn: one for lfn, one in existing.items() if one.id not in before.get(name, ())}}
+            for name in sorted(set(names))
+        }
+        now = datetime.now(UTC)
+        made = [
+            {
+                **new_row(uid, Dataset(name=name), owner, now),
+                "file_count": len(members),
+                "size_bytes": sum(one.size_bytes for one in members.values()),
+            }
+            for uid, (name, members) in zip(new_uids(len(added)), added.items(), strict=True)
+        ]
+        rows = await _add_counts(connection, made)
+        uids = {one["uid"] for one in made}
+        events = [changed("created", row) for row in rows if row.uid in uids]
+        for row in rows:
+            events += _moves(row, sorted(added[row.name]), [])
+        ids = sorted((row.id, one.id) for row in rows for one in added[row.name].values())
+        return Rows(dataset_file, ("dataset_id", "file_id"), ids, {"add_time": now}), events
+
+    async def _members(self, connection: AsyncConnection, names: Sequence[str], files: Members) -> dict[str, set[int]]:
+        """Return which of the files are in which dataset already; nobody else adds to these datasets meanwhile."""
+        query = select(dataset.c.id, dataset.c.name).where(in_values(dataset.c.name, set(names)))
+        known = {row.id: row.name for row in await connection.execute(query.order_by(dataset.c.name).with_for_update())}
+        inside = select(dataset_file.c.dataset_id, dataset_file.c.file_id).where(
+            in_values(dataset_file.c.dataset_id, known.keys()),
+            in_values(dataset_file.c.file_id, [one.id for one in files.values()]),
+            dataset_file.c.remove_time.is_(None),
+        )
+        found: dict[str, set[int]] = {}
+        for row in await connection.execute(inside):
+            found.setdefault(known[row.dataset_id], set()).add(row.file_id)
+        return found
 
     async def locked(self, connection: AsyncConnection, names: Sequence[str]) -> Sequence[AnyRow]:
         """Return datasets to change, in order of name; nobody else changes them before the end of the transaction."""
@@ -109,6 +145,30 @@ class Membership:
             )
             .where(dataset.c.id == id_)
         )
+
+
+async def _add_counts(connection: AsyncConnection, rows: Sequence[Mapping[str, Any]]) -> Sequence[AnyRow]:
+    """Make datasets, or add to the counts of those that exist; these are locked until the end of the transaction."""
+    types = {key: dataset.c[key].type for key in rows[0]}
+    source = rows_table(connection, types, [tuple(row.values()) for row in rows])
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    # The WHERE keeps SQLite from reading ON CONFLICT as the condition of a join.
+    statement = insert(dataset).from_select([*types], select(*source.c).where(true()), include_defaults=False)
+    new = statement.excluded
+    adding = statement.on_conflict_do_update(
+        index_elements=["name"],
+        set_={
+            "file_count": dataset.c.file_count + new.file_count,
+            "size_bytes": dataset.c.size_bytes + new.size_bytes,
+            "update_time": new.update_time,
+            "version": dataset.c.version + 1,
+        },
+        where=dataset.c.state == Dataset.STATE_OPEN,
+    )
+    found = (await connection.execute(adding.returning(*dataset.c))).all()
+    if closed := sorted({row["name"] for row in rows} - {row.name for row in found}):
+        raise DatasetClosed(name=closed[0])
+    return found
 
 
 async def active_ids(connection: AsyncConnection, names: Sequence[str]) -> dict[str, int]:

@@ -14,14 +14,14 @@ _MICROSECOND = timedelta(microseconds=1)
 _MAX_TEXT = 1024
 
 # Which column holds values of a type, and which kinds of Value it takes.
-COLUMN = {
+COLUMN: Mapping[int, str] = {
     MetadataKey.TYPE_TEXT: "text",
     MetadataKey.TYPE_INTEGER: "whole",
     MetadataKey.TYPE_NUMBER: "number",
     MetadataKey.TYPE_BOOLEAN: "whole",
     MetadataKey.TYPE_TIME: "whole",
 }
-_KINDS = {
+_KINDS: Mapping[int, tuple[str, ...]] = {
     MetadataKey.TYPE_TEXT: ("text",),
     MetadataKey.TYPE_INTEGER: ("integer",),
     MetadataKey.TYPE_NUMBER: ("number", "integer"),
@@ -35,7 +35,6 @@ TYPE_OF_KIND = {
     "boolean": MetadataKey.TYPE_BOOLEAN,
     "time": MetadataKey.TYPE_TIME,
 }
-NO_COLUMNS: Mapping[str, Any] = {"whole": None, "number": None, "text": None}
 
 
 def type_name(type_: int) -> str:
@@ -43,22 +42,27 @@ def type_name(type_: int) -> str:
     return MetadataKey.Type.Name(MetadataKey.Type.ValueType(type_)).removeprefix("TYPE_")
 
 
-def columns_of(key: str, type_: int, value: Value) -> dict[str, Any]:
-    """Return the columns that store a value, or raise MetadataType."""
+def columns_of(key: str, type_: int, value: Value) -> tuple[int | None, float | None, str | None]:
+    """Return a value as the columns whole, number and text, or raise MetadataType."""
     kind = value.WhichOneof("kind")
-    plain = getattr(value, kind) if kind in _KINDS[MetadataKey.Type.ValueType(type_)] else None
-    if (
-        plain is None
-        or (isinstance(plain, float) and not math.isfinite(plain))
-        or (isinstance(plain, str) and len(plain) > _MAX_TEXT)
-    ):
+    plain = getattr(value, kind) if kind in _KINDS[type_] else None
+    if plain is None or not _storable(plain):
         shown = str(getattr(value, kind, "nothing") if kind else "nothing")[:80]
         raise MetadataType(key=key, type=type_name(type_), value=f"the {kind or 'empty value'} {shown!r}")
+    match COLUMN[type_]:
+        case "number":
+            return None, float(plain), None
+        case "text":
+            return None, None, plain
     if kind == "time":
-        plain = (value.time.ToDatetime(tzinfo=UTC) - _EPOCH) // _MICROSECOND
-    column = COLUMN[MetadataKey.Type.ValueType(type_)]
-    stored = float(plain) if column == "number" else int(plain) if column == "whole" else plain
-    return {**NO_COLUMNS, column: stored}
+        return microseconds_of(value.time.ToDatetime(tzinfo=UTC)), None, None
+    return int(plain), None, None
+
+
+def _storable(plain: Any) -> bool:
+    if isinstance(plain, float):
+        return math.isfinite(plain)
+    return not isinstance(plain, str) or len(plain) <= _MAX_TEXT
 
 
 def value_of(type_: int, whole: int | None, number: float | None, text: str | None) -> Value:
