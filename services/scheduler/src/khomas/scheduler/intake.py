@@ -167,6 +167,8 @@ def new_job(uid: str, spec_uid: str, blueprint: Blueprint, total: int, owner: st
         rest_state=JobState.JOB_STATE_PENDING,
         rest_reason=reason if is_array else Reason.REASON_UNSPECIFIED,
         max_running=spec.splitter.max_running,
+        share=spec.share,
+        retain_s=spec.retain_after_end.seconds if spec.HasField("retain_after_end") else None,
     )
 
 

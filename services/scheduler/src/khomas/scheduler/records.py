@@ -57,6 +57,8 @@ class Job:
     rest_state: State
     rest_reason: ReasonCode
     max_running: int
+    share: str = ""
+    retain_s: int | None = None
 
     @property
     def name(self) -> str:

@@ -69,6 +69,9 @@ def _limits(spec: JobSpec) -> Iterator[tuple[str, str]]:
         ("resources.cpu_time", spec.resources.cpu_time),
         ("limits.kill_grace", spec.limits.kill_grace),
         ("limits.heartbeat_timeout", spec.limits.heartbeat_timeout),
+        ("limits.efficiency_window", spec.limits.efficiency_window),
+        ("limits.slow_answer_time", spec.limits.slow_answer_time),
+        ("retain_after_end", spec.retain_after_end),
         ("retry.initial_backoff", spec.retry.initial_backoff),
         ("retry.max_backoff", spec.retry.max_backoff),
     ]

@@ -84,6 +84,10 @@ job = Table(
     Column("rest_state", SmallInteger, nullable=False),
     Column("rest_reason", SmallInteger, nullable=False),
     Column("max_running", Integer, nullable=False),
+    # Path of the account that it is charged to.
+    Column("share", Text, nullable=False, server_default=""),
+    # How long it is kept after its end; NULL = as the service is set.
+    Column("retain_s", BigInteger),
     Index("job_children", "parent", "index"),
     Index("job_origin", "origin"),
 )
@@ -97,6 +101,16 @@ Index(
     sqlite_where=job.c.due.is_not(None),
     postgresql_where=job.c.due.is_not(None),
 )
+# What waits in each account, in its order.
+Index(
+    "job_share",
+    job.c.share,
+    job.c.priority.desc(),
+    job.c.due,
+    sqlite_where=job.c.due.is_not(None),
+    postgresql_where=job.c.due.is_not(None),
+)
+Index("job_ended", job.c.end_time, sqlite_where=TOP, postgresql_where=TOP)
 Index(
     "job_deadline",
     job.c.deadline,
@@ -168,6 +182,49 @@ dependency = Table(
     Column("min_fraction", Float, nullable=False),
     Column("kept", Boolean, nullable=False),
     Index("dependency_target", "target"),
+)
+
+# Attempts whose CPU efficiency stayed too low, while they run.
+slow = Table(
+    "slow",
+    metadata,
+    Column("attempt", KeyText, primary_key=True),
+    Column("job", KeyText, nullable=False),
+    Column("efficiency", Float, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("since", UtcTime, nullable=False),
+    # NULL = it is not killed.
+    Column("kill_time", UtcTime),
+    # Somebody answered that it is meant to be slow.
+    Column("kept", Boolean, nullable=False),
+    Index("slow_job", "job"),
+)
+
+# Jobs that took the place of others: what the old one's readers look for may be here.
+rescue = Table(
+    "rescue",
+    metadata,
+    Column("job", KeyText, primary_key=True),
+    Column("original", KeyText, nullable=False),
+    Index("rescue_original", "original"),
+)
+
+# CPU time charged to accounts, by hours since 1970.
+share_use = Table(
+    "share_use",
+    metadata,
+    Column("share", KeyText, primary_key=True),
+    Column("hour", Integer, primary_key=True),
+    Column("cpu_ms", BigInteger, nullable=False),
+)
+
+# Which specs read an uploaded content.
+sandbox_use = Table(
+    "sandbox_use",
+    metadata,
+    Column("sha256", KeyText, primary_key=True),
+    Column("spec", KeyText, primary_key=True),
+    Index("sandbox_use_spec", "spec"),
 )
 
 sandbox = Table(

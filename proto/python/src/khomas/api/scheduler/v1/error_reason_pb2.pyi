@@ -54,6 +54,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND. Metadata: name, attempt."""
     ERROR_REASON_INPUT_PATH_CONFLICT: _ErrorReason.ValueType  # 15
     """INVALID_ARGUMENT. Two files would lie at the same path in the work directory. Metadata: path."""
+    ERROR_REASON_SHARE_UNKNOWN: _ErrorReason.ValueType  # 20
+    """INVALID_ARGUMENT. An account that is not set up, or not for the caller. Metadata: share, nearest."""
+    ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 21
+    """RESOURCE_EXHAUSTED. More jobs would wait than the account may have. Metadata: share, queued, max_queued."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Reason of an error, found in google.rpc.ErrorInfo with domain "khomas.scheduler"."""
@@ -90,4 +94,8 @@ ERROR_REASON_ATTEMPT_NOT_FOUND: ErrorReason.ValueType  # 14
 """NOT_FOUND. Metadata: name, attempt."""
 ERROR_REASON_INPUT_PATH_CONFLICT: ErrorReason.ValueType  # 15
 """INVALID_ARGUMENT. Two files would lie at the same path in the work directory. Metadata: path."""
+ERROR_REASON_SHARE_UNKNOWN: ErrorReason.ValueType  # 20
+"""INVALID_ARGUMENT. An account that is not set up, or not for the caller. Metadata: share, nearest."""
+ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 21
+"""RESOURCE_EXHAUSTED. More jobs would wait than the account may have. Metadata: share, queued, max_queued."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -69,12 +69,16 @@ class JobSpec(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     DEPENDENCIES_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    RETAIN_AFTER_END_FIELD_NUMBER: _builtins.int
     display_name: _builtins.str
     """Label for people."""
     note: _builtins.str
     """Free text."""
     priority: _builtins.int
     """Higher first."""
+    share: _builtins.str
+    """Account that it is charged to: "hess/mc". Empty = the service's default."""
     @_builtins.property
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Selectable in filters: `tags.prod = 26`."""
@@ -123,6 +127,10 @@ class JobSpec(_message.Message):
     def dependencies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Dependency]:
         """Jobs that must be done before."""
 
+    @_builtins.property
+    def retain_after_end(self) -> _duration_pb2.Duration:
+        """How long the job, its logs and its sandbox files are kept after its end. Unset = as the service is set."""
+
     def __init__(
         self,
         *,
@@ -141,10 +149,12 @@ class JobSpec(_message.Message):
         limits: Global___Limits | None = ...,
         dependencies: _abc.Iterable[Global___Dependency] | None = ...,
         priority: _builtins.int = ...,
+        share: _builtins.str = ...,
+        retain_after_end: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "limits", b"limits", "logs", b"logs", "placement", b"placement", "resources", b"resources", "retry", b"retry", "splitter", b"splitter"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "limits", b"limits", "logs", b"logs", "placement", b"placement", "resources", b"resources", "retain_after_end", b"retain_after_end", "retry", b"retry", "splitter", b"splitter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "dependencies", b"dependencies", "display_name", b"display_name", "inputs", b"inputs", "limits", b"limits", "logs", b"logs", "mergers", b"mergers", "note", b"note", "outputs", b"outputs", "placement", b"placement", "priority", b"priority", "resources", b"resources", "retry", b"retry", "splitter", b"splitter", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "dependencies", b"dependencies", "display_name", b"display_name", "inputs", b"inputs", "limits", b"limits", "logs", b"logs", "mergers", b"mergers", "note", b"note", "outputs", b"outputs", "placement", b"placement", "priority", b"priority", "resources", b"resources", "retain_after_end", b"retain_after_end", "retry", b"retry", "share", b"share", "splitter", b"splitter", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -537,11 +547,46 @@ class Limits(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _SlowAction:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _SlowActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Limits._SlowAction.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        SLOW_ACTION_UNSPECIFIED: Limits._SlowAction.ValueType  # 0
+        """The same as FLAG."""
+        SLOW_ACTION_FLAG: Limits._SlowAction.ValueType  # 1
+        """ListSlowJobs shows it."""
+        SLOW_ACTION_NOTIFY: Limits._SlowAction.ValueType  # 2
+        """Also an event scheduler.job.slow tells its owner."""
+        SLOW_ACTION_KILL: Limits._SlowAction.ValueType  # 3
+        """Also it FAILS with LIMIT_SLOW when nobody has answered in time."""
+
+    class SlowAction(_SlowAction, metaclass=_SlowActionEnumTypeWrapper):
+        """What happens to a slow job."""
+
+    SLOW_ACTION_UNSPECIFIED: Limits.SlowAction.ValueType  # 0
+    """The same as FLAG."""
+    SLOW_ACTION_FLAG: Limits.SlowAction.ValueType  # 1
+    """ListSlowJobs shows it."""
+    SLOW_ACTION_NOTIFY: Limits.SlowAction.ValueType  # 2
+    """Also an event scheduler.job.slow tells its owner."""
+    SLOW_ACTION_KILL: Limits.SlowAction.ValueType  # 3
+    """Also it FAILS with LIMIT_SLOW when nobody has answered in time."""
+
     START_AFTER_FIELD_NUMBER: _builtins.int
     START_BEFORE_FIELD_NUMBER: _builtins.int
     FINISH_BEFORE_FIELD_NUMBER: _builtins.int
     KILL_GRACE_FIELD_NUMBER: _builtins.int
     HEARTBEAT_TIMEOUT_FIELD_NUMBER: _builtins.int
+    MIN_CPU_EFFICIENCY_FIELD_NUMBER: _builtins.int
+    EFFICIENCY_WINDOW_FIELD_NUMBER: _builtins.int
+    SLOW_ACTION_FIELD_NUMBER: _builtins.int
+    SLOW_ANSWER_TIME_FIELD_NUMBER: _builtins.int
+    min_cpu_efficiency: _builtins.float
+    """CPU time used by wall time and core. A job that stays below it for the whole window is slow. 0 = not looked at."""
+    slow_action: Global___Limits.SlowAction.ValueType
+    """What happens to a slow job. Unset = FLAG."""
     @_builtins.property
     def start_after(self) -> _timestamp_pb2.Timestamp:
         """Do not start before."""
@@ -562,6 +607,14 @@ class Limits(_message.Message):
     def heartbeat_timeout(self) -> _duration_pb2.Duration:
         """STALLED without a sign of life for so long. Unset = 5 min."""
 
+    @_builtins.property
+    def efficiency_window(self) -> _duration_pb2.Duration:
+        """Over how long it is looked at. Unset = 30 min."""
+
+    @_builtins.property
+    def slow_answer_time(self) -> _duration_pb2.Duration:
+        """With KILL: how long its owner has to answer with KeepSlowJobs. Unset = 1 h."""
+
     def __init__(
         self,
         *,
@@ -570,10 +623,14 @@ class Limits(_message.Message):
         finish_before: _timestamp_pb2.Timestamp | None = ...,
         kill_grace: _duration_pb2.Duration | None = ...,
         heartbeat_timeout: _duration_pb2.Duration | None = ...,
+        min_cpu_efficiency: _builtins.float = ...,
+        efficiency_window: _duration_pb2.Duration | None = ...,
+        slow_action: Global___Limits.SlowAction.ValueType = ...,
+        slow_answer_time: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["finish_before", b"finish_before", "heartbeat_timeout", b"heartbeat_timeout", "kill_grace", b"kill_grace", "start_after", b"start_after", "start_before", b"start_before"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["efficiency_window", b"efficiency_window", "finish_before", b"finish_before", "heartbeat_timeout", b"heartbeat_timeout", "kill_grace", b"kill_grace", "slow_answer_time", b"slow_answer_time", "start_after", b"start_after", "start_before", b"start_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_before", b"finish_before", "heartbeat_timeout", b"heartbeat_timeout", "kill_grace", b"kill_grace", "start_after", b"start_after", "start_before", b"start_before"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["efficiency_window", b"efficiency_window", "finish_before", b"finish_before", "heartbeat_timeout", b"heartbeat_timeout", "kill_grace", b"kill_grace", "min_cpu_efficiency", b"min_cpu_efficiency", "slow_action", b"slow_action", "slow_answer_time", b"slow_answer_time", "start_after", b"start_after", "start_before", b"start_before"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

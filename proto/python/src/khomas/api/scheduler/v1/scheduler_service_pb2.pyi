@@ -12,6 +12,8 @@ from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
 from khomas.api.scheduler.v1 import job_pb2 as _job_pb2
 from khomas.api.scheduler.v1 import placement_pb2 as _placement_pb2
+from khomas.api.scheduler.v1 import share_pb2 as _share_pb2
+from khomas.api.scheduler.v1 import slow_job_pb2 as _slow_job_pb2
 from khomas.api.scheduler.v1 import state_pb2 as _state_pb2
 import builtins as _builtins
 import sys
@@ -612,6 +614,7 @@ class RetryJobsRequest(_message.Message):
     WALL_TIME_FACTOR_FIELD_NUMBER: _builtins.int
     WALL_TIME_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WORKFLOW_FIELD_NUMBER: _builtins.int
     memory_factor: _builtins.float
     """Factor on the memory of the spec: 1.5 for "+50%". 0 = unchanged."""
     memory_bytes: _builtins.int
@@ -620,6 +623,10 @@ class RetryJobsRequest(_message.Message):
     """Factor on the wall time. 0 = unchanged."""
     request_id: _builtins.str
     """UUID4 of this request."""
+    workflow: _builtins.bool
+    """Resume the workflow: also what these jobs waited for in vain, and what FAILED with DEPENDENCY_FAILED because of
+    them, mergers included. What succeeded is not run again; its outputs are read with those of the new jobs.
+    """
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Jobs, arrays or children. Of an array: its children that are FAILED or CANCELLED."""
@@ -642,10 +649,11 @@ class RetryJobsRequest(_message.Message):
         wall_time_factor: _builtins.float = ...,
         wall_time: _duration_pb2.Duration | None = ...,
         request_id: _builtins.str = ...,
+        workflow: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["wall_time", b"wall_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_bytes", b"memory_bytes", "memory_factor", b"memory_factor", "names", b"names", "reasons", b"reasons", "request_id", b"request_id", "wall_time", b"wall_time", "wall_time_factor", b"wall_time_factor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_bytes", b"memory_bytes", "memory_factor", b"memory_factor", "names", b"names", "reasons", b"reasons", "request_id", b"request_id", "wall_time", b"wall_time", "wall_time_factor", b"wall_time_factor", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1051,3 +1059,154 @@ class ListBackendsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListBackendsResponse: _TypeAlias = ListBackendsResponse  # noqa: Y015
+
+@_typing.final
+class ListSlowJobsRequest(_message.Message):
+    """See ListSlowJobs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OWNER_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    owner: _builtins.str
+    """Only those of this owner. Empty = all."""
+    page_size: _builtins.int
+    """Default 1000, maximum 10,000: those that are slow for longest."""
+    def __init__(
+        self,
+        *,
+        owner: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner", "page_size", b"page_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSlowJobsRequest: _TypeAlias = ListSlowJobsRequest  # noqa: Y015
+
+@_typing.final
+class ListSlowJobsResponse(_message.Message):
+    """See ListSlowJobs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOBS_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def jobs(self) -> _containers.RepeatedCompositeFieldContainer[_slow_job_pb2.SlowJob]:
+        """By cause, then those that are slow for longest."""
+
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[_slow_job_pb2.SlowJobGroup]:
+        """How many there are, the largest groups first; also those beyond page_size."""
+
+    def __init__(
+        self,
+        *,
+        jobs: _abc.Iterable[_slow_job_pb2.SlowJob] | None = ...,
+        groups: _abc.Iterable[_slow_job_pb2.SlowJobGroup] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups", "jobs", b"jobs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSlowJobsResponse: _TypeAlias = ListSlowJobsResponse  # noqa: Y015
+
+@_typing.final
+class KeepSlowJobsRequest(_message.Message):
+    """See KeepSlowJobs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """UUID4 of this request."""
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Jobs or children."""
+
+    def __init__(
+        self,
+        *,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeepSlowJobsRequest: _TypeAlias = KeepSlowJobsRequest  # noqa: Y015
+
+@_typing.final
+class KeepSlowJobsResponse(_message.Message):
+    """See KeepSlowJobs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEPT_FIELD_NUMBER: _builtins.int
+    UNCHANGED_FIELD_NUMBER: _builtins.int
+    kept: _builtins.int
+    """Run on now."""
+    unchanged: _builtins.int
+    """Were not slow, or kept already."""
+    def __init__(
+        self,
+        *,
+        kept: _builtins.int = ...,
+        unchanged: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kept", b"kept", "unchanged", b"unchanged"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeepSlowJobsResponse: _TypeAlias = KeepSlowJobsResponse  # noqa: Y015
+
+@_typing.final
+class ListSharesRequest(_message.Message):
+    """See ListShares."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSharesRequest: _TypeAlias = ListSharesRequest  # noqa: Y015
+
+@_typing.final
+class ListSharesResponse(_message.Message):
+    """See ListShares."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def shares(self) -> _containers.RepeatedCompositeFieldContainer[_share_pb2.Share]:
+        """By name."""
+
+    def __init__(
+        self,
+        *,
+        shares: _abc.Iterable[_share_pb2.Share] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["shares", b"shares"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSharesResponse: _TypeAlias = ListSharesResponse  # noqa: Y015

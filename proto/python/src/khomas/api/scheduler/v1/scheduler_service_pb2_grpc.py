@@ -87,6 +87,21 @@ class SchedulerServiceStub(object):
                 request_serializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.RetryJobsRequest.SerializeToString,
                 response_deserializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.RetryJobsResponse.FromString,
                 _registered_method=True)
+        self.ListSlowJobs = channel.unary_unary(
+                '/khomas.api.scheduler.v1.SchedulerService/ListSlowJobs',
+                request_serializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListSlowJobsRequest.SerializeToString,
+                response_deserializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListSlowJobsResponse.FromString,
+                _registered_method=True)
+        self.KeepSlowJobs = channel.unary_unary(
+                '/khomas.api.scheduler.v1.SchedulerService/KeepSlowJobs',
+                request_serializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.KeepSlowJobsRequest.SerializeToString,
+                response_deserializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.KeepSlowJobsResponse.FromString,
+                _registered_method=True)
+        self.ListShares = channel.unary_unary(
+                '/khomas.api.scheduler.v1.SchedulerService/ListShares',
+                request_serializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListSharesRequest.SerializeToString,
+                response_deserializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListSharesResponse.FromString,
+                _registered_method=True)
         self.ExplainJob = channel.unary_unary(
                 '/khomas.api.scheduler.v1.SchedulerService/ExplainJob',
                 request_serializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ExplainJobRequest.SerializeToString,
@@ -200,6 +215,27 @@ class SchedulerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListSlowJobs(self, request, context):
+        """Jobs that get on too slowly, with the cause, and how many there are by cause, owner and site.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def KeepSlowJobs(self, request, context):
+        """Answers for slow jobs: they are meant to be so, and are not killed for it in this attempt.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListShares(self, request, context):
+        """The accounts that jobs are charged to, with what they have used and may use.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ExplainJob(self, request, context):
         """Why a job waits or failed, what would change it and who can.
         """
@@ -244,7 +280,7 @@ class SchedulerServiceServicer(object):
 
     def WatchEvents(self, request, context):
         """The event log. Kinds: scheduler.job.{created,changed,finished} with a Job (finished: with its attempts),
-        one event a transition; children of arrays included.
+        one event a transition; children of arrays included. scheduler.job.slow with a SlowJob.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -297,6 +333,21 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.RetryJobs,
                     request_deserializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.RetryJobsRequest.FromString,
                     response_serializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.RetryJobsResponse.SerializeToString,
+            ),
+            'ListSlowJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSlowJobs,
+                    request_deserializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListSlowJobsRequest.FromString,
+                    response_serializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListSlowJobsResponse.SerializeToString,
+            ),
+            'KeepSlowJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.KeepSlowJobs,
+                    request_deserializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.KeepSlowJobsRequest.FromString,
+                    response_serializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.KeepSlowJobsResponse.SerializeToString,
+            ),
+            'ListShares': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListShares,
+                    request_deserializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListSharesRequest.FromString,
+                    response_serializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListSharesResponse.SerializeToString,
             ),
             'ExplainJob': grpc.unary_unary_rpc_method_handler(
                     servicer.ExplainJob,
@@ -582,6 +633,87 @@ class SchedulerService(object):
             '/khomas.api.scheduler.v1.SchedulerService/RetryJobs',
             khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.RetryJobsRequest.SerializeToString,
             khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.RetryJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSlowJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/khomas.api.scheduler.v1.SchedulerService/ListSlowJobs',
+            khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListSlowJobsRequest.SerializeToString,
+            khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListSlowJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def KeepSlowJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/khomas.api.scheduler.v1.SchedulerService/KeepSlowJobs',
+            khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.KeepSlowJobsRequest.SerializeToString,
+            khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.KeepSlowJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListShares(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/khomas.api.scheduler.v1.SchedulerService/ListShares',
+            khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListSharesRequest.SerializeToString,
+            khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListSharesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,6 +50,12 @@ class SchedulerServiceStub:
     same specs with changed resources, whose origin is the old job. Final states never change; the old jobs keep
     their logs and point to the new ones.
     """
+    ListSlowJobs: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.ListSlowJobsRequest, _scheduler_service_pb2.ListSlowJobsResponse]
+    """Jobs that get on too slowly, with the cause, and how many there are by cause, owner and site."""
+    KeepSlowJobs: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.KeepSlowJobsRequest, _scheduler_service_pb2.KeepSlowJobsResponse]
+    """Answers for slow jobs: they are meant to be so, and are not killed for it in this attempt."""
+    ListShares: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.ListSharesRequest, _scheduler_service_pb2.ListSharesResponse]
+    """The accounts that jobs are charged to, with what they have used and may use."""
     ExplainJob: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.ExplainJobRequest, _explanation_pb2.Explanation]
     """Why a job waits or failed, what would change it and who can."""
     ReadLog: _aio.UnaryStreamMultiCallable[_scheduler_service_pb2.ReadLogRequest, _scheduler_service_pb2.ReadLogResponse]
@@ -64,7 +70,7 @@ class SchedulerServiceStub:
     """Lists the backends with what is known of them now."""
     WatchEvents: _aio.UnaryStreamMultiCallable[_event_pb2.WatchEventsRequest, _event_pb2.WatchEventsResponse]
     """The event log. Kinds: scheduler.job.{created,changed,finished} with a Job (finished: with its attempts),
-    one event a transition; children of arrays included.
+    one event a transition; children of arrays included. scheduler.job.slow with a SlowJob.
     """
 
 class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -156,6 +162,30 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def ListSlowJobs(
+        self,
+        request: _scheduler_service_pb2.ListSlowJobsRequest,
+        context: _aio.ServicerContext[_scheduler_service_pb2.ListSlowJobsRequest, _abc.Awaitable[_scheduler_service_pb2.ListSlowJobsResponse]],
+    ) -> _abc.Awaitable[_scheduler_service_pb2.ListSlowJobsResponse]:
+        """Jobs that get on too slowly, with the cause, and how many there are by cause, owner and site."""
+
+    @_abc_1.abstractmethod
+    def KeepSlowJobs(
+        self,
+        request: _scheduler_service_pb2.KeepSlowJobsRequest,
+        context: _aio.ServicerContext[_scheduler_service_pb2.KeepSlowJobsRequest, _abc.Awaitable[_scheduler_service_pb2.KeepSlowJobsResponse]],
+    ) -> _abc.Awaitable[_scheduler_service_pb2.KeepSlowJobsResponse]:
+        """Answers for slow jobs: they are meant to be so, and are not killed for it in this attempt."""
+
+    @_abc_1.abstractmethod
+    def ListShares(
+        self,
+        request: _scheduler_service_pb2.ListSharesRequest,
+        context: _aio.ServicerContext[_scheduler_service_pb2.ListSharesRequest, _abc.Awaitable[_scheduler_service_pb2.ListSharesResponse]],
+    ) -> _abc.Awaitable[_scheduler_service_pb2.ListSharesResponse]:
+        """The accounts that jobs are charged to, with what they have used and may use."""
+
+    @_abc_1.abstractmethod
     def ExplainJob(
         self,
         request: _scheduler_service_pb2.ExplainJobRequest,
@@ -210,7 +240,7 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_event_pb2.WatchEventsRequest, _abc.AsyncIterator[_event_pb2.WatchEventsResponse]],
     ) -> _abc.AsyncIterator[_event_pb2.WatchEventsResponse]:
         """The event log. Kinds: scheduler.job.{created,changed,finished} with a Job (finished: with its attempts),
-        one event a transition; children of arrays included.
+        one event a transition; children of arrays included. scheduler.job.slow with a SlowJob.
         """
 
 def add_SchedulerServiceServicer_to_server(servicer: SchedulerServiceServicer, server: _aio.Server) -> None: ...
