@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 # Runs on Python 3.6 and newer with the standard library alone, hence:
 # ruff: noqa: BLE001, PTH, S103, S310, SIM105, UP
-"""Run one Khomas job on a node and leave an exit record: `python3 khomas_job.py run JOBDIR`.
+"""Run one Khomas job on a node and leave an exit record: `python3 khomas_job.py run JOBDIR [ENDED]`.
+
+ENDED is an empty file that is made after the exit record, so that whoever waits for many jobs looks at one folder.
 
 JOBDIR holds `job.json`, the manifest (README.md beside this file describes every field). What is left there:
 
@@ -1108,10 +1110,12 @@ def run(folder: str, signals: Optional[Signals] = None) -> Optional[Record]:
 
 
 def main(arguments: List[str]) -> int:
-    if len(arguments) != 2 or arguments[0] != "run":
-        sys.stderr.write("usage: khomas_job.py run JOBDIR\n")
+    if len(arguments) not in (2, 3) or arguments[0] != "run":
+        sys.stderr.write("usage: khomas_job.py run JOBDIR [FILE TO MAKE AT THE END]\n")
         return 2
     record = run(arguments[1])
+    if record is not None and len(arguments) == 3:
+        open(arguments[2], "w").close()
     if record is None:
         sys.stderr.write("%s was started before: nothing done\n" % arguments[1])
         return 3

@@ -1,0 +1,140 @@
+"""Where the commands of a batch system run: this machine, or a submit host behind ssh."""
+
+import asyncio
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from khomas.scheduler.backends import commands
+from khomas.scheduler.backends.commands import CommandFailedError
+from khomas.scheduler.wrapper import JOB_WRAPPER, LOCAL_RUNNER, SPOOL_KEEPER
+
+# Beyond the deadline of the batch system's own commands, for the start of the keeper and the way there.
+_MARGIN_SECONDS = 15.0
+
+
+class Host(Protocol):
+    """A machine with the commands of a batch system and the folder of its jobs."""
+
+    # The service sees the folder of jobs under the same path.
+    local: bool
+    # Python of that machine.
+    python: str
+
+    async def run(self, argv: Sequence[str], stdin: bytes, seconds: float) -> commands.Result:
+        """Run one program. Raises `CommandFailedError`."""
+
+    async def install(self, folder: str, files: Mapping[str, bytes]) -> None:
+        """Write files that are not there yet, whole or not at all."""
+
+    async def get(self, path: str, target: str) -> None:
+        """Bring a file here."""
+
+    async def aclose(self) -> None:
+        """Let go of connections."""
+
+
+@dataclass(slots=True)
+class LocalHost:
+    """This machine."""
+
+    # Goes in front of every program: `nsenter …`, `setpriv …`, `sudo -u prod`.
+    prefix: Sequence[str] = ()
+    python: str = field(default_factory=lambda: sys.executable)
+    local: bool = True
+
+    async def run(self, argv: Sequence[str], stdin: bytes, seconds: float) -> commands.Result:
+        """Run one program."""
+        return await commands.run([*self.prefix, *argv], stdin=stdin, seconds=seconds, noted=False)
+
+    async def install(self, folder: str, files: Mapping[str, bytes]) -> None:
+        """Write files that are not there yet."""
+        await asyncio.to_thread(_install, Path(folder), files)
+
+    async def get(self, path: str, target: str) -> None:
+        """Copy a file."""
+        await asyncio.to_thread(shutil.copyfile, path, target)
+
+    async def aclose(self) -> None:
+        """Do nothing."""
+
+
+def _install(folder: Path, files: Mapping[str, bytes]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        if not (folder / name).exists():
+            hidden = folder / f".{name}.{id(content):x}"
+            hidden.write_bytes(content)
+            hidden.chmod(0o755)
+            hidden.rename(folder / name)
+
+
+class Keeper:
+    """Speaks to the spool keeper on a host; installs it there with the job wrapper, named by their content."""
+
+    def __init__(self, host: Host, spool: str, env: Mapping[str, str], seconds: float) -> None:
+        self.host = host
+        self.spool = spool
+        self._env = dict(env)
+        self._seconds = seconds
+        self._programs = {
+            program.name: (f"{program.stem}-{_digest(program)}.py", program.read_bytes())
+            for program in (JOB_WRAPPER, SPOOL_KEEPER)
+        }
+        # The runner looks for its wrapper beside it, by its plain name.
+        self.runner_folder = f"{spool}/bin/runner-{_digest(LOCAL_RUNNER, JOB_WRAPPER)}"
+        self._installed = asyncio.Lock()
+        self._ready = False
+
+    @property
+    def wrapper(self) -> str:
+        """Path of the job wrapper on the host."""
+        return f"{self.spool}/bin/{self._programs[JOB_WRAPPER.name][0]}"
+
+    async def ask(self, op: str, *, commands_each: int = 1, **request: Any) -> dict[str, Any]:
+        """Ask for one operation. Raises `CommandFailedError` when its outcome is not known."""
+        await self._install()
+        program = f"{self.spool}/bin/{self._programs[SPOOL_KEEPER.name][0]}"
+        content = {"op": op, "spool": self.spool, "env": self._env, "seconds": self._seconds, **request}
+        seconds = self._seconds * max(1, commands_each) + _MARGIN_SECONDS
+        argv = [self.host.python, "-E", "-s", program]
+        try:
+            result = await self.host.run(argv, json.dumps(content).encode(), seconds)
+        except FileNotFoundError as error:  # the spool was deleted under our feet
+            self._ready = False
+            raise CommandFailedError(str(error)) from error
+        if result.exit_code != 0:
+            self._ready = False
+            raise CommandFailedError(f"the spool keeper failed: {result.complaint}")
+        answer: dict[str, Any] = json.loads(result.stdout)
+        for batch in answer.get("batches", ()):
+            _note(batch["commands"])
+        _note(answer.get("commands", ()))
+        return answer
+
+    async def _install(self) -> None:
+        if self._ready:
+            return
+        async with self._installed:
+            if self._ready:
+                return
+            await self.host.install(f"{self.spool}/bin", dict(self._programs.values()))
+            runner = {path.name: path.read_bytes() for path in (LOCAL_RUNNER, JOB_WRAPPER)}
+            await self.host.install(self.runner_folder, runner)
+            self._ready = True
+
+
+def _note(ran: Sequence[Mapping[str, Any]]) -> None:
+    for one in ran:
+        began = datetime.fromtimestamp(one["time"], UTC)
+        commands.note(one["argv"], one["exit_code"], one["stderr"], began, one.get("seconds", 0.0))
+
+
+def _digest(*programs: Path) -> str:
+    return hashlib.sha256(b"".join(program.read_bytes() for program in programs)).hexdigest()[:12]
