@@ -21,6 +21,7 @@ COMMANDS = {
     "release-job": ("job_changes", "Let held jobs go on."),
     "retry": ("job_changes", "Submit failed jobs again."),
     "diff": ("job_changes", "Compare two jobs."),
+    "slow": ("policies", "List jobs that get on too slowly, and why."),
     "export": ("job_changes", "Print a job as a job file."),
     "explain": ("job_changes", "Say what a reason means."),
     "backends": ("job_changes", "List the batch systems."),

@@ -231,6 +231,17 @@ class Jobs:
         parts = self._connection.stream("scheduler", "ReadSandbox", pb.ReadSandboxRequest(output=output))
         return b"".join([part.data async for part in parts])
 
+    async def slow(self, owner: str = "") -> Any:
+        """Return the ListSlowJobsResponse: jobs that get on too slowly, and how many there are by cause."""
+        from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
+
+        request = pb.ListSlowJobsRequest(owner=owner, page_size=10_000)
+        return await self._connection.call("scheduler", "ListSlowJobs", request)
+
+    async def keep_slow(self, names: Sequence[str]) -> Any:
+        """Answer for slow jobs: they are meant to be so."""
+        return await self._many("KeepSlowJobs", names)
+
     async def backends(self) -> list[Any]:
         """List the backends."""
         from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
@@ -250,7 +261,8 @@ class Jobs:
                 async for batch in self._connection.stream("scheduler", "WatchEvents", request):
                     for event in batch.events:
                         job = Job()
-                        event.resource.Unpack(job)
+                        if not event.resource.Unpack(job):
+                            continue  # what is told beside its steps, such as that it is slow
                         yield JobChange(event.subject, state_of(job), reason_of(job.status), event.cursor)
                         if event.subject == subject and is_final(job):
                             return

@@ -19,6 +19,7 @@ from khomas.client.units import count, duration, size
 
 MAX_SANDBOX_BYTES = 10 * 1024 * 1024
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(\d+))?")
+_SLOW_ACTIONS = {"flag": 1, "notify": 2, "kill": 3}
 _ACTIONS = {"retry": 1, "fail": 2, "retry_uncounted": 3, "grow": 4, "hold": 5}
 
 
@@ -73,6 +74,11 @@ def job_spec(content: object, sandboxes: Sandboxes, place: str = "job") -> job.J
         spec.logs.max_bytes = size(log, "max_log")
     if (grace := document.take("kill_grace")) is not None:
         spec.limits.kill_grace.CopyFrom(_seconds(grace, "kill_grace"))
+    if (slow := document.inner("slow")) is not None:
+        _slow(slow, spec.limits)
+    spec.share = document.text("share")
+    if (keep := document.take("retain")) is not None:
+        spec.retain_after_end.CopyFrom(_seconds(keep, "retain"))
     document.done()
     return spec
 
@@ -269,6 +275,19 @@ def _retry(document: Document) -> placement_pb2.RetryPolicy:
         rule.done()
     document.done()
     return made
+
+
+def _slow(document: Document, limits: job.Limits) -> None:
+    limits.min_cpu_efficiency = float(document.need("efficiency"))
+    action = document.text("action", "flag")
+    if action not in _SLOW_ACTIONS:
+        raise UsageError(f"{document.place}: action is one of {', '.join(_SLOW_ACTIONS)}, not {action}")
+    limits.slow_action = job.Limits.SlowAction.ValueType(_SLOW_ACTIONS[action])
+    if (window := document.take("window")) is not None:
+        limits.efficiency_window.CopyFrom(_seconds(window, "window"))
+    if (answer := document.take("answer")) is not None:
+        limits.slow_answer_time.CopyFrom(_seconds(answer, "answer"))
+    document.done()
 
 
 def reason(name: str) -> state_pb2.Reason.ValueType:

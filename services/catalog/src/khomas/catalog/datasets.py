@@ -13,7 +13,7 @@ from khomas.catalog.keys import VALUE, Keys
 from khomas.catalog.membership import Membership, active_ids, changed, dataset_proto, new_row
 from khomas.catalog.searching import value_fields
 from khomas.catalog.tables import dataset, dataset_value, metadata_key
-from khomas.catalog.values import value_of
+from khomas.catalog.values import set_value
 from khomas.kit.boundary.call import current_principal
 from khomas.kit.database import AnyRow, Database, Rows, in_values, insert_new, insert_rows
 from khomas.kit.events import EventLog
@@ -128,5 +128,5 @@ async def _with_metadata(connection: AsyncConnection, rows: Sequence[AnyRow]) ->
         .where(in_values(values.dataset_id, found.keys()))
     )
     for row in await connection.execute(query):
-        found[row.dataset_id].metadata[row.name].CopyFrom(value_of(row.type, row.whole, row.number, row.text))
+        set_value(found[row.dataset_id].metadata[row.name], row.type, row.whole, row.number, row.text)
     return list(found.values())

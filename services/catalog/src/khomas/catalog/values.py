@@ -3,7 +3,10 @@
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from khomas.api.catalog.v1.dataset_pb2 import MetadataKey
 from khomas.api.common.v1.value_pb2 import Value
@@ -65,25 +68,30 @@ def _storable(plain: Any) -> bool:
     return not isinstance(plain, str) or len(plain) <= _MAX_TEXT
 
 
-def value_of(type_: int, whole: int | None, number: float | None, text: str | None) -> Value:
-    """Return the stored columns as a Value."""
+def set_value(target: Value, type_: int, whole: int | None, number: float | None, text: str | None) -> None:
+    """Set a value to what the columns store."""
     match type_:
         case MetadataKey.TYPE_TEXT:
-            return Value(text=text or "")
+            target.text = text or ""
         case MetadataKey.TYPE_NUMBER:
-            return Value(number=number or 0.0)
+            target.number = number or 0.0
         case MetadataKey.TYPE_INTEGER:
-            return Value(integer=whole or 0)
+            target.integer = whole or 0
         case MetadataKey.TYPE_BOOLEAN:
-            return Value(boolean=bool(whole))
-    value = Value()
-    value.time.FromDatetime(moment_of(whole or 0))
-    return value
+            target.boolean = bool(whole)
+        case _:
+            target.time.CopyFrom(timestamp_of(whole or 0))
 
 
-def moment_of(microseconds: int) -> datetime:
-    """Return a stored moment."""
-    return _EPOCH + microseconds * _MICROSECOND
+@lru_cache(maxsize=4096)
+def timestamp_of(stored: int | datetime) -> Timestamp:
+    """Return a moment as a driver gives it: microseconds on SQLite. Files that came together share theirs."""
+    if isinstance(stored, int):
+        seconds, microseconds = divmod(stored, 1_000_000)
+        return Timestamp(seconds=seconds, nanos=microseconds * 1000)
+    found = Timestamp()
+    found.FromDatetime(stored)
+    return found
 
 
 def microseconds_of(moment: datetime) -> int:

@@ -5,7 +5,7 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -96,6 +96,25 @@ async def list_page(
     if len(rows) <= size:
         return Page(rows, "")
     return Page(rows[:size], _token(rows[size - 1][-len(terms) :], arguments))
+
+
+async def all_pages(
+    connection: AsyncConnection,
+    query: Select[*tuple[Any, ...]],
+    request: ListRequest,
+    ordering: Ordering,
+    *,
+    size: int,
+) -> AsyncGenerator[Sequence[AnyRow], None]:
+    """Run the query once, in the order that a List request asks for, and give the rows in pages of this size.
+
+    The connection is in a transaction.
+    """
+    terms = ordering.terms(getattr(request, "order_by", ""))
+    query = query.order_by(*[term.desc() if down else term.asc() for term, down in terms])
+    async with connection.stream(query.execution_options(yield_per=size)) as result:
+        async for rows in result.partitions(size):
+            yield rows
 
 
 def _after(terms: Sequence[tuple[ColumnElement[Any], bool]], values: Sequence[Any]) -> ColumnElement[bool]:

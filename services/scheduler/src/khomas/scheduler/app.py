@@ -26,6 +26,7 @@ from khomas.scheduler.orders import Orders
 from khomas.scheduler.sandboxes import Sandboxes
 from khomas.scheduler.servicer import SchedulerServicer
 from khomas.scheduler.sites import Sites, open_sites
+from khomas.scheduler.slow_jobs import SlowJobs
 from khomas.scheduler.storage import Storage
 from khomas.scheduler.store.blueprints import Blueprints
 from khomas.scheduler.store.changes import Changes
@@ -123,6 +124,7 @@ def _servicer(parts: Parts) -> SchedulerServicer:
     desk = parts.desk
     lookup = Lookup(desk.blueprints)
     logs = Logs(desk.database, lookup, desk.sites, desk.sandboxes, desk.folder)
+    slow_jobs = SlowJobs(desk.database, desk.sites, desk.settings.slow_after)
     orders = Orders(
         database=desk.database,
         once=parts.once,
@@ -131,13 +133,15 @@ def _servicer(parts: Parts) -> SchedulerServicer:
         submission=Submission(parts.events, desk.changes, desk.sandboxes),
         control=Control(lookup, desk.changes),
         retrying=Retrying(lookup),
+        slow_jobs=slow_jobs,
         sandboxes=desk.sandboxes,
         blueprints=desk.blueprints,
         due=desk.due,
         cancelling=desk.cancelling,
     )
     jobs = Jobs(desk.database, lookup, Listing(desk.blueprints), desk.sites)
-    return SchedulerServicer(orders, jobs, logs, Explaining(desk.database, lookup, desk.sites, logs), parts.events)
+    explaining = Explaining(desk.database, lookup, desk.sites, logs)
+    return SchedulerServicer(orders, jobs, logs, explaining, slow_jobs, parts.events)
 
 
 service = Service("scheduler", SchedulerSettings, start, migrate)

@@ -34,6 +34,10 @@ class SchedulerSettings(ServiceSettings, env_prefix="KHOMAS_SCHEDULER_"):
     initial_backoff: timedelta = timedelta(seconds=5)
     max_backoff: timedelta = timedelta(minutes=10)
     heartbeat_timeout: timedelta = timedelta(minutes=5)
+    # Where a backend can tell changes alone, everything is looked at so often: also what running jobs have used.
+    usage_interval: timedelta = timedelta(seconds=10)
+    # Jobs that wait for input, or run, for less are never called slow.
+    slow_after: timedelta = timedelta(minutes=10)
     # Pause before it is looked whether something arrived whose handover went wrong.
     find_pause: timedelta = timedelta(seconds=2)
     # An attempt is lost after so many complete polls without it, over at least this time.

@@ -147,6 +147,16 @@ def _more_time(facts: Facts) -> list[Remedy]:
     return [Remedy(who="you", action="Give it more time, or less to do.", command=command)]
 
 
+def _slow(facts: Facts) -> list[Remedy]:
+    return [
+        Remedy(
+            who="you",
+            action="Look what it waits for; ask for fewer cores, or for a lower min_cpu_efficiency.",
+            command=f"khomas logs {facts.job.uid}",
+        )
+    ]
+
+
 def _release(facts: Facts) -> list[Remedy]:
     return [Remedy(who="you", action="Release it.", command=f"khomas release-job {facts.job.uid}")]
 
@@ -206,6 +216,7 @@ _REMEDIES: Mapping[Reason.ValueType, Callable[[Facts], list[Remedy]]] = {
     Reason.REASON_LIMIT_MEMORY: _more_memory,
     Reason.REASON_LIMIT_WALL: _more_time,
     Reason.REASON_LIMIT_CPU: _more_time,
+    Reason.REASON_LIMIT_SLOW: _slow,
     Reason.REASON_WAIT_HELD_BY_USER: _release,
     Reason.REASON_DATA_INPUT_MISSING: _input,
     Reason.REASON_DATA_REGISTER: _register,

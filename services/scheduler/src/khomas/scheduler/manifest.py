@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 from khomas.api.scheduler.v1.job_spec_pb2 import JobSpec, Output
@@ -10,8 +11,12 @@ from khomas.api.storage.v1.grant_pb2 import AccessGrant
 from khomas.api.storage.v1.storage_service_pb2 import Download
 from khomas.scheduler.blueprint import WantedFile
 from khomas.scheduler.records import Job, token_of
+from khomas.scheduler.slow import SlowPolicy
 
 _DEFAULT_GRACE_SECONDS = 10.0
+# Signs of life in a window of CPU efficiency, where those of every ten seconds are too few.
+_BEATS = 8
+_BEAT = timedelta(seconds=10)
 _WHEN = {Output.WHEN_ALWAYS: "ALWAYS", Output.WHEN_ON_FAILURE: "ON_FAILURE"}
 
 
@@ -50,6 +55,9 @@ def manifest(job: Job, spec: JobSpec, attempt_uid: str, number: int, payload: Pa
         "outputs": [_output(output) for output in spec.outputs],
     }
     written |= {key: value for key, value in optional.items() if value}
+    slow = SlowPolicy.of(spec)
+    if slow is not None and slow.window < _BEATS * _BEAT:
+        written["heartbeat_s"] = max(0.1, slow.window.total_seconds() / _BEATS)
     if payload.upload is not None:
         written["upload"] = {"url_prefix": payload.upload.url, "headers": dict(payload.upload.headers)}
     return written

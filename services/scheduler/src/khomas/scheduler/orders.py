@@ -15,6 +15,7 @@ from khomas.scheduler.plans import plan
 from khomas.scheduler.sandboxes import Sandboxes
 from khomas.scheduler.signals import Signal
 from khomas.scheduler.sites import Sites
+from khomas.scheduler.slow_jobs import SlowJobs
 from khomas.scheduler.store.blueprints import Blueprints
 from khomas.scheduler.store.control import Control
 from khomas.scheduler.store.retrying import Retrying, retried
@@ -35,6 +36,7 @@ class Orders:
     submission: Submission
     control: Control
     retrying: Retrying
+    slow_jobs: SlowJobs
     sandboxes: Sandboxes
     blueprints: Blueprints
     due: Signal
@@ -122,6 +124,14 @@ class Orders:
         answer = await self.once(request, pb.RetryJobsResponse, work)
         self.due.set()
         return answer
+
+    async def keep_slow(self, request: pb.KeepSlowJobsRequest) -> pb.KeepSlowJobsResponse:
+        """Let slow jobs run on."""
+
+        async def work(connection: AsyncConnection) -> pb.KeepSlowJobsResponse:
+            return await self.slow_jobs.keep(connection, request.names)
+
+        return await self.once(request, pb.KeepSlowJobsResponse, work)
 
     async def find_missing(self, request: pb.FindMissingSandboxesRequest) -> pb.FindMissingSandboxesResponse:
         """Say which contents are not stored."""

@@ -13,16 +13,26 @@ from khomas.scheduler.explaining import Explaining
 from khomas.scheduler.jobs import Jobs
 from khomas.scheduler.logs import Logs
 from khomas.scheduler.orders import Orders
+from khomas.scheduler.slow_jobs import SlowJobs
 
 
 class SchedulerServicer(SchedulerServiceServicer):
     """Hands each call to the part that knows."""
 
-    def __init__(self, orders: Orders, jobs: Jobs, logs: Logs, explaining: Explaining, events: EventLog) -> None:
+    def __init__(
+        self,
+        orders: Orders,
+        jobs: Jobs,
+        logs: Logs,
+        explaining: Explaining,
+        slow_jobs: SlowJobs,
+        events: EventLog,
+    ) -> None:
         self._orders = orders
         self._jobs = jobs
         self._logs = logs
         self._explaining = explaining
+        self._slow_jobs = slow_jobs
         self._events = events
 
     async def BatchCreateJobs(  # noqa: N802  names of the contract
@@ -64,6 +74,16 @@ class SchedulerServicer(SchedulerServiceServicer):
 
     async def ExplainJob(self, request: pb.ExplainJobRequest, context: Context) -> Explanation:  # noqa: N802
         return await self._explaining.explain(request.name)
+
+    async def ListSlowJobs(  # noqa: N802
+        self, request: pb.ListSlowJobsRequest, context: Context
+    ) -> pb.ListSlowJobsResponse:
+        return await self._slow_jobs.page(request)
+
+    async def KeepSlowJobs(  # noqa: N802
+        self, request: pb.KeepSlowJobsRequest, context: Context
+    ) -> pb.KeepSlowJobsResponse:
+        return await self._orders.keep_slow(request)
 
     async def ReadLog(  # noqa: N802
         self, request: pb.ReadLogRequest, context: Context

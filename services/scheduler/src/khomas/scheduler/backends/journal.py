@@ -42,3 +42,16 @@ def final(token: str, record: Mapping[str, Any]) -> Observation:
 def usage_of(record: Mapping[str, Any]) -> Usage:
     """Return the resources that an exit record tells."""
     return Usage(**{part.name: record["usage"][part.name] for part in fields(Usage)})
+
+
+def usage_so_far(since: str, beat: Mapping[str, Any] | None) -> Usage | None:
+    """Return what a running job has used, by the wrapper's `heartbeat`; None before the first."""
+    if beat is None:
+        return None
+    wall = datetime.fromisoformat(beat["time"]) - datetime.fromisoformat(since)
+    return Usage(
+        wall_s=wall.total_seconds(),
+        cpu_user_s=beat["cpu_s"],
+        max_memory_bytes=beat["memory_bytes"],
+        max_disk_bytes=beat["disk_bytes"],
+    )

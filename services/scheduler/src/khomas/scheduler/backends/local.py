@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,7 +30,7 @@ from khomas.scheduler.backends.interface import (
     Submitted,
     Usage,
 )
-from khomas.scheduler.backends.journal import final, observed, running, usage_of
+from khomas.scheduler.backends.journal import final, observed, running, usage_of, usage_so_far
 from khomas.scheduler.backends.script import render_script
 from khomas.scheduler.wrapper import LOCAL_RUNNER, khomas_job
 
@@ -258,7 +258,8 @@ class LocalBackend:
         started = _read(folder / "started") if record is None else None
         if record is None and started is not None:
             if khomas_job.lives(started):
-                return running(token, started["time"], started["host"])
+                seen = running(token, started["time"], started["host"])
+                return replace(seen, usage=usage_so_far(started["time"], _read(folder / "heartbeat")))
             record = _read(folder / "exit.json")  # it may have ended between the two looks
         if record is not None:
             return final(token, record)

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.scheduler.v1.state_pb2 import Reason
 from khomas.kit.database import Database
+from khomas.scheduler.backends.interface import Usage
 from khomas.scheduler.catalog import Catalog
 from khomas.scheduler.config import SchedulerSettings
 from khomas.scheduler.records import Attempt
@@ -38,6 +39,8 @@ class Open:
     # When whether it arrived is looked at again.
     find_at: float = 0.0
     not_found: int = 0
+    # What it has used so far, where its backend tells.
+    usage: Usage | None = None
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ from khomas.scheduler.engine.dispatch import Dispatcher
 from khomas.scheduler.engine.finish import Finisher
 from khomas.scheduler.engine.housekeeping import Housekeeping
 from khomas.scheduler.engine.observe import Observer
+from khomas.scheduler.engine.slowness import Slowness
 from khomas.scheduler.records import Attempt
 from khomas.scheduler.store.leadership import LeadershipLost
 
@@ -31,6 +32,7 @@ class Engine:
         self.finisher = Finisher(desk)
         self.housekeeping = Housekeeping(desk)
         self.collector = Collector(desk)
+        self.slowness = Slowness(desk)
         self.observers = [Observer(desk, site) for site in desk.sites]
 
     async def run(self) -> None:
@@ -78,6 +80,8 @@ class Engine:
                 ("collect", self.collector.step),
             ):
                 loops.create_task(_steady(name, _repeated(job, poll)))
+            interval = self._desk.settings.usage_interval.total_seconds()
+            loops.create_task(_steady("slow", _repeated(self.slowness.step, interval)))
 
     def _forget(self) -> None:
         """What another process may have changed meanwhile is read again."""

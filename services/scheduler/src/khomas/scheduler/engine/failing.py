@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 _CANCEL = DesiredState.DESIRED_STATE_CANCEL
 _LOG_BYTES = 64 * 1024
+# A wish to end the job that is no person's: then it has FAILED.
+_LIMITS = (Reason.REASON_LIMIT_DEADLINE, Reason.REASON_LIMIT_SLOW)
 
 
 async def after_failures(
@@ -40,7 +42,7 @@ async def after_failures(
     plans = await desk.blueprints.of(connection, {job.spec for job in jobs})
     changes = []
     for job in jobs:
-        attempt = _from_outside(by_job[job.uid]) if job.desired != _CANCEL else by_job[job.uid]
+        attempt = _as_wanted(by_job[job.uid], job)
         failure = Failure(attempt.reason, attempt.exit_code, (logs or {}).get(attempt.uid, b""))
         decision = decide(plans[job.spec].spec.retry, failure, job.counted, job.attempt, desk.defaults)
         changes.append(Change(job, _after(job, attempt, decision, moment), attempt))
@@ -73,10 +75,14 @@ async def _end_of_log(desk: Desk, attempt: Attempt) -> bytes:
     return b"\n".join(part.data for part in parts)
 
 
-def _from_outside(attempt: Attempt) -> Attempt:
-    """An attempt that was ended although nobody here wanted that has FAILED."""
+def _as_wanted(attempt: Attempt, job: Job) -> Attempt:
+    """An attempt that was ended although nobody here wanted that has FAILED, and so has one that met a limit."""
     if attempt.state != JobState.JOB_STATE_CANCELLED:
         return attempt
+    if job.desired == _CANCEL:
+        limit = job.reason in _LIMITS
+        state = JobState.JOB_STATE_FAILED
+        return replace(attempt, state=state, reason=job.reason, message=job.message) if limit else attempt
     reason, message = Reason.REASON_INFRA_PREEMPTED, f"{attempt.backend} ended it, and nobody had asked for that"
     return replace(attempt, state=JobState.JOB_STATE_FAILED, reason=reason, message=message)
 
@@ -107,7 +113,7 @@ def _after(job: Job, attempt: Attempt, decision: Decision, moment: datetime) -> 
 
 
 def _cancelled(job: Job, moment: datetime) -> Job:
-    """Its end was wanted: by a person, or by its deadline."""
-    if job.reason == Reason.REASON_LIMIT_DEADLINE:
+    """Its end was wanted: by a person, or by a limit."""
+    if job.reason in _LIMITS:
         return moved(job, moment, JobState.JOB_STATE_FAILED, job.reason, job.message)
     return moved(job, moment, JobState.JOB_STATE_CANCELLED, Reason.REASON_USER_CANCELLED, job.message or "cancelled")

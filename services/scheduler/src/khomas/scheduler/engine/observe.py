@@ -23,8 +23,6 @@ log = logging.getLogger(__name__)
 _LONGEST_PAUSE = 10
 # Changes at one look that make it worth while to wait for more.
 _MANY = 8
-# Changes alone are asked for where the backend can tell; everything is looked at so often.
-_FULL_SECONDS = 10.0
 _NATIVE: Mapping[Native, State] = {
     Native.QUEUED: JobState.JOB_STATE_QUEUED,
     Native.RUNNING: JobState.JOB_STATE_RUNNING,
@@ -92,7 +90,7 @@ class Observer:
         self._site.trouble = ""
         self._cursor = result.cursor
         if full:
-            self._full_at = loop.time() + _FULL_SECONDS
+            self._full_at = loop.time() + self._desk.settings.usage_interval.total_seconds()
         return result
 
     def _interpreted(self, result: PollResult, watched: Mapping[str, Open]) -> list[Attempt]:
@@ -105,6 +103,7 @@ class Observer:
                 continue
             if seen.seen is Seen.PRESENT:
                 one.last_seen, one.absent_polls = loop, 0
+                one.usage = seen.usage or one.usage
                 attempt = observed(one.attempt, seen, moment)
             elif seen.seen is Seen.ABSENT and result.complete and self._lost(one, loop):
                 attempt = _lost(one.attempt, moment)

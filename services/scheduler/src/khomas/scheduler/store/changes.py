@@ -108,7 +108,7 @@ class Changes:
     """Writes steps of jobs; knows the event log that they go to."""
 
     def __init__(self, events: EventLog) -> None:
-        self._events = events
+        self.events = events
 
     async def apply(self, connection: AsyncConnection, changes: Sequence[Change], now: datetime) -> None:
         """Write the steps and what follows from them for arrays and for dependent jobs.
@@ -163,7 +163,7 @@ class Changes:
             shown = attempts.get(job.uid) or ([change.attempt] if ended and change.attempt else [])
             kind = "scheduler.job.finished" if ended else "scheduler.job.changed"
             events.append(NewEvent(kind, job.name, job.uid, job.origin, job_message(job, attempts=shown)))
-        await self._events.append(connection, events)
+        await self.events.append(connection, events)
 
     async def _dependents(
         self, connection: AsyncConnection, ended: Sequence[Job], counts: Mapping[str, Counts], now: datetime

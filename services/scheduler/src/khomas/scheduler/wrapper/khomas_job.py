@@ -403,7 +403,8 @@ class Supervisor:
         self.verdict = None  # type: Optional[Exception]
         self.kill_at = float("inf")
         self.sample_at = self.started + job.monitor.interval(0)
-        self.beat_at = self.started + HEARTBEAT_SECONDS / 2
+        self.heartbeat = float(job.manifest.get("heartbeat_s", HEARTBEAT_SECONDS))
+        self.beat_at = self.started + self.heartbeat / 2
 
     def look(self, moment: float) -> None:
         """One round: judge, act, note when to look again."""
@@ -420,7 +421,7 @@ class Supervisor:
             self.sample_at = moment + self.job.monitor.interval(moment - self.started)
         if moment >= self.beat_at:
             self.job.beat()
-            self.beat_at = moment + HEARTBEAT_SECONDS
+            self.beat_at = moment + self.heartbeat
 
     def judge(self, moment: float) -> Optional[Exception]:
         if self.job.signals.asked:

@@ -1,0 +1,130 @@
+"""Servers of a test bed: started with a log, waited for under a deadline, stopped with all that they started."""
+
+import contextlib
+import os
+import pwd
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.testbeds.namespace import Namespace
+
+_STOP_SECONDS = 10.0
+_TAIL = 2000
+
+
+class NotReadyError(Exception):
+    """A server of a test bed did not get ready in time."""
+
+
+class Processes:
+    """What one bed started, and nothing else."""
+
+    def __init__(self, logs: Path) -> None:
+        self.logs = logs
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> "Processes":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def start(
+        self,
+        argv: Sequence[str],
+        *,
+        name: str,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        user: pwd.struct_passwd | None = None,
+        namespace: "Namespace | None" = None,
+    ) -> "subprocess.Popen[bytes]":
+        """Start a server in a session of its own; what it prints goes to `<name>.log`. `env` is added to ours."""
+        command = namespace.enter(argv) if namespace is not None else list(argv)
+        if user is not None:
+            command = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--init-groups", "--", *command]
+        with (self.logs / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=cwd,
+                env={**os.environ, **(env or {})},
+                start_new_session=True,
+            )
+        self._started.append(process)
+        return process
+
+    def stop(self) -> None:
+        """End everything, the last one first."""
+        for process in reversed(self._started):
+            end(process)
+        self._started.clear()
+
+    def tail(self) -> str:
+        """The ends of all logs, for an error message."""
+        logs = sorted(self.logs.glob("*.log"))
+        return "\n".join(f"--- {log.name}\n{log.read_bytes()[-_TAIL:].decode('utf-8', 'replace')}" for log in logs)
+
+
+def end(process: "subprocess.Popen[bytes]", seconds: float = _STOP_SECONDS) -> None:
+    """End a server and what it started: SIGTERM, after some time SIGKILL."""
+    for number, patience in ((signal.SIGTERM, seconds), (signal.SIGKILL, seconds)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGCONT)
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+            break
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def until(check: Callable[[], object], seconds: float, what: str, processes: Processes | None = None) -> None:
+    """Wait until something is true; a check that fails with an error is not true yet."""
+    deadline = time.monotonic() + seconds
+    trouble = ""
+    while time.monotonic() < deadline:
+        try:
+            if check():
+                return
+        except (OSError, subprocess.SubprocessError, ValueError) as error:
+            trouble = str(error)
+        time.sleep(0.05)
+    logs = processes.tail() if processes is not None else ""
+    raise NotReadyError(f"{what} not within {seconds:g} s {trouble}\n{logs}")
+
+
+def answers(argv: Sequence[str], env: Mapping[str, str] | None = None, seconds: float = 15.0) -> bool:
+    """Whether a command ends with 0, under a deadline of its own."""
+    done = subprocess.run(
+        argv,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, **(env or {})},
+        timeout=seconds,
+    )
+    return done.returncode == 0
+
+
+def free_ports(number: int) -> list[int]:
+    """Ports of loopback that nobody uses now."""
+    import socket
+
+    sockets = [socket.socket() for _ in range(number)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()

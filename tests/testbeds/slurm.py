@@ -1,0 +1,257 @@
+"""A real Slurm on loopback: a controller, four nodes of four cores, and if wanted accounting and the REST server."""
+
+import os
+import pwd
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.testbeds import install
+from tests.testbeds.processes import Processes, answers, end, free_ports, until
+from tests.testbeds.users import unprivileged
+
+_PACKAGES = ("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "slurm-wlm-jwt-plugin", "munge")
+_WITH_DATABASE = ("slurmdbd", "slurmrestd", "slurm-wlm-mysql-plugin", "mariadb-server")
+_NODES = ("n1", "n2", "n3", "n4")
+_CORES = 4
+_MEMORY_MIB = 8000
+_CONF = """
+ClusterName=sim
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ctld}
+CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket={root}/run/munge.sock
+AuthAltTypes=auth/jwt
+AuthAltParameters=jwt_key={root}/etc/jwt.key
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+ReturnToService=2
+StateSaveLocation={root}/spool/ctld
+SlurmdSpoolDir={root}/spool/%n
+SlurmctldPidFile={root}/run/slurmctld.pid
+SlurmdPidFile={root}/run/slurmd.%n.pid
+SlurmctldLogFile={root}/log/slurmctld.log
+SlurmdLogFile={root}/log/slurmd.%n.log
+SchedulerParameters=batch_sched_delay=0,bf_interval=5,default_queue_depth=500,sched_min_interval=100000
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+MaxArraySize=10001
+MaxJobCount=50000
+KillWait=5
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=task=1
+SlurmdParameters=config_overrides
+{accounting}
+NodeName=DEFAULT CPUs={cores} CoresPerSocket={cores} RealMemory={memory}
+{nodes}
+PartitionName=batch Nodes=ALL Default=YES DefMemPerCPU=100 State=UP
+"""
+_ACCOUNTING = """
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={dbd}
+AccountingStoragePass={root}/run/munge.sock
+"""
+_NO_ACCOUNTING = """
+JobCompType=jobcomp/filetxt
+JobCompLoc={root}/log/jobcomp.txt
+"""
+_DBD = """
+AuthType=auth/munge
+AuthInfo=socket={root}/run/munge.sock
+AuthAltTypes=auth/jwt
+AuthAltParameters=jwt_key={root}/etc/jwt.key
+DbdHost=localhost
+DbdAddr=127.0.0.1
+DbdPort={dbd}
+SlurmUser=root
+CommunicationParameters=NoInAddrAny
+LogFile={root}/log/slurmdbd.log
+PidFile={root}/run/slurmdbd.pid
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort={mysql}
+StorageUser=slurm
+StoragePass=slurm
+StorageLoc=slurm_acct_db
+"""
+
+
+@dataclass(slots=True)
+class Slurm:
+    """A running one."""
+
+    root: Path
+    processes: Processes
+    ports: Mapping[str, int]
+    user: pwd.struct_passwd
+    database: bool
+    servers: "dict[str, subprocess.Popen[bytes]]" = field(default_factory=dict)
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What its commands need."""
+        return {"SLURM_CONF": str(self.root / "etc/slurm.conf")}
+
+    @property
+    def rest_url(self) -> str:
+        """Where slurmrestd answers."""
+        return f"http://127.0.0.1:{self.ports['rest']}"
+
+    def token(self, lifespan_s: int = 3600, user: str = "root") -> str:
+        """A JWT for the REST server."""
+        told = self.command("scontrol", "token", f"username={user}", f"lifespan={lifespan_s}")
+        return told.strip().partition("=")[2]
+
+    def command(self, *argv: str) -> str:
+        """Run one of its commands as root; return what it printed."""
+        done = subprocess.run(
+            argv, check=True, capture_output=True, text=True, timeout=30, env={**os.environ, **self.environment}
+        )
+        return done.stdout
+
+    def start(self, name: str) -> None:
+        """Start a server by the name that it has in `commands`."""
+        self.servers[name] = self.processes.start(self._argv(name), name=name, env=self._environment(name))
+
+    def stop(self, name: str) -> None:
+        """Stop a server; jobs on the nodes go on."""
+        end(self.servers.pop(name))
+
+    def freeze(self, name: str) -> None:
+        """Let a server answer no more, with its connections open."""
+        os.killpg(self.servers[name].pid, signal.SIGSTOP)
+
+    def thaw(self, name: str) -> None:
+        """Let it go on."""
+        os.killpg(self.servers[name].pid, signal.SIGCONT)
+
+    def ready(self) -> None:
+        """Wait until the controller answers and the nodes are up."""
+        until(lambda: answers(["scontrol", "ping"], self.environment), 60, "slurmctld", self.processes)
+        until(self._nodes_up, 60, "the nodes of Slurm", self.processes)
+
+    def _nodes_up(self) -> bool:
+        told = self.command("sinfo", "-h", "-N", "-o", "%N %T").split("\n")
+        states = [line.split()[1] for line in told if line]
+        return len(states) == len(_NODES) and all(state in ("idle", "mixed", "allocated") for state in states)
+
+    def _argv(self, name: str) -> list[str]:
+        if name == "slurmctld":
+            return ["slurmctld", "-D"]
+        if name == "slurmdbd":
+            return ["slurmdbd", "-D"]
+        if name == "slurmrestd":
+            drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+            return [*drop, "slurmrestd", "-a", "rest_auth/jwt", f"127.0.0.1:{self.ports['rest']}"]
+        return ["slurmd", "-D", "-N", name]
+
+    def _environment(self, name: str) -> dict[str, str]:
+        if name == "slurmdbd":
+            return {**self.environment, "SLURM_CONF": str(self.root / "etc/slurm.conf")}
+        return {**self.environment, **({"SLURM_JWT": "daemon"} if name == "slurmrestd" else {})}
+
+
+@contextmanager
+def running(folder: Path, *, database: bool = True) -> Iterator[Slurm]:
+    """Start Slurm; without a database there is no sacct and no REST server."""
+    install.debian(*_PACKAGES, *(_WITH_DATABASE if database else ()))
+    ports = dict(zip(("ctld", "dbd", "mysql", "rest", *_NODES), free_ports(8), strict=True))
+    with Processes(folder / "log") as processes:
+        slurm = Slurm(folder, processes, ports, unprivileged(), database)
+        _configure(slurm)
+        _start_munge(slurm)
+        if database:
+            _start_database(slurm)
+        slurm.start("slurmctld")
+        for node in _NODES:
+            slurm.start(node)
+        slurm.ready()
+        if database:
+            slurm.start("slurmrestd")
+        try:
+            yield slurm
+        finally:
+            _end_jobs(slurm)
+
+
+def _configure(slurm: Slurm) -> None:
+    root, ports = slurm.root, slurm.ports
+    root.chmod(0o755)
+    for name in ("etc", "run", "log", "spool", "spool/ctld", *(f"spool/{node}" for node in _NODES)):
+        (root / name).mkdir(mode=0o755, parents=True, exist_ok=True)
+    accounting = (_ACCOUNTING if slurm.database else _NO_ACCOUNTING).format(root=root, dbd=ports["dbd"])
+    host = os.uname().nodename
+    nodes = "\n".join(f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[node]}" for node in _NODES)
+    values = {"root": root, "host": host, "ctld": ports["ctld"], "accounting": accounting, "nodes": nodes}
+    (root / "etc/slurm.conf").write_text(_CONF.format(**values, cores=_CORES, memory=_MEMORY_MIB))
+    for name in ("munge.key", "jwt.key"):
+        _secret(root / "etc" / name, secrets.token_bytes(64))
+    _secret(root / "etc/slurmdbd.conf", _DBD.format(root=root, dbd=ports["dbd"], mysql=ports["mysql"]).encode())
+
+
+def _secret(path: Path, content: bytes) -> None:
+    path.touch(mode=0o600)
+    path.write_bytes(content)
+
+
+def _start_munge(slurm: Slurm) -> None:
+    root = slurm.root
+    options = {"key-file": "etc/munge.key", "socket": "run/munge.sock", "pid-file": "run/munged.pid"}
+    options |= {"log-file": "log/munged.log", "seed-file": "run/munged.seed"}
+    flags = [f"--{name}={root / path}" for name, path in options.items()]
+    slurm.processes.start(["munged", "--foreground", "--force", *flags], name="munged-out")
+    socket = root / "run/munge.sock"
+    until(lambda: answers(["munge", "-n", f"--socket={socket}"]), 30, "munge", slurm.processes)
+
+
+def _start_database(slurm: Slurm) -> None:
+    root, socket = slurm.root, slurm.root / "run/mysql.sock"
+    data = root / "db"
+    user = pwd.getpwnam("mysql")
+    data.mkdir(mode=0o700)
+    os.chown(data, user.pw_uid, user.pw_gid)
+    (root / "run").chmod(0o777)  # munge wants its own folder safe, hence --force above
+    init = ["mariadb-install-db", "--no-defaults", "--user=mysql", f"--datadir={data}"]
+    subprocess.run(
+        [*init, "--auth-root-authentication-method=normal", "--skip-test-db"],
+        check=True,
+        timeout=120,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    server = ["mariadbd", "--no-defaults", "--user=mysql", f"--datadir={data}", f"--socket={socket}"]
+    address = [f"--port={slurm.ports['mysql']}", "--bind-address=127.0.0.1", "--innodb-buffer-pool-size=64M"]
+    slurm.processes.start([*server, *address], name="mariadb")
+    client = ["mariadb", "--no-defaults", f"--socket={socket}", "--user=root"]
+    until(lambda: answers([*client, "-e", "SELECT 1"]), 60, "MariaDB", slurm.processes)
+    rights = "CREATE DATABASE slurm_acct_db; GRANT ALL ON slurm_acct_db.* TO slurm@'%' IDENTIFIED BY 'slurm';"
+    rights += "GRANT ALL ON slurm_acct_db.* TO slurm@localhost IDENTIFIED BY 'slurm';"
+    subprocess.run([*client, "-e", rights], check=True, timeout=30)
+    slurm.start("slurmdbd")
+    until(lambda: answers(["sacctmgr", "-n", "show", "cluster"], slurm.environment), 60, "slurmdbd", slurm.processes)
+    slurm.command("sacctmgr", "-i", "add", "cluster", "sim")
+    slurm.command("sacctmgr", "-i", "add", "account", "ctao")
+    for name in ("root", slurm.user.pw_name):
+        slurm.command("sacctmgr", "-i", "add", "user", name, "Account=ctao")
+
+
+def _end_jobs(slurm: Slurm) -> None:
+    """Leave no job on the nodes; a controller that a test stopped has none to end."""
+    if "slurmctld" in slurm.servers:
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        env = {**os.environ, **slurm.environment}
+        command = ["scancel", "--signal=KILL", "--full", "--state=RUNNING", "-p", "batch"]
+        subprocess.run(command, check=False, timeout=30, env=env, **quiet)  # type: ignore[call-overload]
+
+
+if __name__ == "__main__":
+    sys.exit("use: python -m tests.testbeds slurm")
