@@ -41,12 +41,12 @@ class Namespace:
 
     def pids(self) -> list[int]:
         """All processes inside but the one that holds it."""
-        mine, found = os.stat(self.path), []
+        mine, found = self.path.stat(), []
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit() or int(entry.name) == self._holder.pid:
                 continue
             try:
-                theirs = os.stat(entry / "ns/net")
+                theirs = (entry / "ns/net").stat()
             except OSError:
                 continue
             if (theirs.st_dev, theirs.st_ino) == (mine.st_dev, mine.st_ino):
@@ -68,9 +68,9 @@ class Namespace:
         self._holder.wait(_STOP_SECONDS)
 
     def _wait(self) -> None:
-        ours = os.stat("/proc/self/ns/net").st_ino
+        ours = Path("/proc/self/ns/net").stat().st_ino
         deadline = time.monotonic() + _STOP_SECONDS
-        while os.stat(self.path).st_ino == ours:
+        while self.path.stat().st_ino == ours:
             if time.monotonic() > deadline or self._holder.poll() is not None:
                 raise RuntimeError("no network namespace could be made; are you root?")
             time.sleep(0.01)
