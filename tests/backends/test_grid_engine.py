@@ -1,12 +1,65 @@
 """Grid Engine: the conformance suite against a real one, and what is its own."""
 
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from khomas.scheduler.backends import grid_engine_answers
-from khomas.scheduler.backends.interface import State, Usage
+import pytest
+
+from khomas.scheduler.backends import commands, grid_engine_answers
+from khomas.scheduler.backends.grid_engine import GridEngineSettings, open_grid_engine
+from khomas.scheduler.backends.interface import Backend, Seen, State, SubmitItem, Submitted, Usage
+from khomas.scheduler.conformance import GRACE, BackendConformance, OpenBackend, job, shell, token
+from tests.testbeds import grid_engine
+from tests.testbeds.grid_engine import GridEngine
 
 RECORDED = Path(__file__).parent / "recorded" / "grid_engine"
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GridEngine]:
+    """One Grid Engine for all tests; many slots, since a round of its scheduler takes a second."""
+    folder = tmp_path_factory.mktemp("grid-engine")
+    # Its daemons and jobs have other users than the tests.
+    for path in (folder, *folder.parents[:2]):
+        path.chmod(path.stat().st_mode | 0o055)
+    with grid_engine.running(folder, slots=64) as engine:
+        yield engine
+
+
+def settings_of(engine: GridEngine, spool: Path, **options: Any) -> GridEngineSettings:
+    return GridEngineSettings(
+        spool=spool,
+        prefix=engine.prefix,
+        tools=str(engine.tools),
+        root=engine.root,
+        cell=engine.cell,
+        qmaster_port=engine.qmaster_port,
+        execd_port=engine.execd_port,
+        parallel_environment=engine.parallel_environment,
+        **{"drmaa_library": str(engine.drmaa_library), **options},
+    )
+
+
+@pytest.fixture
+def settings(engine: GridEngine, tmp_path: Path) -> GridEngineSettings:
+    return settings_of(engine, tmp_path / "spool")
+
+
+@pytest.fixture
+def open_backend(settings: GridEngineSettings) -> OpenBackend:
+    return lambda: open_grid_engine(settings)
+
+
+@pytest.mark.timeout(600)
+class TestGridEngine(BackendConformance):
+    """Grid Engine keeps the contract, with submissions by DRMAA."""
+
+    patience_s = 180.0
 
 
 def read(name: str) -> str:

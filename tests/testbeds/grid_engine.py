@@ -11,7 +11,7 @@ import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.testbeds import install
@@ -44,7 +44,7 @@ qsort_args NONE
 
 @dataclass(slots=True)
 class GridEngine:
-    """A running one; `commands` that shall reach it are put behind `prefix`."""
+    """A running one; commands that shall reach it are put behind `prefix`."""
 
     folder: Path
     namespace: Namespace
@@ -57,7 +57,7 @@ class GridEngine:
     queue: str = QUEUE
     parallel_environment: str = PARALLEL_ENVIRONMENT
     drmaa_library: Path = DRMAA_LIBRARY
-    qmaster: "subprocess.Popen[bytes] | None" = None
+    daemons: "dict[str, subprocess.Popen[bytes]]" = field(default_factory=dict)
 
     @property
     def root(self) -> Path:
@@ -97,43 +97,34 @@ class GridEngine:
 
     def start_master(self) -> None:
         """Start the qmaster; return when it answers."""
-        # SGE_ND: stay in the foreground.
-        self.qmaster = self.processes.start(
-            [str(self.tools / "sge_qmaster")], name="qmaster", env=self._daemon, namespace=self.namespace
-        )
-        until(lambda: self._answers("qconf", "-sh"), 30, "the qmaster answers")
+        self._start("qmaster")
+        until(lambda: self.run("qconf", "-sh"), 30, "the qmaster answers", self.processes)
 
     def stop_master(self) -> None:
         """End the qmaster as an operator does; jobs go on."""
-        assert self.qmaster is not None
-        self.qmaster.send_signal(signal.SIGTERM)
-        self.qmaster.wait(timeout=30)
+        self.daemons["qmaster"].send_signal(signal.SIGTERM)
+        self.daemons["qmaster"].wait(timeout=30)
 
-    def freeze_master(self, frozen: bool) -> None:
+    def freeze_master(self, *, frozen: bool) -> None:
         """Make the qmaster deaf and mute, or let it go on."""
-        assert self.qmaster is not None
-        self.qmaster.send_signal(signal.SIGSTOP if frozen else signal.SIGCONT)
+        self.daemons["qmaster"].send_signal(signal.SIGSTOP if frozen else signal.SIGCONT)
 
     def start_execd(self) -> None:
         """Start the daemon of the node; return when its queue takes jobs."""
-        self.processes.start([str(self.tools / "sge_execd")], name="execd", env=self._daemon, namespace=self.namespace)
-        until(self._queue_is_up, 60, "the queue takes jobs")
+        self._start("execd")
+        until(self._queue_is_up, 60, "the queue takes jobs", self.processes)
 
-    @property
-    def _daemon(self) -> dict[str, str]:
-        return {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "SGE_ND": "1", **self.environment}
-
-    def _answers(self, tool: str, *arguments: str) -> bool:
-        try:
-            self.run(tool, *arguments)
-        except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
-            return False
-        return True
+    def _start(self, name: str) -> None:
+        # SGE_ND: stay in the foreground.
+        env = {"SGE_ND": "1", **self.environment}
+        self.daemons[name] = self.processes.start(
+            [str(self.tools / f"sge_{name}")], name=name, env=env, namespace=self.namespace
+        )
 
     def _queue_is_up(self) -> bool:
         answer = self.run("qstat", "-f", "-q", self.queue)
         lines = [line.split() for line in answer.splitlines() if line.startswith(f"{self.queue}@")]
-        # Six columns: the seventh is a state such as "au".
+        # A sixth column would be a state such as "au".
         return bool(lines) and all(len(line) == 5 and line[3] != "-NA-" for line in lines)
 
 
@@ -143,15 +134,17 @@ def running(folder: Path, slots: int = 16) -> Iterator[GridEngine]:
     install.debian(*_PACKAGES)
     namespace = Namespace()
     with Processes(folder / "log") as processes:
+        engine = GridEngine(folder, namespace, processes, slots)
         try:
-            engine = GridEngine(folder, namespace, processes, slots)
             _make_cell(engine)
             engine.start_master()
             _configure(engine)
             engine.start_execd()
             yield engine
         finally:
-            # At once: the daemons take five seconds each to end by themselves.
+            # The daemons take five seconds each to end by themselves.
+            for daemon in engine.daemons.values():
+                daemon.kill()
             namespace.stop()
 
 
@@ -186,7 +179,8 @@ def _make_cell(engine: GridEngine) -> None:
     written = engine.folder / "configuration"
     written.write_text(_changed((_PACKAGED / "default-configuration").read_text(), configuration))
     for path in (engine.folder, *engine.folder.rglob("*")):
-        shutil.chown(path, _ADMINISTRATOR, _ADMINISTRATOR) if not path.is_symlink() else None
+        if not path.is_symlink():
+            shutil.chown(path, _ADMINISTRATOR, _ADMINISTRATOR)
     engine.folder.chmod(0o755)
     _as_administrator(engine, "spoolinit", "classic", "libspoolc", where, "init")
     _as_administrator(engine, "spooldefaults", "configuration", str(written))
@@ -242,6 +236,7 @@ def _apply(engine: GridEngine, option: str, content: str) -> None:
 def _changed(text: str, values: Mapping[str, str]) -> str:
     """Give keys of a configuration other values."""
     for key, value in values.items():
-        text, count = re.subn(rf"^{key}\s.*$", lambda match, k=key, v=value: f"{k} {v}", text, flags=re.MULTILINE)
-        assert count == 1, f"{key} is not in the packaged configuration"
+        line = re.search(rf"(?m)^{key}\s.*$", text)
+        assert line is not None, f"{key} is not in the packaged configuration"
+        text = text.replace(line[0], f"{key} {value}", 1)
     return text

@@ -1,7 +1,7 @@
 """Submits by DRMAA 1.0: the words of a command a line on standard input, its answer a line on standard output.
 
 A process of its own: the library is pinned by the environment, a session belongs to its process, and a call to a
-master that does not answer never returns. The command is `drmaa NAME COUNT FOLDER SCRIPT OPTIONS`; it answers as
+master that does not answer never returns. The command is `drmaa NAME COUNT SCRIPT OPTIONS`; it answers as
 `qsub -terse` would.
 """
 
@@ -46,12 +46,12 @@ def _answer(session: Any, words: Sequence[str]) -> dict[str, Any]:
         return {"exit_code": 1, "stderr": f"{type(error).__name__}: {error}".strip()}
 
 
-def _submit(session: Any, name: str, count: str, folder: str, script: str, options: str) -> str:
+def _submit(session: Any, name: str, count: str, script: str, options: str) -> str:
     template = session.createJobTemplate()
     try:
         template.remoteCommand = script
         template.jobName = name
-        template.workingDirectory = folder
+        template.workingDirectory = "/"
         template.outputPath = ":/dev/null"
         template.joinFiles = True
         template.nativeSpecification = options

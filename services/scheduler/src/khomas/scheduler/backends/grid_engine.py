@@ -1,11 +1,14 @@
 """Backend "grid-engine": Sun Grid Engine, Son of Grid Engine and their relatives, by DRMAA and commands."""
 
+import ctypes.util
+import importlib.util
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from khomas.scheduler.backends import drmaa_worker
 from khomas.scheduler.backends.grid_engine_answers import (
@@ -15,12 +18,13 @@ from khomas.scheduler.backends.grid_engine_answers import (
     parse_queues,
     state_of,
 )
-from khomas.scheduler.backends.interface import ComputeResource, State, Submitted, Usage
+from khomas.scheduler.backends.interface import BackendPlugin, ComputeResource, State, Submitted, Usage
+from khomas.scheduler.backends.spool.backend import SpooledBackend, whole_cores
 from khomas.scheduler.backends.spool.dialect import Answer, Needs, Refusal, Status, Submission, UnreadableAnswerError
+from khomas.scheduler.backends.spool.settings import SpoolSettings
 
+Read = TypeVar("Read")
 MIB = 1 << 20
-# What the wrapper needs beside the payload: inputs in, outputs out.
-_WALL_MARGIN_S = 900
 # Words of one qdel: far below what one command may have.
 _IDS_PER_COMMAND = 500
 _SCRIPT = """#!/bin/sh
@@ -42,35 +46,34 @@ _KILLED = 100
 _RAN = frozenset({0, 12, 13, 14, 15, 17, 24, 25, 30, _KILLED})
 
 
-@dataclass(frozen=True, slots=True)
-class GridEngineSettings:
-    """Where Grid Engine is and how jobs ask for what they need."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GridEngineSettings(SpoolSettings):
+    """Where Grid Engine is and how jobs ask for what they need.
 
-    spool: Path
-    # Folder with qsub, qstat, qdel, qhost: other batch systems have commands of the same names.
-    tools: Path
+    Name `tools`: other batch systems have commands of the same names.
+    """
+
     # SGE_ROOT and SGE_CELL.
     root: Path
     cell: str = "default"
-    # None = as the services database of the machine says.
+    # None = as the services database of the host says.
     qmaster_port: int | None = None
     execd_port: int | None = None
-    # Goes in front of every command: `sudo -u prod`, `nsenter …`.
-    prefix: Sequence[str] = ()
+    # For jobs that name no queue; empty = Grid Engine decides.
     queue: str = ""
     # For jobs of more than one core.
     parallel_environment: str = "smp"
     # Complex by which memory is asked for, per core: "h_vmem", "mem_free"; empty = the wrapper's limit alone.
     memory_resource: str = ""
-    # libdrmaa.so; empty = submit by qsub.
+    # Beyond the wall time of a job, for bringing files in and out.
+    margin_seconds: float = 300.0
+    # libdrmaa.so, 75 times faster than qsub where jobs differ in what they ask for; empty = qsub.
     drmaa_library: str = ""
-    # libjemalloc.so for the DRMAA worker: without it the library does not load into Python.
-    preload: str = ""
-    # How much of the end of the accounting file is looked at; 0 = qacct, which reads all of it for every job.
+    # How much of the end of the accounting file is looked at.
     accounting_bytes: int = 64 * MIB
 
     @property
-    def environment(self) -> dict[str, str]:
+    def commands_env(self) -> dict[str, str]:
         """What the commands need; times come as UTC."""
         ports = {"SGE_QMASTER_PORT": self.qmaster_port, "SGE_EXECD_PORT": self.execd_port}
         return {
@@ -79,6 +82,7 @@ class GridEngineSettings:
             **{name: str(port) for name, port in ports.items() if port is not None},
             "TZ": "UTC",
             "LC_ALL": "C.UTF-8",
+            **self.env,
         }
 
 
@@ -92,38 +96,40 @@ class GridEngineDialect:
 
     def __init__(self, settings: GridEngineSettings) -> None:
         self._settings = settings
+        # The worker runs with this Python, so on this machine only.
+        there = not settings.ssh and importlib.util.find_spec("drmaa") is not None
+        self._by_drmaa = there and settings.drmaa_library != "" and Path(settings.drmaa_library).exists()
 
     def submission(self, needs: Needs, runs: str) -> Submission:
-        """How to hand over: one array for all, by DRMAA where its library is named."""
-        options = self._options(needs)
-        if self._settings.drmaa_library:
-            words = ["drmaa", "k@BATCH@", "@COUNT@", "@FOLDER@", "@SCRIPT@", " ".join([*options, "-b y -shell n"])]
-            single, array, helper = words, words, self._worker()
-        else:
-            plain = [self._tool("qsub"), "-terse", "-N", "k@BATCH@", "-wd", "@FOLDER@", "-j", "y", "-o", "/dev/null"]
-            plain += ["-S", "/bin/sh", *options]
-            single, array, helper = [*plain, "@SCRIPT@"], [*plain, "-t", "1-@COUNT@", "@SCRIPT@"], []
-        script = _SCRIPT.format(runs=runs)
-        return Submission(script, single, array, _NATIVE, f"{_UNREACHED}|{_DENIED}|{_FULL.pattern}", helper=helper)
+        """How to hand over: one array for all, by DRMAA where its library is there."""
+        options, script = self._options(needs), _SCRIPT.format(runs=runs)
+        refused = f"{_UNREACHED}|{_DENIED}|{_FULL.pattern}"
+        if self._by_drmaa:
+            words = ["drmaa", "@BATCH@", "@COUNT@", "@SCRIPT@", " ".join([*options, "-b", "y", "-shell", "n"])]
+            return Submission(script, words, words, _NATIVE, refused, helper=self._worker())
+        qsub = [self._tool("qsub"), "-terse", "-N", "@BATCH@", "-wd", "/", "-j", "y", "-o", "/dev/null"]
+        qsub += ["-S", "/bin/sh", *options]
+        return Submission(script, [*qsub, "@SCRIPT@"], [*qsub, "-t", "1-@COUNT@", "@SCRIPT@"], _NATIVE, refused)
 
     def _worker(self) -> list[str]:
         variables = [f"DRMAA_LIBRARY_PATH={self._settings.drmaa_library}"]
-        if self._settings.preload:
-            variables.append(f"LD_PRELOAD={self._settings.preload}")
+        # Else: "cannot allocate memory in static TLS block".
+        if (allocator := ctypes.util.find_library("jemalloc")) is not None:
+            variables.append(f"LD_PRELOAD={allocator}")
         return ["env", *variables, sys.executable, drmaa_worker.__file__]
 
     def _tool(self, name: str) -> str:
-        return str(self._settings.tools / name)
+        return self._settings.tool(name)
 
     def _options(self, needs: Needs) -> list[str]:
         # -r n: who runs a job again is the scheduler. -notify: SIGUSR2 before SIGKILL, so that the wrapper can end it.
-        native, slots = needs.native, max(1, math.ceil(needs.cpu_milli / 1000))
+        native, slots = needs.native, whole_cores(needs)
         options = ["-r", "n", "-notify"]
         if slots > 1:
             environment = native.get("parallel_environment", self._settings.parallel_environment)
             options += ["-pe", _word("parallel_environment", environment), str(slots)]
         if needs.wall_time_s:
-            options += ["-l", f"h_rt={math.ceil(needs.wall_time_s) + _WALL_MARGIN_S}"]
+            options += ["-l", f"h_rt={math.ceil(needs.wall_time_s + self._settings.margin_seconds)}"]
         if needs.memory_bytes and self._settings.memory_resource:
             size = math.ceil(needs.memory_bytes / slots / MIB)
             options += ["-l", f"{self._settings.memory_resource}={size}M"]
@@ -171,13 +177,13 @@ class GridEngineDialect:
                 reason="INFRA_ENVIRONMENT" if "E" in row.code else "",
                 message=f"qstat -j {row.native_id.partition('.')[0]} says why" if "E" in row.code else "",
             )
-            for row in parse_jobs(answers[0].text())
+            for row in _read(parse_jobs, answers[0])
         }
 
     def accounting(self, native_ids: Sequence[str]) -> list[list[str]]:
         """Look for the records of these jobs."""
-        numbers = sorted({self.whole(native_id)[0] for native_id in native_ids}, key=int)
-        return [self._accounting_lines("([^:]*:){5}", numbers)]
+        numbers = sorted({self.whole(native_id)[0] for native_id in native_ids})
+        return [self._accounting_lines("([^:]*:){5}", numbers)] if numbers else []
 
     def _accounting_lines(self, before: str, values: Iterable[str]) -> list[str]:
         """Lines of the accounting file with one of these values, from its end."""
@@ -193,14 +199,13 @@ class GridEngineDialect:
 
     def search(self, batches: Sequence[str]) -> list[list[str]]:
         """Look among the jobs that are there and among those that were."""
-        names = [re.escape(f"k{batch}") for batch in batches]
-        return [[self._tool("qstat"), "-xml", "-g", "d"], self._accounting_lines("([^:]*:){4}", names)]
+        return [[self._tool("qstat"), "-xml", "-g", "d"], self._accounting_lines("([^:]*:){4}", batches)]
 
     def found(self, answers: Sequence[Answer]) -> Mapping[str, str]:
         """Numbers of jobs by their names."""
-        rows = [(row.name, row.native_id) for row in parse_jobs(answers[0].text())]
+        rows = [(row.name, row.native_id) for row in _read(parse_jobs, answers[0])]
         rows += [(one.name, one.native_id) for one in parse_accounting(answers[1].text().splitlines())]
-        return {name[1:]: self.whole(native_id)[0] for name, native_id in rows}
+        return {name: self.whole(native_id)[0] for name, native_id in rows}
 
     def cancel(self, native_ids: Sequence[str]) -> list[list[str]]:
         """Delete; those that are not there are told about and no error."""
@@ -216,11 +221,17 @@ class GridEngineDialect:
 
     def queues(self, answers: Sequence[Answer]) -> list[ComputeResource]:
         """Read what resources() asked for."""
-        summary, hosts = (answer.text() for answer in answers)
-        try:
-            return parse_queues(summary, hosts)
-        except SyntaxError as error:
-            raise UnreadableAnswerError(f"no XML: {error}") from None
+        hosts = answers[1].text()
+        return _read(lambda summary: parse_queues(summary, hosts), answers[0])
+
+
+def _read(parse: Callable[[str], Read], answer: Answer) -> Read:
+    """Parse what a command printed as XML. Raises UnreadableAnswerError."""
+    text = answer.text()
+    try:
+        return parse(text)
+    except SyntaxError as error:
+        raise UnreadableAnswerError(f"no whole XML: {error}") from None
 
 
 def _word(option: str, value: object) -> str:
@@ -254,3 +265,12 @@ def _ended(account: Account) -> Status:
         reason=reason,
         message=message,
     )
+
+
+def open_grid_engine(settings: GridEngineSettings) -> SpooledBackend:
+    """Open Grid Engine by its commands."""
+    settings = replace(settings, env=settings.commands_env)
+    return SpooledBackend(settings.host(), settings, GridEngineDialect(settings))
+
+
+plugin = BackendPlugin(name="grid-engine", settings=GridEngineSettings, open=open_grid_engine)

@@ -187,8 +187,10 @@ class Signals:
         os.set_blocking(self.writer, False)
         signal.set_wakeup_fd(self.writer)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # SIGUSR2 is how Grid Engine says that SIGKILL follows, SIGUSR1 that it will suspend the job.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
             signal.signal(number, self.cancel)
+        signal.signal(signal.SIGUSR1, lambda number, frame: None)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
     def begin(self, folder: str) -> None:

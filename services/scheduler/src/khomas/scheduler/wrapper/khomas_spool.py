@@ -23,6 +23,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Dict, List, Optional
@@ -78,11 +79,56 @@ def run(argv: List[str], env: Dict[str, str], seconds: float) -> Record:
     return dict(answer, seconds=time.time() - began)
 
 
+class Helper:
+    """A program that stands for commands: the words of one a line in, its answer a line out."""
+
+    def __init__(self, argv: List[str], env: Dict[str, str]) -> None:
+        self.process = subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=dict(os.environ, **env),
+            start_new_session=True,
+        )
+
+    def run(self, argv: List[str], seconds: float) -> Record:
+        """Have it do what a command would; it ends with the deadline."""
+        began = time.time()
+        answer = {"argv": argv, "exit_code": None, "stdout": "", "stderr": "", "time": began}  # type: Record
+        deadline = threading.Timer(seconds, self.end)
+        deadline.start()
+        try:
+            assert self.process.stdin is not None
+            assert self.process.stdout is not None
+            self.process.stdin.write(json.dumps(argv).encode() + b"\n")
+            self.process.stdin.flush()
+            answer.update(json.loads(self.process.stdout.readline().decode()))
+        except (OSError, ValueError):
+            answer["stderr"] = "no answer within %g s" % seconds
+            self.end()
+        finally:
+            deadline.cancel()
+        return dict(answer, seconds=time.time() - began)
+
+    @property
+    def ended(self) -> bool:
+        """Whether another one is needed."""
+        return self.process.poll() is not None
+
+    def end(self) -> None:
+        """Leave nothing behind."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
 class Spool:
     """The folders under one root."""
 
     def __init__(self, root: str) -> None:
         self.root = os.path.abspath(root)
+        self.helper = None  # type: Optional[Helper]
         for name in ("jobs", "batches", "natives", "ended"):
             os.makedirs(os.path.join(self.root, name), mode=0o700, exist_ok=True)
 
@@ -99,7 +145,11 @@ class Spool:
         """Make job folders and hand each batch over; what is there already stays as it is."""
         with open(os.path.join(self.root, "lock"), "w") as lock:
             fcntl.lockf(lock, fcntl.LOCK_EX)
-            return {"batches": [self.submit_batch(batch, request) for batch in request["batches"]]}
+            try:
+                return {"batches": [self.submit_batch(batch, request) for batch in request["batches"]]}
+            finally:
+                if self.helper is not None:
+                    self.helper.end()
 
     def submit_batch(self, batch: Record, request: Record) -> Record:
         taken = set(batch.get("take_over", ()))
@@ -146,7 +196,7 @@ class Spool:
             write_fast(self.path("jobs", token) + "/batch", json.dumps({"batch": name, "index": index}))
         array = len(fresh) > 1
         argv = [fill(word, filled) for word in batch["each" if "each" in batch else "array" if array else "single"]]
-        command = run(argv, request.get("env", {}), request["seconds"])
+        command = self.command(argv, batch.get("helper"), request)
         found = re.search(batch["native"], command["stdout"] + "\n" + command["stderr"])
         if command["exit_code"] == 0 and found:
             self.note_native(name, found.group(1), array)
@@ -157,6 +207,15 @@ class Spool:
                 shutil.rmtree(self.path("jobs", token), ignore_errors=True)
             shutil.rmtree(folder, ignore_errors=True)
         return {"native": None, "refused": bool(refused or command.get("unstarted")), "command": command}
+
+    def command(self, argv: List[str], helper: Optional[List[str]], request: Record) -> Record:
+        """Run a command, or have the helper that stands for it do the same."""
+        env, seconds = request.get("env", {}), request["seconds"]
+        if not helper:
+            return run(argv, env, seconds)
+        if self.helper is None or self.helper.ended:
+            self.helper = Helper(helper, env)
+        return self.helper.run(argv, seconds)
 
     def note_native(self, batch: str, native: str, array: bool) -> None:
         write(self.path("natives", native), batch)

@@ -167,6 +167,7 @@ class SpooledBackend:
             "script": how.script,
             "native": how.native,
             "refused": how.refused,
+            "helper": list(how.helper),
             "single": list(how.single),
             **({"each": list(how.single)} if how.array is None else {"array": list(how.array)}),
         }
@@ -185,6 +186,10 @@ class SpooledBackend:
         if unknown:
             known = ", ".join(sorted(self._dialect.native_options)) or "none"
             return f"{self._dialect.kind} has no option {', '.join(unknown)}; there are: {known}"
+        try:
+            self._dialect.submission(needs_of(item), "")
+        except ValueError as error:
+            return str(error)
         return ""
 
     async def find(self, tokens: Sequence[str]) -> dict[str, str]:

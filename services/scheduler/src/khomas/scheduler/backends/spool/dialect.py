@@ -40,6 +40,9 @@ class Submission:
     native: str
     # What the answer has when the jobs are certainly not in the batch system.
     refused: str
+    # A program that stands for the commands: it takes the words of one a line as JSON, and answers a line with
+    # `exit_code`, `stdout` and `stderr`. It is started once for all submissions of a call.
+    helper: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,10 @@ class Dialect(Protocol):
     by_process: bool
 
     def submission(self, needs: Needs, runs: str) -> Submission:
-        """How to hand over; `runs` is the shell line that runs the job of this element, given `$KHOMAS_INDEX`."""
+        """How to hand over; `runs` is the shell line that runs the job of this element, given `$KHOMAS_INDEX`.
+
+        Raises ValueError for what cannot be asked for.
+        """
 
     def refusal(self, answer: Answer) -> Refusal:
         """Say what a failed submission means."""
