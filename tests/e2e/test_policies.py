@@ -58,3 +58,23 @@ def test_slow_job_is_listed_and_ends_when_nobody_answers(khomas: Installation, t
     khomas.run("wait", job["id"], "--timeout", "50s", code=1)
     assert shown(khomas, job["id"])["status"]["reason"] == "REASON_LIMIT_SLOW"
     assert "nobody answered" in khomas.run("why", job["id"])
+
+
+def test_workflow_goes_on_from_what_failed(khomas: Installation, tmp_path: Path) -> None:
+    flag = tmp_path / "mended"
+    script = f"if test {{index}} = 1 -a ! -e {flag}; then exit 1; fi; echo {{index}} > n.txt"
+    path = job_file(
+        tmp_path,
+        run=["sh", "-c", script],
+        split={"count": 3},
+        outputs=[{"glob": "n.txt"}],
+        merge=[{"text": {"path": "all.txt"}}],
+    )
+    (made,) = khomas.rows("submit", path)
+    khomas.run("wait", made["id"], "--timeout", "45s", code=1)
+    flag.touch()
+    (answer,) = khomas.rows("retry", "--workflow", made["id"])
+    assert answer["retried"] == 2
+    khomas.run("wait", *answer["jobs"], "--timeout", "45s")
+    khomas.run("get", answer["jobs"][1], "--to", tmp_path / "results")
+    assert next((tmp_path / "results").rglob("all.txt")).read_text() == "0\n1\n2\n"

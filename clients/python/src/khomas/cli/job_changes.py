@@ -51,12 +51,19 @@ def release_job(jobs: tuple[str, ...]) -> None:
 @click.option("--reason", multiple=True, help="Only those with this reason.")
 @click.option("--memory", help="New memory: 4GiB, or +50%.")
 @click.option("--wall", help="New longest time: 2h, or +50%.")
+@click.option("--workflow", is_flag=True, help="Also the jobs and mergers that waited for them in vain.")
 @click.option("--json", "as_json", is_flag=True)
 def retry(
-    jobs: tuple[str, ...], failed: bool, reason: tuple[str, ...], memory: str | None, wall: str | None, as_json: bool
+    jobs: tuple[str, ...],
+    failed: bool,
+    reason: tuple[str, ...],
+    memory: str | None,
+    wall: str | None,
+    workflow: bool,
+    as_json: bool,
 ) -> None:
     """Submit failed jobs again, as new jobs; logs and attempts of the old ones stay."""
-    changes = _resources(memory, wall)
+    changes = {**_resources(memory, wall), "workflow": workflow}
     answer = with_client(lambda client: client.jobs.retry(jobs, reason, **changes))
     if as_json:
         click.echo(json.dumps({"jobs": [job.uid for job in answer.jobs], "retried": answer.retried}))

@@ -129,14 +129,15 @@ async def _submit(client: "AsyncClient", document: dict[str, Any], folder: Path,
         talk(f"note: {warning}")
     job = answer.jobs[0]
     if how["as_json"]:
-        sys.stdout.write(json.dumps({"id": job.uid, "jobs": job.counts.total or 1}) + "\n")
+        mergers = {"mergers": [merger.uid for merger in answer.mergers]} if answer.mergers else {}
+        sys.stdout.write(json.dumps({"id": job.uid, "jobs": job.counts.total or 1, **mergers}) + "\n")
     elif job.HasField("counts"):
         click.echo(f"array {job.uid} {job.counts.total} jobs")
     else:
         where = ", ".join(spec.placement.backends) or (answer.plans[0].backend if answer.plans else "the best backend")
         queue = spec.placement.queue or "default"
         click.echo(f"job {job.uid} submitted to {where} (queue {queue}); follow with: khomas logs -f {job.uid}")
-    for merger in answer.mergers:
+    for merger in () if how["as_json"] else answer.mergers:
         click.echo(f"merger {merger.uid}")
     return await _wait(client, [job.name], how["timeout"]) if how["wait"] else 0
 

@@ -7,8 +7,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
 from khomas.kit.boundary.call import current_principal
-from khomas.kit.database import Database
+from khomas.kit.database import Database, insert_many
 from khomas.kit.idempotency import Once, OnceTogether
+from khomas.scheduler import tables
 from khomas.scheduler.catalog import Catalog
 from khomas.scheduler.intake import Intake, check_rights, take_in
 from khomas.scheduler.plans import plan
@@ -18,7 +19,7 @@ from khomas.scheduler.sites import Sites
 from khomas.scheduler.slow_jobs import SlowJobs
 from khomas.scheduler.store.blueprints import Blueprints
 from khomas.scheduler.store.control import Control
-from khomas.scheduler.store.retrying import Retrying, retried
+from khomas.scheduler.store.retrying import Retrying
 from khomas.scheduler.store.submission import Submission
 
 # Submissions of at most so many jobs share a transaction with others.
@@ -115,11 +116,13 @@ class Orders:
         principal = current_principal()
 
         async def work(connection: AsyncConnection) -> pb.RetryJobsResponse:
-            drafts = await self.retrying.drafts(connection, request, principal.subject)
-            for draft in drafts:
+            retried = await self.retrying.drafts(connection, request, principal.subject)
+            for draft in retried.drafts:
                 check_rights(principal, draft.blueprint)
-            jobs = await self.submission.submit(connection, drafts)
-            return pb.RetryJobsResponse(jobs=jobs.values(), retried=retried(drafts))
+            jobs = await self.submission.submit(connection, retried.drafts)
+            if request.workflow:
+                await insert_many(connection, tables.rescue, retried.rescues())
+            return pb.RetryJobsResponse(jobs=jobs.values(), retried=retried.jobs)
 
         answer = await self.once(request, pb.RetryJobsResponse, work)
         self.due.set()

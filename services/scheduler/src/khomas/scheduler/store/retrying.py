@@ -1,6 +1,6 @@
 """Submits again what ended badly: new jobs from the same specs, whose origin is the old job."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -12,6 +12,7 @@ from khomas.api.scheduler.v1.job_spec_pb2 import JobSpec
 from khomas.api.scheduler.v1.state_pb2 import JobState
 from khomas.kit.database import in_values
 from khomas.kit.ids import new_uids
+from khomas.kit.telemetry.trace import current_trace_id
 from khomas.scheduler import tables
 from khomas.scheduler.blueprint import Blueprint
 from khomas.scheduler.errors import JobStateForbids
@@ -20,9 +21,37 @@ from khomas.scheduler.intake import Draft, new_job
 from khomas.scheduler.messages import state_name
 from khomas.scheduler.names import split, uids_of
 from khomas.scheduler.records import Job, State
+from khomas.scheduler.store.changes import read_counts
 from khomas.scheduler.store.lookup import Lookup
+from khomas.scheduler.store.workflow import affected, carried_over, dependencies_of, in_vain, newest
 
 _BAD: tuple[State, ...] = (JobState.JOB_STATE_FAILED, JobState.JOB_STATE_CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class _Old:
+    """A job that is tried again, or an array of which these children are."""
+
+    job: Job
+    indices: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """Drafts, and the uid of the job whose place each takes."""
+
+    drafts: Sequence[Draft]
+    originals: Sequence[str]
+
+    @property
+    def jobs(self) -> int:
+        """How many jobs are tried again, children counted one by one."""
+        return sum(len(draft.blueprint) for draft in self.drafts)
+
+    def rescues(self) -> list[dict[str, str]]:
+        """Rows that say whose place each takes."""
+        pairs = zip(self.drafts, self.originals, strict=True)
+        return [{"job": draft.job.uid, "original": original} for draft, original in pairs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,24 +60,42 @@ class Retrying:
 
     lookup: Lookup
 
-    async def drafts(self, connection: AsyncConnection, request: pb.RetryJobsRequest, owner: str) -> list[Draft]:
+    async def drafts(self, connection: AsyncConnection, request: pb.RetryJobsRequest, owner: str) -> Retried:
         """One draft a job or array. Raises `JobStateForbids` when nothing of a name ended badly."""
-        jobs = await self.lookup.lock(connection, uids_of(request.names))
-        indices = await self._indices(connection, list(jobs.values()), request)
-        arrays = {job.uid: job for job in jobs.values() if job.is_array}
-        others = await self.lookup.lock(connection, indices.keys() - arrays.keys())
-        arrays |= others
-        singles = [job for job in jobs.values() if not job.is_array and not job.parent and _chosen(job, request)]
-        old = [(job, ()) for job in singles] + [(arrays[uid], indices[uid]) for uid in sorted(indices) if indices[uid]]
+        wanted = uids_of(request.names)
+        if request.workflow:
+            await self.lookup.lock(connection, wanted)  # they exist
+            wanted = await affected(connection, await newest(connection, wanted))
+        jobs = await self.lookup.lock(connection, wanted)
+        old = await self._own_failures(connection, list(jobs.values()), request)
+        if request.workflow:
+            victims = [job for job in jobs.values() if in_vain(job)]
+            old = [one for one in old if one.job.uid not in {job.uid for job in victims}]
+            # In the order of their submission.
+            old = sorted([*old, *[_Old(job) for job in victims]], key=lambda one: one.job.uid)
         if not old:
             first = next(iter(jobs.values()))
             raise JobStateForbids(name=first.name, state=state_name(first.state))
-        plans = await self.lookup.blueprints.of(connection, {job.spec for job, _ in old})
+        plans = await self.lookup.blueprints.of(connection, {one.job.spec for one in old})
         now = datetime.now(UTC)
-        return [
-            _draft(job, chosen, plans[job.spec], request, uid, owner, now)
-            for (job, chosen), uid in zip(old, new_uids(len(old)), strict=True)
+        drafts = [
+            _draft(one, plans[one.job.spec], request, uid, owner, now)
+            for one, uid in zip(old, new_uids(len(old)), strict=True)
         ]
+        if request.workflow:
+            drafts = await _in_workflow(connection, old, drafts)
+        return Retried(drafts, [one.job.uid for one in old])
+
+    async def _own_failures(
+        self, connection: AsyncConnection, jobs: Sequence[Job], request: pb.RetryJobsRequest
+    ) -> list[_Old]:
+        """Jobs that ended badly, and arrays with such children."""
+        indices = await self._indices(connection, jobs, request)
+        arrays = {job.uid: job for job in jobs if job.is_array}
+        arrays |= await self.lookup.lock(connection, indices.keys() - arrays.keys())
+        singles = [job for job in jobs if not job.is_array and not job.parent and _chosen(job, request)]
+        chosen = [_Old(arrays[uid], indices[uid]) for uid in sorted(indices) if indices[uid]]
+        return [*(_Old(job) for job in singles), *chosen]
 
     async def _indices(
         self, connection: AsyncConnection, jobs: Sequence[Job], request: pb.RetryJobsRequest
@@ -71,27 +118,34 @@ class Retrying:
         return {uid: sorted(found) for uid, found in chosen.items()}
 
 
-def _draft(
-    old: Job,
-    indices: Sequence[int],
-    plan: Blueprint,
-    request: pb.RetryJobsRequest,
-    uid: str,
-    owner: str,
-    now: datetime,
-) -> Draft:
+async def _in_workflow(connection: AsyncConnection, old: Sequence[_Old], drafts: Sequence[Draft]) -> list[Draft]:
+    """The drafts, each depending on what takes the place of what the old job depended on."""
+    places: dict[str, str] = {}
+    for one, draft in zip(old, drafts, strict=True):
+        places[one.job.uid] = draft.job.uid
+        places |= {f"{one.job.uid}/{index}": f"{draft.job.uid}/{at}" for at, index in enumerate(one.indices)}
+    sizes = {draft.job.uid: len(draft.blueprint) for draft in drafts}
+    known = await dependencies_of(connection, [one.job.uid for one in old])
+    counts = await read_counts(connection, [one.job.uid for one in old if one.job.is_array])
+    return [
+        replace(draft, dependencies=carried_over(draft.job.uid, known[one.job.uid], places, sizes, counts))
+        for one, draft in zip(old, drafts, strict=True)
+    ]
+
+
+def _draft(old: _Old, plan: Blueprint, request: pb.RetryJobsRequest, uid: str, owner: str, now: datetime) -> Draft:
     spec = JobSpec()
     spec.CopyFrom(plan.spec)
     _grow(spec, request)
-    # Mergers of an array wait for all of it; what comes late is merged by hand.
+    # Those of a workflow are jobs of their own; without it, what comes late is merged by hand.
     del spec.mergers[:]
     del spec.dependencies[:]
     frozen = plan.frozen
-    if indices:
-        frozen = replace(frozen, picks=Picks.of([plan.original_index(index) for index in indices]))
+    if old.indices:
+        frozen = replace(frozen, picks=Picks.of([plan.original_index(index) for index in old.indices]))
     blueprint = Blueprint(spec, frozen)
-    job = new_job(uid, uid, blueprint, len(blueprint), owner, old.uid, now)
-    return Draft(replace(job, merges=old.merges, deadline=None), blueprint, ())
+    job = new_job(uid, uid, blueprint, len(blueprint), owner, old.job.uid, now)
+    return Draft(replace(job, merges=old.job.merges, deadline=None), blueprint, (), current_trace_id())
 
 
 def _grow(spec: JobSpec, request: pb.RetryJobsRequest) -> None:
@@ -114,8 +168,3 @@ def _chosen(job: Job, request: pb.RetryJobsRequest) -> bool:
 
 def _reason_chosen(reason: int, request: pb.RetryJobsRequest) -> bool:
     return not request.reasons or reason in request.reasons
-
-
-def retried(drafts: Iterable[Draft]) -> int:
-    """How many jobs are tried again, children counted one by one."""
-    return sum(len(draft.blueprint) for draft in drafts)

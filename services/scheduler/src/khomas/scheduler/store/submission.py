@@ -15,6 +15,7 @@ from khomas.scheduler.dependencies import Verdict, judge
 from khomas.scheduler.errors import DependencyInvalid, SandboxNotFound
 from khomas.scheduler.intake import Draft
 from khomas.scheduler.messages import job_message
+from khomas.scheduler.names import split
 from khomas.scheduler.records import Dependency, Job
 from khomas.scheduler.sandboxes import Sandboxes
 from khomas.scheduler.store.changes import Change, Changes, ended_job, lock_jobs, read_counts
@@ -67,6 +68,8 @@ async def _judged(
     """Dependencies that are still to be waited for, and jobs that wait in vain already."""
     own = {draft.job.uid for draft in drafts}
     wanted = [one for draft in drafts for one in draft.dependencies]
+    # Children of arrays of the same submission too.
+    own |= {one.target for one in wanted if split(one.target)[0] in own}
     others = {one.target for one in wanted} - own
     if not wanted:
         return [], {}
