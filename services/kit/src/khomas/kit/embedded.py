@@ -66,11 +66,12 @@ async def embedded(
     issuer = DevelopmentIssuer.open(layout.state, layout.vo)
     verifier = Verifier([issuer.trusted], AuthSettings(audiences=(issuer.audience,)))
     limits = layout.server
-    server = Server(limits, Boundary(verifier, recorder or PlainRecorder(), limits.max_calls, limits.max_streams))
+    recorder = recorder or PlainRecorder()
+    server = Server(limits, Boundary(verifier, recorder, limits.max_calls, limits.max_streams))
     endpoint = f"{limits.listen.rpartition(':')[0]}:{server.bind()}"
     async with AsyncExitStack() as stack:
         connection = await stack.enter_async_context(open_channel(endpoint, plaintext=True))
-        places = [_place(service, layout, issuer, verifier, connection) for service in services]
+        places = [_place(service, layout, issuer, verifier, connection, recorder) for service in services]
         for place in places:
             if place.service.migrate is not None:
                 await place.service.migrate(place.host.database_url)
@@ -85,6 +86,7 @@ def _place(
     issuer: DevelopmentIssuer,
     verifier: Verifier,
     connection: grpc.aio.Channel,
+    recorder: Recorder,
 ) -> Place:
     folder = layout.state / service.name
     folder.mkdir(exist_ok=True, mode=0o700)
@@ -102,6 +104,7 @@ def _place(
         issuer=issuer,
         channel=lambda area: ServiceChannel(connection, area, tokens),
         http_url=_http_url(door),
+        gauge=recorder.gauge,
     )
     return Place(service, service.settings(**layout.settings.get(service.name, {})), host, door)
 

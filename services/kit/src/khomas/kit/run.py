@@ -99,6 +99,7 @@ async def _until_signal(service: Service[Any], settings: ServiceSettings) -> Non
             issuer=issuer,
             channel=channel,
             http_url=settings.http.public_url or "http://{}:{}".format(*door.getsockname()),
+            gauge=recorder.gauge,
         )
         await stack.enter_async_context(hosted(server, [Place(service, settings, host, door)]))
         await stop.wait()

@@ -12,6 +12,7 @@ from khomas.kit.auth.issuer import DevelopmentIssuer
 from khomas.kit.auth.tokens import TokenSource
 from khomas.kit.auth.verifier import Verifier
 from khomas.kit.config import ServiceSettings
+from khomas.kit.telemetry.recorder import Gauge, no_gauge
 
 S = TypeVar("S", bound=ServiceSettings)
 
@@ -37,6 +38,8 @@ class Host:
     # Where the HTTP door of this service is reached, without a slash at the end. Set before the service
     # starts, so it may be written into answers; nothing answers there without `Running.http`.
     http_url: str
+    # Shows figures of the service among its metrics.
+    gauge: Gauge = no_gauge
 
 
 async def _nothing() -> None:

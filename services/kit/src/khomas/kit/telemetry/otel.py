@@ -1,13 +1,13 @@
 """Spans and metrics of calls by OpenTelemetry."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import grpc
 from opentelemetry import context, trace
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
-from opentelemetry.metrics import Histogram, UpDownCounter
+from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation, UpDownCounter
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
@@ -17,7 +17,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from prometheus_client import CollectorRegistry, start_http_server
 
 from khomas.kit.config import TelemetrySettings
-from khomas.kit.telemetry.recorder import Span
+from khomas.kit.telemetry.recorder import Readings, Span
 from khomas.kit.telemetry.trace import HEADER, Trace
 
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -50,8 +50,9 @@ class _Call:
 class OtelRecorder:
     """Records a span and two metrics a call."""
 
-    def __init__(self, tracer: trace.Tracer, duration: Histogram, active: UpDownCounter) -> None:
+    def __init__(self, tracer: trace.Tracer, meter: Meter, duration: Histogram, active: UpDownCounter) -> None:
         self._tracer = tracer
+        self._meter = meter
         self._duration = duration
         self._active = active
 
@@ -63,6 +64,14 @@ class OtelRecorder:
         span = self._tracer.start_span(method, parent, trace.SpanKind.SERVER, attributes)
         context.attach(trace.set_span_in_context(span, parent))
         return _Call(span, method, self._duration, self._active)
+
+    def gauge(self, name: str, unit: str, description: str, read: Readings) -> None:
+        """Show figures that are read whenever metrics are collected."""
+
+        def observe(_: CallbackOptions) -> Iterable[Observation]:
+            return [Observation(value, attributes) for value, attributes in read()]
+
+        self._meter.create_observable_gauge(name, [observe], unit, description)
 
 
 def open_recorder(service: str, settings: TelemetrySettings) -> tuple[OtelRecorder, Callable[[], None]]:
@@ -82,6 +91,7 @@ def open_recorder(service: str, settings: TelemetrySettings) -> tuple[OtelRecord
     meter = meters.get_meter("khomas.kit")
     recorder = OtelRecorder(
         tracers.get_tracer("khomas.kit"),
+        meter,
         meter.create_histogram(
             "rpc.server.call.duration", "s", "Duration of calls", explicit_bucket_boundaries_advisory=_BUCKETS
         ),
