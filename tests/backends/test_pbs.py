@@ -1,10 +1,19 @@
 """PBS Professional and Torque, emulated: their documented answers, and commands that answer like them."""
 
+import asyncio
+import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
+
 from khomas.scheduler.backends import pbs_answers
-from khomas.scheduler.backends.interface import State, Usage
+from khomas.scheduler.backends.interface import Backend, Seen, State, SubmitItem, Submitted, Usage
+from khomas.scheduler.backends.pbs import PbsSettings, open_pbs
+from khomas.scheduler.conformance import GRACE, BackendConformance, OpenBackend, job, shell, token
+from tests.backends.recorded import pbs_system
+from tests.backends.recorded.server import emulated
 
 RECORDED = Path(__file__).parent / "recorded"
 
@@ -58,3 +67,72 @@ def test_queues_are_told_with_what_is_wrong_with_them() -> None:
 def test_sizes_and_times_have_units() -> None:
     assert [pbs_answers.size(text) for text in ("12", "2kb", "3MB", "1gw", "none")] == [12, 2048, 3 << 20, 8 << 30, 0]
     assert [pbs_answers.seconds(text) for text in ("01:02:03", "90", "00:30")] == [3723, 90, 30]
+
+
+@pytest.fixture(scope="session")
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The commands, and the server behind them."""
+    with emulated(tmp_path_factory.mktemp("pbs"), pbs_system, slots=16) as tools:
+        yield tools
+
+
+@pytest.fixture
+def settings(tools: Path, tmp_path: Path) -> PbsSettings:
+    return PbsSettings(spool=tmp_path / "spool", tools=str(tools), poll_seconds=0.1)
+
+
+@pytest.fixture
+def open_backend(settings: PbsSettings) -> OpenBackend:
+    return lambda: open_pbs(settings)
+
+
+@pytest.mark.timeout(600)
+class TestPbs(BackendConformance):
+    """PBS as emulated keeps the contract."""
+
+    patience_s = 120.0
+
+    async def test_held_job_waits_until_it_is_released(self, backend: Backend) -> None:
+        everything = {"cpu_milli": 16000}
+        blocker, waiting = await self.submitted(
+            backend, [job("sleep", "60", resources=everything), job("true", resources=everything)]
+        )
+        await self.wait_for(backend, blocker, State.RUNNING)
+        assert [one.done for one in await backend.hold([waiting], True)] == [True]
+        await backend.cancel([blocker], GRACE)
+        await self.ended(backend, blocker)
+        await asyncio.sleep(0.3)
+        assert (await self.look(backend, waiting)).native_state == "H"
+        await backend.hold([waiting], False)
+        assert (await self.ended(backend, waiting)).state == State.SUCCEEDED
+
+    async def test_unknown_queue_is_refused_and_leaves_nothing(self, backend: Backend) -> None:
+        item = SubmitItem(token(), {"command": ["true"]}, queue="nosuch")
+        [outcome] = await backend.submit([item])
+        assert (outcome.kind, "queue" in outcome.message) == (Submitted.REJECTED, True)
+        assert await backend.find([item.token]) == {}
+
+    async def test_job_that_was_killed_without_record_is_told_by_the_history(self, backend: Backend) -> None:
+        [native_id] = await self.submitted(backend, [shell("kill -9 $PPID")])
+        seen = await self.ended(backend, native_id)
+        assert (seen.state, seen.record) == (State.FAILED, None)
+
+
+async def test_server_that_is_away_is_no_answer_and_nothing_is_lost(tmp_path: Path) -> None:
+    with emulated(tmp_path / "tools", pbs_system, slots=4) as tools:
+        backend = open_pbs(PbsSettings(spool=tmp_path / "spool", tools=str(tools), command_seconds=2))
+        [outcome] = await backend.submit([shell(f"while [ ! -e {tmp_path}/go ]; do sleep 0.1; done")])
+        (tools / "server").rename(tools / "away")
+        answer = await backend.poll([outcome.native_id])
+        assert (answer.complete, answer.observations[0].seen) == (False, Seen.NOT_ANSWERED)
+        item = job("true")
+        assert (await backend.submit([item]))[0].kind is Submitted.THROTTLED
+        (tools / "away").rename(tools / "server")
+        (tmp_path / "go").touch()
+        assert await backend.find([item.token]) == {}
+        [again] = await backend.submit([item])
+        assert again.kind is Submitted.ACCEPTED
+        ids, deadline = [outcome.native_id, again.native_id], time.monotonic() + 60
+        while {one.state for one in (await backend.poll(ids)).observations} != {State.SUCCEEDED}:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.2)

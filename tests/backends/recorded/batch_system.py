@@ -31,6 +31,7 @@ class Task:
     # Negative = ended by this signal.
     exit_code: int = 0
     deleted: bool = False
+    held: bool = False
     cpu_seconds: float = 0.0
     max_rss_kib: int = 0
     process: "subprocess.Popen[bytes] | None" = None
@@ -92,6 +93,12 @@ class BatchSystem:
                 killing.daemon = True
                 killing.start()
 
+    def hold(self, task: Task, held: bool) -> None:
+        """Keep it from starting, or let it go on."""
+        with self._lock:
+            task.held = held
+            self._start_what_fits()
+
     def end_all(self) -> None:
         """Leave nothing behind."""
         with self._lock:
@@ -100,8 +107,8 @@ class BatchSystem:
                 _signal(task, signal.SIGKILL)
 
     def _start_what_fits(self) -> None:
-        while self._waiting and self._waiting[0].slots <= self._free:
-            task = self._waiting.pop(0)
+        while (task := next((one for one in self._waiting if not one.held), None)) and task.slots <= self._free:
+            self._waiting.remove(task)
             self._free -= task.slots
             task.start_time = time.time()
             with Path(task.output).open("ab") as output:

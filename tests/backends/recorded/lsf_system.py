@@ -11,7 +11,7 @@ from typing import Any
 from tests.backends.recorded.batch_system import BatchSystem, Task
 from tests.backends.recorded.server import Answer, Call, UsageError, serve
 
-PROGRAMS = ("bsub", "bjobs", "bkill", "bqueues", "bhosts")
+PROGRAMS = ("bsub", "bjobs", "bkill", "bstop", "bresume", "bqueues", "bhosts")
 QUEUES = ("normal", "short")
 _NAME = re.compile(r"([^\[\]]*)(?:\[(\d+)-(\d+)\](?:%\d+)?)?$")
 _ID = re.compile(r"(\d+)(?:\[(\d+)\])?$")
@@ -29,13 +29,15 @@ class Lsf:
             "bsub": self.bsub,
             "bjobs": self.bjobs,
             "bkill": self.bkill,
+            "bstop": self.bstop,
+            "bresume": self.bstop,
             "bqueues": self.bqueues,
             "bhosts": self.bhosts,
         }
         return handlers[call.program](call)
 
     def bsub(self, call: Call) -> Answer:
-        options, command = _options(call.arguments, "J:o:e:q:n:R:M:W:c:P:G:sp:rnu:x", ["cwd="])
+        options, command = _options(call.arguments, "J:o:e:q:n:R:M:W:P:G:", ["cwd=", "app=", "sp=", "rn"])
         given = dict(options)
         queue = given.get("-q", QUEUES[0])
         if queue not in QUEUES:
@@ -69,7 +71,8 @@ class Lsf:
     def bjobs(self, call: Call) -> Answer:
         arguments = [one for one in call.arguments if one != "-json"]
         options, names = _options(arguments, "ao:u:J:")
-        fields = dict(options).get("-o", "").split()
+        given = dict(options)
+        fields = given.get("-o", "").split()
         if "-json" not in call.arguments or not fields:
             raise UsageError("this emulation knows -json -o only")
         records, missing = [], []
@@ -79,6 +82,9 @@ class Lsf:
                 missing.append(name)
                 records.append({"JOBID": name, "ERROR": f"Job <{name}> is not found"})
             records += [_record(task, fields) for task in tasks]
+        if "-J" in given:
+            called = [task for task in list(self.system.tasks.values()) if task.name == given["-J"]]
+            records += [_record(task, fields) for task in called]
         return Answer(_document("bjobs", "JOBS", records), code=255 if missing else 0)
 
     def bkill(self, call: Call) -> Answer:
@@ -96,6 +102,14 @@ class Lsf:
                 why = "Job has already finished" if tasks else "No matching job found"
                 lines.append(f"Job <{name}>: {why}\n")
         return Answer("".join(lines), "", 255 if failed else 0)
+
+    def bstop(self, call: Call) -> Answer:
+        lines, stopped = [], call.program == "bstop"
+        for name in call.arguments:
+            for task in self._named(name):
+                self.system.hold(task, stopped)
+                lines.append(f"Job <{name}> is being {'stopped' if stopped else 'resumed'}\n")
+        return Answer("".join(lines), "", 0 if lines else 255)
 
     def bqueues(self, call: Call) -> Answer:
         records = []
@@ -126,7 +140,7 @@ def _record(task: Task, fields: list[str]) -> dict[str, str]:
         "jobid": str(task.number),
         "jobindex": str(task.index or 0),
         "job_name": task.name if task.index is None else f"{task.name}[{task.index}]",
-        "stat": "EXIT" if failed else "DONE" if ended else "RUN" if task.start_time else "PEND",
+        "stat": _state(task, failed=failed),
         "queue": task.queue,
         "exec_host": "node1" if task.start_time else "",
         "start_time": _moment(task.start_time),
@@ -139,6 +153,12 @@ def _record(task: Task, fields: list[str]) -> dict[str, str]:
         "max_mem": f"{max(1, task.max_rss_kib // 1024)} Mbytes" if task.start_time else "",
     }
     return {field.upper(): values[field] for field in fields}
+
+
+def _state(task: Task, *, failed: bool) -> str:
+    if task.end_time:
+        return "EXIT" if failed else "DONE"
+    return "RUN" if task.start_time else "PSUSP" if task.held else "PEND"
 
 
 def _moment(seconds: float) -> str:
@@ -156,8 +176,9 @@ def _document(command: str, what: str, records: list[dict[str, Any]]) -> str:
 def _options(
     arguments: list[str], letters: str, long: list[str] | None = None
 ) -> tuple[list[tuple[str, str]], list[str]]:
-    """Read options of one letter, and `-cwd DIR`, which LSF spells with one dash."""
-    spelled = [f"-{one}" if long and f"{one[1:]}=" in long else one for one in arguments]
+    """Read options of one letter, and `-cwd DIR` and its like, which LSF spells with one dash."""
+    known = {name.rstrip("=") for name in long or ()}
+    spelled = [f"-{one}" if one[:1] == "-" and one[1:] in known else one for one in arguments]
     try:
         options, rest = getopt.getopt(spelled, letters, long or [])
     except getopt.GetoptError as error:

@@ -12,7 +12,7 @@ from typing import Any
 from tests.backends.recorded.batch_system import BatchSystem, Task
 from tests.backends.recorded.server import Answer, Call, UsageError, serve
 
-PROGRAMS = ("qsub", "qstat", "qdel", "pbsnodes")
+PROGRAMS = ("qsub", "qstat", "qdel", "qhold", "qrls", "pbsnodes")
 SERVER = "pbs"
 QUEUES = ("workq", "short")
 _ID = re.compile(r"(\d+)(?:\[(\d*)\])?(?:\.\w+)?$")
@@ -26,7 +26,14 @@ class Pbs:
 
     def answer(self, call: Call) -> Answer:
         """Answer one command."""
-        handlers = {"qsub": self.qsub, "qstat": self.qstat, "qdel": self.qdel, "pbsnodes": self.pbsnodes}
+        handlers = {
+            "qsub": self.qsub,
+            "qstat": self.qstat,
+            "qdel": self.qdel,
+            "qhold": self.qhold,
+            "qrls": self.qhold,
+            "pbsnodes": self.pbsnodes,
+        }
         return handlers[call.program](call)
 
     def qsub(self, call: Call) -> Answer:
@@ -83,7 +90,8 @@ class Pbs:
             return Answer(_document({"Queue": {queue: self._queue(queue) for queue in QUEUES}}))
         jobs: dict[str, Any] = {}
         errors: list[str] = []
-        for name in names:
+        everything = [f"{number}[]" if index is not None else str(number) for number, index in self.system.tasks]
+        for name in names or dict.fromkeys(everything):
             tasks = self._named(name)
             if not tasks:
                 errors.append(f"qstat: Unknown Job Id {name}\n")
@@ -119,6 +127,14 @@ class Pbs:
             for task in tasks:
                 if not task.end_time:
                     self.system.delete(task)
+        return Answer("", "".join(errors), 153 if errors else 0)
+
+    def qhold(self, call: Call) -> Answer:
+        _, names = _options(call.arguments, "h:")
+        errors = [f"{call.program}: Unknown Job Id {name}\n" for name in names if not self._named(name)]
+        for name in names:
+            for task in self._named(name):
+                self.system.hold(task, call.program == "qhold")
         return Answer("", "".join(errors), 153 if errors else 0)
 
     def pbsnodes(self, call: Call) -> Answer:
@@ -192,7 +208,7 @@ def _job_entry(task: Task) -> dict[str, Any]:
 def _state(task: Task) -> str:
     if task.end_time:
         return "F"
-    return "R" if task.start_time else "Q"
+    return "R" if task.start_time else "H" if task.held else "Q"
 
 
 def _clock(seconds: float) -> str:

@@ -5,12 +5,15 @@ import shutil
 import signal
 import socketserver
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tests.backends.recorded.batch_system import BatchSystem
+from tests.testbeds.processes import Processes, until
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +71,18 @@ def _answered(call: Call, answer: Callable[[Call], Answer]) -> dict[str, Any]:
     return {"stdout": given.stdout, "stderr": given.stderr, "code": given.code}
 
 
-def install_commands(folder: Path, programs: Iterable[str]) -> None:
-    """Put the commands into a folder."""
+@contextmanager
+def emulated(folder: Path, module: ModuleType, slots: int) -> Iterator[Path]:
+    """Start an emulation with its commands in a folder; end it with all of its jobs."""
     folder.mkdir(parents=True, exist_ok=True)
     source = (Path(__file__).parent / "command.py").read_text()
-    for program in programs:
+    for program in module.PROGRAMS:
         path = folder / program
         path.write_text(f"#!{shutil.which('python3')} -ISE\n{source}")
         path.chmod(0o755)
+    command = [sys.executable, "-m", module.__name__, str(folder), str(slots)]
+    root = Path(__file__).parents[3]
+    with Processes(folder / "log") as processes:
+        processes.start(command, name="server", env={"PYTHONPATH": str(root)})
+        until((folder / "server").exists, 30, "the emulated server", processes)
+        yield folder
