@@ -19,8 +19,16 @@ from khomas.scheduler.backends.grid_engine_answers import (
     state_of,
 )
 from khomas.scheduler.backends.interface import BackendPlugin, ComputeResource, State, Submitted, Usage
-from khomas.scheduler.backends.spool.backend import SpooledBackend, whole_cores
-from khomas.scheduler.backends.spool.dialect import Answer, Needs, Refusal, Status, Submission, UnreadableAnswerError
+from khomas.scheduler.backends.spool.backend import SpooledBackend
+from khomas.scheduler.backends.spool.dialect import (
+    Answer,
+    Needs,
+    Refusal,
+    Status,
+    Submission,
+    UnreadableAnswerError,
+    whole_cores,
+)
 from khomas.scheduler.backends.spool.settings import SpoolSettings
 
 Read = TypeVar("Read")

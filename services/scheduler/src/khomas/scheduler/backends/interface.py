@@ -240,3 +240,7 @@ class BackendPlugin(Generic[SettingsT]):
     name: str
     settings: type[SettingsT]
     open: Callable[[SettingsT], Backend]
+    # Settings that take the files of a credential, by what its kind calls them: {"proxy": "proxy_file"}.
+    credential_options: Mapping[str, str] = field(default_factory=dict)
+    # Setting that takes the environment of its commands, where that is how they find a credential.
+    credential_environment: str = ""

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from khomas.scheduler.backends.interface import BackendPlugin, ComputeResource, Submitted, Usage
 from khomas.scheduler.backends.lsf_answers import FIELDS, Row, parse_jobs, parse_queues
-from khomas.scheduler.backends.spool.backend import SpooledBackend, whole_cores
+from khomas.scheduler.backends.spool.backend import SpooledBackend
 from khomas.scheduler.backends.spool.dialect import (
     Answer,
     Needs,
@@ -16,6 +16,7 @@ from khomas.scheduler.backends.spool.dialect import (
     Status,
     Submission,
     UnreadableAnswerError,
+    whole_cores,
 )
 from khomas.scheduler.backends.spool.settings import SpoolSettings
 

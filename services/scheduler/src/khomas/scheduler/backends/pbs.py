@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from khomas.scheduler.backends.interface import BackendPlugin, ComputeResource, Submitted, Usage
 from khomas.scheduler.backends.pbs_answers import Row, parse_json, parse_queues, parse_xml
-from khomas.scheduler.backends.spool.backend import SpooledBackend, whole_cores
+from khomas.scheduler.backends.spool.backend import SpooledBackend
 from khomas.scheduler.backends.spool.dialect import (
     Answer,
     Needs,
@@ -15,6 +15,7 @@ from khomas.scheduler.backends.spool.dialect import (
     Status,
     Submission,
     UnreadableAnswerError,
+    whole_cores,
 )
 from khomas.scheduler.backends.spool.settings import SpoolSettings
 

@@ -29,6 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Dict, List, Optional
 
 AT_ONCE = 8
+CLOSE_SECONDS = 5.0
 STDERR_BYTES = 4096
 PEEK_BYTES = 1 << 20
 Record = Dict[str, Any]
@@ -122,6 +123,15 @@ class Helper:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
+    def close(self) -> None:
+        """Let it take its leave of the batch system, which would remember it else."""
+        try:
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+            self.process.wait(CLOSE_SECONDS)
+        except (OSError, subprocess.TimeoutExpired):
+            self.end()
+
 
 class Spool:
     """The folders under one root."""
@@ -149,7 +159,7 @@ class Spool:
                 return {"batches": [self.submit_batch(batch, request) for batch in request["batches"]]}
             finally:
                 if self.helper is not None:
-                    self.helper.end()
+                    self.helper.close()
 
     def submit_batch(self, batch: Record, request: Record) -> Record:
         taken = set(batch.get("take_over", ()))
@@ -227,7 +237,8 @@ class Spool:
         if place is None:
             return None
         native = read_json(self.path("batches", place["batch"]) + "/native") or {"native": None, "array": False}
-        return dict(place, **native)
+        begun = os.path.exists(os.path.join(self.path("jobs", token), "started"))
+        return dict(place, begun=begun, **native)
 
     def find(self, request: Record) -> Record:
         """Say where jobs are."""
@@ -322,6 +333,9 @@ class Spool:
                 continue
             write_fast(os.path.join(folder, "cancel"), json.dumps({"grace_s": request["grace_s"]}))
             self.end_unstarted(token, folder)
+            started = read_json(os.path.join(folder, "started")) if request.get("processes") else None
+            if started is not None and lives(started):
+                os.kill(started["pid"], signal.SIGTERM)
         return self.commands(request)
 
     def end_unstarted(self, token: str, folder: str) -> None:

@@ -1,10 +1,8 @@
 """The backend of every batch system that is driven by commands beside a folder of jobs."""
 
 import base64
-import math
 import time
-import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -19,22 +17,18 @@ from khomas.scheduler.backends.interface import (
     PollResult,
     RenderedScript,
     Seen,
-    State,
     SubmitItem,
     SubmitOutcome,
-    Submitted,
     Usage,
 )
 from khomas.scheduler.backends.journal import usage_of
 from khomas.scheduler.backends.script import render_script
-from khomas.scheduler.backends.spool.dialect import Answer, Dialect, Needs, Status, UnreadableAnswerError
+from khomas.scheduler.backends.spool.dialect import Dialect, Status, UnreadableAnswerError, answer_of, names, needs_of
+from khomas.scheduler.backends.spool.handover import Handover, manifest
 from khomas.scheduler.backends.spool.hosts import Host, Keeper
 from khomas.scheduler.backends.spool.settings import SpoolSettings
-from khomas.scheduler.backends.spool.verdicts import Look, observation
+from khomas.scheduler.backends.spool.verdicts import Look, observation, running
 
-_RUNS = """token=$(sed -n "$((KHOMAS_INDEX + 1))p" "@FOLDER@/tokens")
-exec {python} -E -s "{wrapper}" run "@SPOOL@/jobs/$token" "@SPOOL@/ended/$token"
-"""
 _STREAMS = ("stdout", "stderr")
 
 
@@ -47,6 +41,7 @@ class SpooledBackend:
         self._keeper = Keeper(host, str(settings.spool), settings.env, settings.command_seconds)
         # Tokens by native id.
         self._tokens: dict[str, str] = {}
+        self._handover = Handover(self._keeper, settings, dialect, self._tokens)
         # When a job was first missed that left no record.
         self._missed: dict[str, float] = {}
         self.capabilities = Capabilities(
@@ -63,7 +58,7 @@ class SpooledBackend:
         """Say what submit would hand over, with the command in a comment."""
         rendered = []
         for item in items:
-            script = render_script(item.token, self._manifest(item))
+            script = render_script(item.token, manifest(item, self._settings))
             words = " ".join(self._dialect.submission(needs_of(item), "").single)
             head, _, rest = script.content.partition("\n")
             rendered.append(replace(script, content=f"{head}\n# Handed over with: {words}\n{rest}"))
@@ -73,133 +68,11 @@ class SpooledBackend:
 
     async def submit(self, items: Sequence[SubmitItem]) -> list[SubmitOutcome]:
         """Hand over jobs that ask for the same as one array."""
-        refused = {item.token: why for item in items if (why := self._refusal(item))}
-        wanted = [item for item in items if item.token not in refused]
-        outcomes = {token: SubmitOutcome(token, Submitted.REJECTED, message=why) for token, why in refused.items()}
-        doubtful: dict[str, str] = {}
-        if wanted:
-            doubtful = await self._hand_over(wanted, outcomes, ())
-        if doubtful:
-            again = await self._settle(doubtful, outcomes)
-            if again:
-                await self._hand_over([item for item in wanted if item.token in again], outcomes, sorted(again))
-        return [outcomes[item.token] for item in items]
-
-    async def _hand_over(
-        self, items: Sequence[SubmitItem], outcomes: dict[str, SubmitOutcome], take_over: Sequence[str]
-    ) -> dict[str, str]:
-        """Hand over; return the batches of tokens that an earlier submission left in doubt."""
-        batches = [self._batch(needs, some, take_over) for needs, some in self._groups(items)]
-        answer = await self._keeper.ask(
-            "submit", commands_each=len(items) if self._each() else len(batches), batches=batches
-        )
-        doubtful: dict[str, str] = {}
-        for one in answer["batches"]:
-            for token, place in one["known"].items():
-                if place is not None and place["native"]:
-                    outcomes[token] = self._accepted(token, place)
-                else:
-                    doubtful[token] = place["batch"] if place is not None else ""
-                    outcomes[token] = SubmitOutcome(token, Submitted.UNKNOWN, message="an earlier submission has it")
-            self._fresh(one, outcomes)
-        return doubtful
-
-    def _fresh(self, batch: Mapping[str, Any], outcomes: dict[str, SubmitOutcome]) -> None:
-        for first, native in batch.get("natives", {}).items():
-            tokens = [first] if self._each() else batch["fresh"]
-            if native["native"]:
-                for index, token in enumerate(tokens):
-                    outcomes[token] = self._accepted(token, {**native, "index": index})
-                continue
-            why = self._dialect.refusal(_answer(native["command"]))
-            kind = why.kind if native["refused"] else Submitted.UNKNOWN
-            outcomes |= {
-                token: SubmitOutcome(token, kind, message=why.message, retry_after=why.retry_after) for token in tokens
-            }
-
-    def _accepted(self, token: str, place: Mapping[str, Any]) -> SubmitOutcome:
-        native_id = self._dialect.element(place["native"], place["index"]) if place["array"] else place["native"]
-        self._tokens[native_id] = token
-        return SubmitOutcome(token, Submitted.ACCEPTED, native_id=native_id)
-
-    async def _settle(self, doubtful: Mapping[str, str], outcomes: dict[str, SubmitOutcome]) -> set[str]:
-        """Look for submissions whose end nobody has noted; return tokens that certainly did not arrive."""
-        natives = await self._search({batch for batch in doubtful.values() if batch})
-        if natives:
-            found = await self._keeper.ask("find", tokens=sorted(doubtful))
-            for token, place in found["found"].items():
-                if place is not None and place["native"]:
-                    outcomes[token] = self._accepted(token, place)
-        return {token for token, batch in doubtful.items() if batch not in natives}
-
-    async def _search(self, batches: Iterable[str]) -> Mapping[str, str]:
-        names = sorted(batches)
-        if not names:
-            return {}
-        answer = await self._keeper.ask("commands", commands=self._dialect.search(names))
-        natives = self._dialect.found([_answer(one) for one in answer["commands"]])
-        natives = {name: natives[name] for name in names if name in natives}
-        if natives:
-            await self._keeper.ask("adopt", natives=natives)
-        return natives
-
-    def _groups(self, items: Sequence[SubmitItem]) -> list[tuple[Needs, list[SubmitItem]]]:
-        """Jobs that can be elements of one array."""
-        groups: dict[str, tuple[Needs, list[SubmitItem]]] = {}
-        for item in items:
-            needs = needs_of(item)
-            groups.setdefault(repr(needs), (needs, []))[1].append(item)
-        size = self._settings.max_array
-        return [
-            (needs, some[start : start + size])
-            for needs, some in groups.values()
-            for start in range(0, len(some), size)
-        ]
-
-    def _batch(self, needs: Needs, items: Sequence[SubmitItem], take_over: Sequence[str]) -> dict[str, Any]:
-        runs = _RUNS.format(python=self._settings.node_python, wrapper=self._keeper.wrapper)
-        how = self._dialect.submission(needs, runs)
-        jobs = [{"token": item.token, "manifest": self._manifest(item)} for item in items]
-        return {
-            "batch": f"khomas-{uuid.uuid4().hex}",
-            "jobs": jobs,
-            "take_over": list(take_over),
-            "script": how.script,
-            "native": how.native,
-            "refused": how.refused,
-            "helper": list(how.helper),
-            "single": list(how.single),
-            **({"each": list(how.single)} if how.array is None else {"array": list(how.array)}),
-        }
-
-    def _each(self) -> bool:
-        return self._dialect.submission(Needs(), "").array is None
-
-    def _manifest(self, item: SubmitItem) -> dict[str, Any]:
-        path = {"path": self._settings.path} if self._settings.path else {}
-        return {**path, **item.manifest, "token": item.token}
-
-    def _refusal(self, item: SubmitItem) -> str:
-        if not item.token or len(item.token) > 64 or not item.token.replace("-", "").isalnum():
-            return f"{item.token!r} is no token: 1 to 64 letters, digits and '-'"
-        unknown = sorted(item.native.keys() - self._dialect.native_options)
-        if unknown:
-            known = ", ".join(sorted(self._dialect.native_options)) or "none"
-            return f"{self._dialect.kind} has no option {', '.join(unknown)}; there are: {known}"
-        try:
-            self._dialect.submission(needs_of(item), "")
-        except ValueError as error:
-            return str(error)
-        return ""
+        return await self._handover.submit(items)
 
     async def find(self, tokens: Sequence[str]) -> dict[str, str]:
         """Look into the job folders, and for submissions in doubt ask the batch system by their name."""
-        found = (await self._keeper.ask("find", tokens=_names(tokens)))["found"]
-        doubtful = {token: place["batch"] for token, place in found.items() if place and not place["native"]}
-        outcomes = {token: self._accepted(token, place) for token, place in found.items() if place and place["native"]}
-        if doubtful:
-            await self._settle(doubtful, outcomes)
-        return {token: outcome.native_id for token, outcome in outcomes.items()}
+        return await self._handover.find(tokens)
 
     # --------------------------------------------------------------------------------------------- look
 
@@ -236,7 +109,7 @@ class SpooledBackend:
     def _statuses(self, answer: Mapping[str, Any]) -> tuple[dict[str, Status], bool]:
         """What the status commands and the processes on the host tell; False when the batch system did not answer."""
         try:
-            statuses = dict(self._dialect.statuses([_answer(one) for one in answer["commands"]]))
+            statuses = dict(self._dialect.statuses([answer_of(one) for one in answer["commands"]]))
         except UnreadableAnswerError:
             return {}, False
         processes = answer.get("processes", {})
@@ -254,7 +127,7 @@ class SpooledBackend:
         tokens = [look.token for look in missing]
         answer = await self._keeper.ask("judge", commands=accounting, commands_each=len(accounting), tokens=tokens)
         try:
-            accounts = self._dialect.accounts([_answer(one) for one in answer["commands"]]) if accounting else {}
+            accounts = self._dialect.accounts([answer_of(one) for one in answer["commands"]]) if accounting else {}
         except UnreadableAnswerError:
             accounts = {}
         for look in missing:
@@ -283,7 +156,7 @@ class SpooledBackend:
         """Tokens by native id; those that the spool does not know are left out."""
         unknown = {self._dialect.whole(one)[0] for one in ids if one not in self._tokens}
         if unknown:
-            answer = await self._keeper.ask("tokens", natives=_names(sorted(unknown)))
+            answer = await self._keeper.ask("tokens", natives=names(sorted(unknown)))
             for native, batch in answer["tokens"].items():
                 array = len(batch["tokens"]) > 1
                 for index, token in enumerate(batch["tokens"]):
@@ -303,6 +176,7 @@ class SpooledBackend:
                 grace_s=grace.total_seconds(),
                 commands=orders,
                 commands_each=len(orders),
+                processes=self._dialect.by_process,
             )
         return [Outcome(one, done=True) for one in ids]
 
@@ -373,7 +247,7 @@ class SpooledBackend:
         orders = self._dialect.accounting([one for one in tokens if one not in used])
         if orders and len(used) < len(tokens):
             told = await self._keeper.ask("commands", commands=orders, commands_each=len(orders))
-            accounts = self._dialect.accounts([_answer(one) for one in told["commands"]])
+            accounts = self._dialect.accounts([answer_of(one) for one in told["commands"]])
             used |= {one: usage for one, (_, usage) in accounts.items() if one in tokens and one not in used}
         return used
 
@@ -381,43 +255,8 @@ class SpooledBackend:
         """The queues as they are now."""
         orders = self._dialect.resources()
         answer = await self._keeper.ask("commands", commands=orders, commands_each=len(orders))
-        return self._dialect.queues([_answer(one) for one in answer["commands"]])
+        return self._dialect.queues([answer_of(one) for one in answer["commands"]])
 
     async def aclose(self) -> None:
         """Let go of the host. Jobs go on."""
         await self._keeper.host.aclose()
-
-
-def needs_of(item: SubmitItem) -> Needs:
-    """What a job asks its batch system for, rounded upwards where that counts in wholes."""
-    wanted = item.manifest.get("resources") or {}
-    return Needs(
-        cpu_milli=int(wanted.get("cpu_milli") or 1000),
-        memory_bytes=int(wanted.get("memory_bytes") or 0),
-        wall_time_s=float(wanted.get("wall_time_s") or 0),
-        cpu_time_s=float(wanted.get("cpu_time_s") or 0),
-        disk_bytes=int(wanted.get("disk_bytes") or 0),
-        queue=item.queue,
-        native=dict(sorted(item.native.items())),
-    )
-
-
-def whole_cores(needs: Needs) -> int:
-    """Cores, rounded up."""
-    return max(1, math.ceil(needs.cpu_milli / 1000))
-
-
-def running(started: Mapping[str, Any]) -> Status:
-    """The status of a job whose wrapper is alive."""
-    from khomas.scheduler.backends.spool.verdicts import moment
-
-    return Status(State.RUNNING, "started", node=started["host"], start_time=moment(started["time"]))
-
-
-def _names(names: Sequence[str]) -> list[str]:
-    """Those that can be names of files."""
-    return [name for name in names if name and "/" not in name and not name.startswith(".")]
-
-
-def _answer(command: Mapping[str, Any]) -> Answer:
-    return Answer(command["exit_code"], command["stdout"], command["stderr"])

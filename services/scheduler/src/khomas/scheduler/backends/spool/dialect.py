@@ -1,11 +1,12 @@
 """What a batch system that is driven by commands has to tell."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
-from khomas.scheduler.backends.interface import ComputeResource, State, Submitted, Usage
+from khomas.scheduler.backends.interface import ComputeResource, State, SubmitItem, Submitted, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,3 +145,32 @@ class Dialect(Protocol):
 
     def queues(self, answers: Sequence[Answer]) -> list[ComputeResource]:
         """The queues. Raises `UnreadableAnswerError`."""
+
+
+def needs_of(item: SubmitItem) -> Needs:
+    """What a job asks its batch system for, rounded upwards where that counts in wholes."""
+    wanted = item.manifest.get("resources") or {}
+    return Needs(
+        cpu_milli=int(wanted.get("cpu_milli") or 1000),
+        memory_bytes=int(wanted.get("memory_bytes") or 0),
+        wall_time_s=float(wanted.get("wall_time_s") or 0),
+        cpu_time_s=float(wanted.get("cpu_time_s") or 0),
+        disk_bytes=int(wanted.get("disk_bytes") or 0),
+        queue=item.queue,
+        native=dict(sorted(item.native.items())),
+    )
+
+
+def whole_cores(needs: Needs) -> int:
+    """Cores, rounded up."""
+    return max(1, math.ceil(needs.cpu_milli / 1000))
+
+
+def names(candidates: Sequence[str]) -> list[str]:
+    """Those that can be names of files."""
+    return [name for name in candidates if name and "/" not in name and not name.startswith(".")]
+
+
+def answer_of(command: Mapping[str, Any]) -> Answer:
+    """What the keeper tells of a command."""
+    return Answer(command["exit_code"], command["stdout"], command["stderr"])

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,10 +14,11 @@ from typing import Any, Protocol
 
 from khomas.scheduler.backends import commands
 from khomas.scheduler.backends.commands import CommandFailedError
-from khomas.scheduler.wrapper import JOB_WRAPPER, LOCAL_RUNNER, SPOOL_KEEPER
+from khomas.scheduler.wrapper import JOB_WRAPPER, SPOOL_KEEPER
 
 # Beyond the deadline of the batch system's own commands, for the start of the keeper and the way there.
 _MARGIN_SECONDS = 15.0
+_KEPT = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "XDG_RUNTIME_DIR")
 
 
 class Host(Protocol):
@@ -51,7 +53,9 @@ class LocalHost:
 
     async def run(self, argv: Sequence[str], stdin: bytes, seconds: float) -> commands.Result:
         """Run one program."""
-        return await commands.run([*self.prefix, *argv], stdin=stdin, seconds=seconds, noted=False)
+        # The service's own environment holds secrets that are none of the batch system's business.
+        env = {name: os.environ[name] for name in _KEPT if name in os.environ}
+        return await commands.run([*self.prefix, *argv], stdin=stdin, env=env, seconds=seconds, noted=False)
 
     async def install(self, folder: str, files: Mapping[str, bytes]) -> None:
         """Write files that are not there yet."""
@@ -87,9 +91,6 @@ class Keeper:
             program.name: (f"{program.stem}-{_digest(program)}.py", program.read_bytes())
             for program in (JOB_WRAPPER, SPOOL_KEEPER)
         }
-        # The runner looks for its wrapper beside it, by its plain name.
-        self.runner_folder = f"{spool}/bin/runner-{_digest(LOCAL_RUNNER, JOB_WRAPPER)}"
-        self._installed = asyncio.Lock()
         self._ready = False
 
     @property
@@ -119,14 +120,8 @@ class Keeper:
         return answer
 
     async def _install(self) -> None:
-        if self._ready:
-            return
-        async with self._installed:
-            if self._ready:
-                return
+        if not self._ready:
             await self.host.install(f"{self.spool}/bin", dict(self._programs.values()))
-            runner = {path.name: path.read_bytes() for path in (LOCAL_RUNNER, JOB_WRAPPER)}
-            await self.host.install(self.runner_folder, runner)
             self._ready = True
 
 
@@ -136,5 +131,5 @@ def _note(ran: Sequence[Mapping[str, Any]]) -> None:
         commands.note(one["argv"], one["exit_code"], one["stderr"], began, one.get("seconds", 0.0))
 
 
-def _digest(*programs: Path) -> str:
-    return hashlib.sha256(b"".join(program.read_bytes() for program in programs)).hexdigest()[:12]
+def _digest(program: Path) -> str:
+    return hashlib.sha256(program.read_bytes()).hexdigest()[:12]

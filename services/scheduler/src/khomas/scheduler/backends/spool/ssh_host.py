@@ -41,9 +41,7 @@ class SshHost:
                 done = await connection.run(shlex.join(argv), input=stdin, encoding=None, check=False)
         except (asyncssh.Error, OSError, TimeoutError) as error:
             self._drop()
-            raise CommandFailedError(
-                f"{self._options['host']} does not answer over ssh: {error or 'timeout'}"
-            ) from error
+            raise CommandFailedError(f"{self._options['host']} does not answer over ssh: {_said(error)}") from error
         if done.exit_status is None and done.exit_signal is None:
             self._drop()
             raise CommandFailedError(f"the connection to {self._options['host']} broke")
@@ -66,7 +64,7 @@ class SshHost:
                         await sftp.posix_rename(f"{folder}/.{name}", f"{folder}/{name}")
         except (asyncssh.Error, OSError, TimeoutError) as error:
             self._drop()
-            raise CommandFailedError(f"{self._options['host']} takes no files: {error or 'timeout'}") from error
+            raise CommandFailedError(f"{self._options['host']} takes no files: {_said(error)}") from error
 
     async def get(self, path: str, target: str) -> None:
         """Bring a file here."""
@@ -94,3 +92,7 @@ class SshHost:
         if self._connection is not None:
             self._connection.abort()
             self._connection = None
+
+
+def _said(error: Exception) -> str:
+    return str(error) or "no answer in time"

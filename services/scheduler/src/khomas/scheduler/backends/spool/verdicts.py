@@ -107,3 +107,8 @@ def _written(look: Look, state: str, reason: str, message: str) -> dict[str, Any
 def moment(text: str) -> datetime:
     """Read a time as the wrapper writes it."""
     return datetime.fromisoformat(text)
+
+
+def running(started: Mapping[str, Any]) -> Status:
+    """The status of a job whose wrapper is alive."""
+    return Status(State.RUNNING, "started", node=started["host"], start_time=moment(started["time"]))

@@ -1,0 +1,119 @@
+"""Slurm by its commands: the conformance suite on a real one, and what is its own."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from khomas.scheduler.backends.commands import recording
+from khomas.scheduler.backends.interface import Backend, Seen, State, Submitted
+from khomas.scheduler.backends.slurm import SlurmSettings, open_slurm
+from khomas.scheduler.conformance import GRACE, BackendConformance, OpenBackend, job, shell
+from tests.testbeds.slurm import Slurm
+
+
+@pytest.fixture
+def settings(slurm: Slurm, tmp_path: Path) -> SlurmSettings:
+    return SlurmSettings(spool=tmp_path / "spool", env=slurm.environment, poll_seconds=0.2, settle_seconds=1.0)
+
+
+@pytest.fixture
+def open_backend(settings: SlurmSettings) -> OpenBackend:
+    return lambda: open_slurm(settings)
+
+
+@pytest.mark.timeout(500)
+class TestSlurm(BackendConformance):
+    """Slurm keeps the contract."""
+
+    patience_s = 60.0
+    patience_of_thousand_s = 400.0
+
+    async def test_jobs_that_ask_for_the_same_are_one_array(self, backend: Backend) -> None:
+        with recording() as commands:
+            ids = await self.submitted(backend, [job("true") for _ in range(50)])
+        assert [command.argv[0] for command in commands] == ["sbatch"]
+        assert len({one.partition("_")[0] for one in ids}) == 1
+        for one in ids:
+            await self.ended(backend, one)
+
+    async def test_one_command_tells_of_all_jobs(self, backend: Backend) -> None:
+        ids = await self.submitted(backend, [job("sleep", "60") for _ in range(5)])
+        with recording() as commands:
+            await backend.poll(ids)
+        assert [command.argv[0] for command in commands] == ["squeue"]
+        await backend.cancel(ids, GRACE)
+        for one in ids:
+            await self.ended(backend, one)
+
+    async def test_partition_that_is_not_there_is_a_rejection(self, backend: Backend) -> None:
+        [outcome] = await backend.submit([replace(job("true"), queue="nowhere")])
+        assert outcome.kind == Submitted.REJECTED
+        assert "partition" in outcome.message
+        assert await backend.find([outcome.token]) == {}
+
+    async def test_native_option_goes_along(self, backend: Backend) -> None:
+        ids = await self.submitted(
+            backend, [replace(job("sleep", "0.1"), native={"partition": "batch", "nodelist": "n3"})]
+        )
+        assert (await self.ended(backend, ids[0])).queue == "batch"
+
+    async def test_job_that_slurm_killed_says_so(self, backend: Backend, slurm: Slurm) -> None:
+        [native_id] = await self.submitted(backend, [job("sleep", "60")])
+        await self.wait_for(backend, native_id, State.RUNNING)
+        slurm.command("scancel", "--signal=KILL", "--full", native_id)
+        seen = await self.ended(backend, native_id)
+        assert seen.state is State.FAILED
+        assert seen.record is None
+
+    async def test_controller_that_is_down_answers_for_nothing_and_loses_nothing(
+        self, backend: Backend, slurm: Slurm
+    ) -> None:
+        [running] = await self.submitted(backend, [shell("sleep 3; echo done")])
+        await self.wait_for(backend, running, State.RUNNING)
+        slurm.stop("slurmctld")
+        try:
+            answer, late = await asyncio.gather(backend.poll([running]), backend.submit([job("true")]))
+            assert (answer.complete, answer.observations[0].seen) == (False, Seen.NOT_ANSWERED)
+            assert late[0].kind == Submitted.UNKNOWN
+        finally:
+            slurm.start("slurmctld")
+            await asyncio.to_thread(slurm.ready)
+        assert (await self.ended(backend, running)).state == State.SUCCEEDED
+
+    async def test_frozen_controller_costs_a_deadline_and_no_more(self, settings: SlurmSettings, slurm: Slurm) -> None:
+        backend = open_slurm(replace(settings, command_seconds=2.0))
+        ids = await self.submitted(backend, [job("sleep", "1")])
+        slurm.freeze("slurmctld")
+        try:
+            async with asyncio.timeout(20):
+                answer = await backend.poll(ids)
+        finally:
+            slurm.thaw("slurmctld")
+        assert answer.observations[0].seen in (Seen.NOT_ANSWERED, Seen.PRESENT)
+        assert (await self.ended(backend, ids[0])).state == State.SUCCEEDED
+
+    async def test_submission_whose_end_nobody_noted_is_found_by_its_name(
+        self, settings: SlurmSettings, open_backend: OpenBackend
+    ) -> None:
+        item = shell("sleep 0.5")
+        ids = await self.submitted(open_backend(), [item])
+        for left in (settings.spool / "batches").glob("*/native"):
+            left.unlink()
+        for left in (settings.spool / "natives").iterdir():
+            left.unlink()
+        assert await open_backend().find([item.token]) == {item.token: ids[0]}
+        assert await self.submitted(open_backend(), [item]) == ids
+
+    async def test_folder_whose_submission_never_happened_is_handed_over(
+        self, settings: SlurmSettings, backend: Backend
+    ) -> None:
+        item = job("true")
+        folder = settings.spool / "jobs" / item.token
+        folder.mkdir(parents=True)
+        (folder / "job.json").write_text("{}")
+        (folder / "batch").write_text('{"batch": "khomas-gone", "index": 0}')
+        assert await backend.find([item.token]) == {}
+        [native_id] = await self.submitted(backend, [item])
+        assert (await self.ended(backend, native_id)).state == State.SUCCEEDED
