@@ -22,6 +22,7 @@ COMMANDS = {
     "retry": ("job_changes", "Submit failed jobs again."),
     "diff": ("job_changes", "Compare two jobs."),
     "slow": ("policies", "List jobs that get on too slowly, and why."),
+    "shares": ("policies", "List the accounts that jobs are charged to."),
     "export": ("job_changes", "Print a job as a job file."),
     "explain": ("job_changes", "Say what a reason means."),
     "backends": ("job_changes", "List the batch systems."),

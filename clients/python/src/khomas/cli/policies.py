@@ -1,4 +1,4 @@
-"""Commands about what the service does by policy: slow jobs."""
+"""Commands about what the service does by policy: slow jobs, accounts."""
 
 from typing import Any
 
@@ -43,3 +43,34 @@ def _job(job: Any) -> dict[str, Any]:
 
 def _cause(name: str) -> str:
     return name.removeprefix("CAUSE_")
+
+
+_SHARES = ("share", "class", "weight", "reserved", "entitled", "used", "running", "queued", "cpu_day", "limits")
+
+
+@click.command()
+@listing
+def shares(**options: Any) -> None:
+    """List the accounts that jobs are charged to."""
+    form = format_of(options)
+    found = with_client(lambda client: client.jobs.shares())
+    show_rows([_share(one) for one in found], form, _SHARES, "share")
+
+
+def _share(share: Any) -> dict[str, Any]:
+    limits = {"queued": share.max_queued_jobs, "running": share.max_running_jobs}
+    if share.HasField("max_cpu_per_day"):
+        limits["cpu_day"] = share.max_cpu_per_day.seconds
+    return {
+        "share": share.name or "(all)",
+        "class": share.priority_class,
+        "weight": share.weight,
+        "reserved": share.reserved,
+        "entitled": round(share.entitled, 4),
+        "used": round(share.used, 4),
+        "running": share.running_jobs,
+        "queued": share.queued_jobs,
+        "cpu_day": share.cpu_used_last_day.seconds,
+        "cpu": share.cpu_used.seconds,
+        "limits": {name: limit for name, limit in limits.items() if limit},
+    }

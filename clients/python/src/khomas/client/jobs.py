@@ -242,6 +242,12 @@ class Jobs:
         """Answer for slow jobs: they are meant to be so."""
         return await self._many("KeepSlowJobs", names)
 
+    async def shares(self) -> list[Any]:
+        """List the accounts, the root first."""
+        from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
+
+        return list((await self._connection.call("scheduler", "ListShares", pb.ListSharesRequest())).shares)
+
     async def backends(self) -> list[Any]:
         """List the backends."""
         from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb

@@ -25,9 +25,11 @@ from khomas.scheduler.logs import Logs
 from khomas.scheduler.orders import Orders
 from khomas.scheduler.sandboxes import Sandboxes
 from khomas.scheduler.servicer import SchedulerServicer
+from khomas.scheduler.shares import Tree
 from khomas.scheduler.sites import Sites, open_sites
 from khomas.scheduler.slow_jobs import SlowJobs
 from khomas.scheduler.storage import Storage
+from khomas.scheduler.store.accounting import Accounting
 from khomas.scheduler.store.blueprints import Blueprints
 from khomas.scheduler.store.changes import Changes
 from khomas.scheduler.store.control import Control
@@ -115,6 +117,7 @@ def build(settings: SchedulerSettings, host: Host, database: Database, sites: Si
         storage=storage,
         catalog=Catalog(CatalogServiceStub(host.channel("catalog")), deadline),
         sandboxes=Sandboxes(host.state / "sandboxes"),
+        accounting=Accounting(Tree(settings.shares, settings.default_share), settings.share_half_life),
         folder=(host.state / "jobs").absolute(),
     )
     return Parts(database, events, Once(database, tables.answer), desk, Engine(desk))
@@ -134,12 +137,13 @@ def _servicer(parts: Parts) -> SchedulerServicer:
         control=Control(lookup, desk.changes),
         retrying=Retrying(lookup),
         slow_jobs=slow_jobs,
+        accounting=desk.accounting,
         sandboxes=desk.sandboxes,
         blueprints=desk.blueprints,
         due=desk.due,
         cancelling=desk.cancelling,
     )
-    jobs = Jobs(desk.database, lookup, Listing(desk.blueprints), desk.sites)
+    jobs = Jobs(desk.database, lookup, Listing(desk.blueprints), desk.sites, desk.accounting)
     explaining = Explaining(desk.database, lookup, desk.sites, logs)
     return SchedulerServicer(orders, jobs, logs, explaining, slow_jobs, parts.events)
 

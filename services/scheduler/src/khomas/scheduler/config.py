@@ -22,11 +22,35 @@ class BackendSettings(BaseModel):
     options: dict[str, Any] = {}
 
 
+class ShareSettings(BaseModel):
+    """One account."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # Against its siblings.
+    weight: float = Field(default=1.0, gt=0)
+    # Higher classes are served first, whatever was used.
+    priority_class: int = 0
+    # Part of all slots that is kept free for it: 0.2 for data taking.
+    reserved: float = Field(default=0.0, ge=0, le=1)
+    # Subjects and groups that may use it. Empty = everybody.
+    members: tuple[str, ...] = ()
+    max_queued: int | None = Field(default=None, ge=0)
+    max_running: int | None = Field(default=None, ge=0)
+    max_cpu_per_day: timedelta | None = None
+
+
 class SchedulerSettings(ServiceSettings, env_prefix="KHOMAS_SCHEDULER_"):
     """What can be set; every default works on a laptop."""
 
     # By name. Empty = this machine, as `local`.
     backends: dict[str, BackendSettings] = Field(default_factory=dict)
+    # Accounts by path, "hess/mc". Empty = there are none: the highest priority first, then who waits longest.
+    shares: dict[str, ShareSettings] = Field(default_factory=dict)
+    # Account of jobs that name none.
+    default_share: str = "default"
+    # After so long what was used counts half.
+    share_half_life: timedelta = Field(default=timedelta(days=7), gt=timedelta(0))
     # Whether this process takes part in working on jobs; one that does not only answers calls.
     engine: bool = True
     # Attempts of a job whose policy does not say.

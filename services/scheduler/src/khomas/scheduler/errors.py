@@ -145,3 +145,21 @@ class InputPathConflict(DomainError):
     area = "scheduler"
     reason = "INPUT_PATH_CONFLICT"
     template = "Two inputs would lie at {path}; give one of them another path, or a directory such as `inputs/`."
+
+
+class ShareUnknown(DomainError):
+    """The account is not set up, or not for the caller."""
+
+    code = StatusCode.INVALID_ARGUMENT
+    area = "scheduler"
+    reason = "SHARE_UNKNOWN"
+    template = "You have no account {share}; you have: {nearest}. `khomas shares` lists all."
+
+
+class QuotaExceeded(DomainError):
+    """More jobs would wait than the account may have."""
+
+    code = StatusCode.RESOURCE_EXHAUSTED
+    area = "scheduler"
+    reason = "QUOTA_EXCEEDED"
+    template = "{share} has {queued} waiting jobs and may have {max_queued}; wait until some have started."

@@ -147,6 +147,10 @@ def _more_time(facts: Facts) -> list[Remedy]:
     return [Remedy(who="you", action="Give it more time, or less to do.", command=command)]
 
 
+def _quota(facts: Facts) -> list[Remedy]:
+    return [Remedy(who=_NOBODY, action="It goes on when its account may start more.", command="khomas shares")]
+
+
 def _slow(facts: Facts) -> list[Remedy]:
     return [
         Remedy(
@@ -217,6 +221,7 @@ _REMEDIES: Mapping[Reason.ValueType, Callable[[Facts], list[Remedy]]] = {
     Reason.REASON_LIMIT_WALL: _more_time,
     Reason.REASON_LIMIT_CPU: _more_time,
     Reason.REASON_LIMIT_SLOW: _slow,
+    Reason.REASON_WAIT_QUOTA: _quota,
     Reason.REASON_WAIT_HELD_BY_USER: _release,
     Reason.REASON_DATA_INPUT_MISSING: _input,
     Reason.REASON_DATA_REGISTER: _register,

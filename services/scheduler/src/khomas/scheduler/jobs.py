@@ -18,6 +18,7 @@ from khomas.scheduler.messages import job_message
 from khomas.scheduler.names import uid_of
 from khomas.scheduler.records import Job
 from khomas.scheduler.sites import Site, Sites
+from khomas.scheduler.store.accounting import Accounting
 from khomas.scheduler.store.changes import read_attempts, read_counts
 from khomas.scheduler.store.listing import Listing
 from khomas.scheduler.store.lookup import Lookup
@@ -31,6 +32,7 @@ class Jobs:
     lookup: Lookup
     listing: Listing
     sites: Sites
+    accounting: Accounting
 
     async def get(self, request: pb.GetJobRequest) -> WireJob:
         """A job with everything. Raises `JobNotFound`."""
@@ -80,6 +82,11 @@ class Jobs:
         return pb.ListBackendsResponse(
             backends=[_backend(site) for site in sorted(self.sites, key=lambda one: one.name)]
         )
+
+    async def shares(self) -> pb.ListSharesResponse:
+        """The accounts with what they have and have used."""
+        async with self.database.read() as connection:
+            return pb.ListSharesResponse(shares=await self.accounting.view(connection))
 
     async def _written(self, connection: AsyncConnection, jobs: Sequence[Job], *, full: bool) -> "list[WireJob]":
         arrays = [job.uid for job in jobs if job.is_array]

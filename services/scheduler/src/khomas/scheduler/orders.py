@@ -1,11 +1,12 @@
 """The calls that change something, each in one transaction that a repeated request finds done."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
+from khomas.kit.auth.principal import Principal
 from khomas.kit.boundary.call import current_principal
 from khomas.kit.database import Database, insert_many
 from khomas.kit.idempotency import Once, OnceTogether
@@ -17,6 +18,7 @@ from khomas.scheduler.sandboxes import Sandboxes
 from khomas.scheduler.signals import Signal
 from khomas.scheduler.sites import Sites
 from khomas.scheduler.slow_jobs import SlowJobs
+from khomas.scheduler.store.accounting import Accounting
 from khomas.scheduler.store.blueprints import Blueprints
 from khomas.scheduler.store.control import Control
 from khomas.scheduler.store.retrying import Retrying
@@ -38,6 +40,7 @@ class Orders:
     control: Control
     retrying: Retrying
     slow_jobs: SlowJobs
+    accounting: Accounting
     sandboxes: Sandboxes
     blueprints: Blueprints
     due: Signal
@@ -49,7 +52,9 @@ class Orders:
 
     async def submit(self, request: pb.BatchCreateJobsRequest) -> pb.BatchCreateJobsResponse:
         """Take jobs in, or say what would happen to them."""
-        intake = await take_in(request, current_principal(), self.catalog, self.sites.offers())
+        principal = current_principal()
+        intake = await take_in(request, principal, self.catalog, self.sites.offers())
+        intake = await self._charged(intake, principal)
         if request.validate_only:
             plans = [plan(draft, self.sites, request.render_scripts) for draft in intake.jobs]
             return pb.BatchCreateJobsResponse(warnings=intake.warnings, plans=plans)
@@ -65,6 +70,14 @@ class Orders:
         if any(draft.job.due is not None and draft.job.due <= draft.job.create_time for draft in intake.drafts):
             self.due.set()
         return answer
+
+    async def _charged(self, intake: Intake, principal: Principal) -> Intake:
+        """Charge the jobs to their accounts, if there are any."""
+        if not self.accounting.tree:
+            return intake
+        async with self.database.read() as connection:
+            drafts = await self.accounting.admit(connection, intake.drafts, principal)
+        return replace(intake, jobs=drafts[: len(intake.jobs)], mergers=drafts[len(intake.jobs) :])
 
     async def _submitted(
         self, connection: AsyncConnection, intakes: Sequence[Intake]
@@ -119,7 +132,8 @@ class Orders:
             retried = await self.retrying.drafts(connection, request, principal.subject)
             for draft in retried.drafts:
                 check_rights(principal, draft.blueprint)
-            jobs = await self.submission.submit(connection, retried.drafts)
+            charged = await self.accounting.admit(connection, retried.drafts, principal)
+            jobs = await self.submission.submit(connection, charged)
             if request.workflow:
                 await insert_many(connection, tables.rescue, retried.rescues())
             return pb.RetryJobsResponse(jobs=jobs.values(), retried=retried.jobs)

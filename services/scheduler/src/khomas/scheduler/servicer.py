@@ -85,6 +85,11 @@ class SchedulerServicer(SchedulerServiceServicer):
     ) -> pb.KeepSlowJobsResponse:
         return await self._orders.keep_slow(request)
 
+    async def ListShares(  # noqa: N802
+        self, request: pb.ListSharesRequest, context: Context
+    ) -> pb.ListSharesResponse:
+        return await self._jobs.shares()
+
     async def ReadLog(  # noqa: N802
         self, request: pb.ReadLogRequest, context: Context
     ) -> AsyncIterator[pb.ReadLogResponse]:

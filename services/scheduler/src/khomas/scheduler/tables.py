@@ -110,6 +110,9 @@ Index(
     sqlite_where=job.c.due.is_not(None),
     postgresql_where=job.c.due.is_not(None),
 )
+# 2 is JOB_STATE_PENDING; also the state of an array some of whose children have not had their turn.
+PENDING = job.c.state == literal_column("2")
+Index("job_pending", job.c.share, sqlite_where=PENDING, postgresql_where=PENDING)
 Index("job_ended", job.c.end_time, sqlite_where=TOP, postgresql_where=TOP)
 Index(
     "job_deadline",

@@ -1,5 +1,6 @@
 """Whose turn it is: due jobs, and children of arrays that get their rows now."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,6 +14,8 @@ from khomas.scheduler.blueprint import Blueprint
 from khomas.scheduler.errors import ExpressionInvalid
 from khomas.scheduler.intake import child_job
 from khomas.scheduler.records import Counts, Job
+from khomas.scheduler.shares import Allotment, allot
+from khomas.scheduler.store.accounting import Accounting, waiting_by_share
 from khomas.scheduler.store.blueprints import Blueprints
 from khomas.scheduler.store.changes import read_counts, read_jobs
 
@@ -29,6 +32,16 @@ class Candidate:
     new: bool = False
     # Its array has enough running already.
     throttled: bool = False
+    # Why its account may start no more now.
+    over_quota: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How many more jobs backends take, and how many they take in all."""
+
+    free: int
+    capacity: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,29 +52,54 @@ class Turn:
     pages: Mapping[str, tuple[Job, int]]
 
 
-async def whose_turn(connection: AsyncConnection, blueprints: Blueprints, now: datetime, room: int) -> Turn:
-    """Read up to so many jobs, the highest priority first, then who waits longest."""
-    table = tables.job
-    query = select(table).where(table.c.due <= now).order_by(table.c.priority.desc(), table.c.due, table.c.uid)
-    due = [Job(*row) for row in (await connection.execute(query.limit(room))).all()]
+async def whose_turn(
+    connection: AsyncConnection, blueprints: Blueprints, accounting: Accounting, now: datetime, room: Room
+) -> Turn:
+    """Read up to so many jobs: by their accounts; in each the highest priority first, then who waits longest."""
+    due = await _due(connection, accounting, now, room.free)
     if not due:
         return Turn((), {})
     plans = await blueprints.of(connection, {job.spec for job in due})
     running = await _running(connection, due)
+    allotment = await _allotted(connection, accounting, due, running, room)
+    left = dict(allotment.given)
     candidates: list[Candidate] = []
     pages: dict[str, tuple[Job, int]] = {}
     for job in due:
-        if len(candidates) >= room:
-            break
+        account = job.share if accounting.tree else ""
+        if not left.get(account):
+            if why := allotment.over_quota.get(account, ""):
+                candidates.append(Candidate(job, plans[job.spec], over_quota=why))
+            continue
         if not job.is_array:
+            number = 1
             throttled = job.parent in running and _take(running, job.parent, 1) == 0
             candidates.append(Candidate(job, plans[job.spec], throttled=throttled))
-            continue
-        number = _take(running, job.uid, min(job.unmade, room - len(candidates)))
-        if number:
+        elif number := _take(running, job.uid, min(job.unmade, left[account])):
             pages[job.uid] = (job, number)
             candidates += children(job, plans[job.spec], job.made, job.made + number)
+        left[account] -= number
     return Turn(candidates, pages)
+
+
+async def _due(connection: AsyncConnection, accounting: Accounting, now: datetime, most: int) -> list[Job]:
+    if accounting.tree:
+        return await waiting_by_share(connection, accounting.tree.leaves, now, most)
+    table = tables.job
+    query = select(table).where(table.c.due <= now).order_by(table.c.priority.desc(), table.c.due, table.c.uid)
+    return [Job(*row) for row in (await connection.execute(query.limit(most))).all()]
+
+
+async def _allotted(
+    connection: AsyncConnection, accounting: Accounting, due: Sequence[Job], running: Mapping[str, int], room: Room
+) -> Allotment:
+    """How many jobs of each account may start; without accounts there is one for all."""
+    if not accounting.tree:
+        return Allotment({"": room.free})
+    waiting: Counter[str] = Counter()
+    for job in due:
+        waiting[job.share] += max(0, min(job.unmade, running.get(job.uid, room.free))) if job.is_array else 1
+    return allot(accounting.tree, await accounting.loads(connection), waiting, room.free, room.capacity)
 
 
 def children(array: Job, blueprint: Blueprint, first: int, end: int) -> list[Candidate]:

@@ -20,6 +20,7 @@ from khomas.scheduler.sandboxes import Sandboxes
 from khomas.scheduler.signals import Signal
 from khomas.scheduler.sites import Sites
 from khomas.scheduler.storage import Storage
+from khomas.scheduler.store.accounting import Accounting
 from khomas.scheduler.store.blueprints import Blueprints
 from khomas.scheduler.store.changes import Changes
 from khomas.scheduler.store.leadership import Leadership
@@ -56,6 +57,7 @@ class Desk:
     storage: Storage
     catalog: Catalog
     sandboxes: Sandboxes
+    accounting: Accounting
     # Logs and sandbox outputs, by attempt.
     folder: Path
     # By attempt uid.

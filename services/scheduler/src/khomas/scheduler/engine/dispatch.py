@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
 from khomas.scheduler.backends.interface import SubmitOutcome, Submitted
-from khomas.scheduler.engine.candidates import Candidate, Turn, whose_turn
+from khomas.scheduler.engine.candidates import Candidate, Room, Turn, whose_turn
 from khomas.scheduler.engine.desk import Desk, now
 from khomas.scheduler.engine.doubtful import NOT_FOUND_TIMES, Doubtful, accepted
 from khomas.scheduler.engine.failing import after_failures
@@ -41,12 +41,13 @@ class Dispatcher:
     async def step(self) -> bool:
         """Hand over one batch; tell whether there was one."""
         found = await self._doubtful.step()
-        room = min(_BATCH, sum(offer.room for offer in self._desk.sites.offers()))
-        if room == 0:
+        offers = self._desk.sites.offers()
+        room = Room(min(_BATCH, sum(offer.room for offer in offers)), sum(offer.max_jobs for offer in offers))
+        if room.free == 0:
             return found
         moment = now()
         async with self._desk.database.read() as connection:
-            turn = await whose_turn(connection, self._desk.blueprints, moment, room)
+            turn = await whose_turn(connection, self._desk.blueprints, self._desk.accounting, moment, room)
             if not turn.candidates:
                 return found
             prepared, refused = await self._preparation.prepare(connection, turn.candidates, moment)
@@ -180,6 +181,10 @@ def _begun(one: Prepared, before: Job, moment: datetime) -> Change:
 def _refused_job(no: Refused, before: Job, moment: datetime) -> Job:
     if no.again is None:
         return ended_job(before, moment, JobState.JOB_STATE_FAILED, no.reason, no.message)
+    if before.is_array:
+        # What its unmade children share.
+        waits = replace(before, reason=no.reason, rest_reason=no.reason, message=no.message, since=moment)
+        return replace(waits, due=moment + no.again, version=before.version + 1, update_time=moment)
     return moved(before, moment, before.state, no.reason, no.message, due=moment + no.again)
 
 

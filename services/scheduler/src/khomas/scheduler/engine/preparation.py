@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 _PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)
 _AGAIN = timedelta(seconds=5)
 _NO_MATCH_AGAIN = timedelta(seconds=10)
+_QUOTA_AGAIN = timedelta(seconds=15)
 _INPUT_AGAIN = timedelta(seconds=30)
 
 
@@ -212,6 +213,8 @@ def _special(one: Candidate, number: int) -> tuple[Child, dict[str, Scalar]]:
 
 
 def _choose(one: Candidate, offers: Mapping[str, Offer]) -> str | Refused:
+    if one.over_quota:
+        return Refused(one, Reason.REASON_WAIT_QUOTA, one.over_quota, _QUOTA_AGAIN)
     if one.throttled:
         why = "its array has as many running as its max_running allows"
         return Refused(one, Reason.REASON_WAIT_THROTTLED, why, timedelta(seconds=1))

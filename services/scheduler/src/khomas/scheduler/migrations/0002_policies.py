@@ -63,6 +63,13 @@ def upgrade() -> None:
             postgresql_where=sa.text("parent = ''"),
         )
         batch_op.create_index(
+            "job_pending",
+            ["share"],
+            unique=False,
+            sqlite_where=sa.text("state = 2"),
+            postgresql_where=sa.text("state = 2"),
+        )
+        batch_op.create_index(
             "job_share",
             ["share", sa.literal_column("priority DESC"), "due"],
             unique=False,

@@ -17,6 +17,7 @@ from khomas.scheduler.dependencies import Verdict, judge
 from khomas.scheduler.intake import child_job
 from khomas.scheduler.messages import job_message
 from khomas.scheduler.records import FINAL, Attempt, Counts, Dependency, Job, ReasonCode, State
+from khomas.scheduler.store.accounting import charges
 from khomas.scheduler.store.bulk import add_many, update_many
 from khomas.scheduler.waiting import waiting
 
@@ -125,6 +126,7 @@ class Changes:
         arrays, counts = await self._roll_up(connection, changes, now)
         changes = [change for change in changes if not change.after.is_array] + arrays
         await _write(connection, changes)
+        await _charge(connection, changes)
         await self._tell(connection, changes)
         ended = [change.after for change in changes if change.after.final and not change.before.final]
         ended += await _ended_unmade(connection, changes)
@@ -186,6 +188,12 @@ class Changes:
         return [
             Change(waiter, _dependent_after(waiter, verdicts, targets, now)) for waiter in waiters if not waiter.final
         ]
+
+
+async def _charge(connection: AsyncConnection, changes: Iterable[Change]) -> None:
+    """Charge what attempts that ended have used to the accounts of their jobs."""
+    ended = [(change.after, change.attempt) for change in changes if change.attempt and change.attempt.final]
+    await add_many(connection, tables.share_use, ("share", "hour"), "cpu_ms", charges(ended))
 
 
 async def _ended_unmade(connection: AsyncConnection, changes: Sequence[Change]) -> list[Job]:
