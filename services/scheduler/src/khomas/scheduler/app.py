@@ -1,6 +1,5 @@
 """Builds the service: every part by hand, in the order of their needs."""
 
-import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -85,7 +84,8 @@ async def start_with(settings: SchedulerSettings, host: Host, sites: Sites) -> R
     database = open_database(host.database_url)
     await database.check()
     parts = build(settings, host, database, sites)
-    await asyncio.gather(*[site.look(_FIRST_LOOK_SECONDS) for site in parts.desk.sites])
+    await sites.look(_FIRST_LOOK_SECONDS)
+    host.gauge("khomas.credential.seconds_left", "s", "How long credentials last", sites.wallet.seconds_left)
     servicer = _servicer(parts)
 
     def add_to(server: grpc.aio.Server) -> None:
@@ -95,6 +95,7 @@ async def start_with(settings: SchedulerSettings, host: Host, sites: Sites) -> R
         add_to=add_to,
         background={
             **({"engine": parts.engine.run} if settings.engine else {}),
+            "credentials": every(settings.keeper.look, sites.wallet.credentials.refresh),
             "housekeeping": every(timedelta(hours=1), parts.once.prune, parts.events.prune),
         },
         close=parts.close,

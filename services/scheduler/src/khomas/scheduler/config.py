@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from khomas.kit.config import ServiceSettings
+from khomas.kit.credentials import CredentialSettings, KeeperSettings
 
 
 class BackendSettings(BaseModel):
@@ -18,6 +19,8 @@ class BackendSettings(BaseModel):
     site: str = "local"
     # Jobs handed over that have not ended; the rest waits here, where priorities count.
     max_jobs: int = Field(default=1000, gt=0)
+    # Name in `credentials`: without it, good for as long as a job runs, nothing is handed over. Empty = none needed.
+    credential: str = ""
     # What the plug-in's own settings take.
     options: dict[str, Any] = {}
 
@@ -51,6 +54,11 @@ class SchedulerSettings(ServiceSettings, env_prefix="KHOMAS_SCHEDULER_"):
     default_share: str = "default"
     # After so long what was used counts half.
     share_half_life: timedelta = Field(default=timedelta(days=7), gt=timedelta(0))
+    # Towards batch and grid systems, by name.
+    credentials: dict[str, CredentialSettings] = Field(default_factory=dict)
+    keeper: KeeperSettings = KeeperSettings()
+    # A credential must outlast the wall time of a job by so much.
+    credential_margin: timedelta = timedelta(minutes=5)
     # Whether this process takes part in working on jobs; one that does not only answers calls.
     engine: bool = True
     # Attempts of a job whose policy does not say.

@@ -54,8 +54,11 @@ class Explaining:
         if job.waiting:
             needs = Needs.of(plan.spec, job.memory_factor, job.wall_factor)
             fits = match(plan.spec, needs, self.sites.offers())
+        needed = [one.name for one in fits.fitting] if fits else [attempt.backend] if attempt and not job.final else []
+        span = Needs.of(plan.spec, job.memory_factor, job.wall_factor).wall_time if job.waiting else None
+        lacks = {name: lack for name in needed if (lack := self.sites.lack(name, span)) is not None}
         tail = await self._tail(attempt) if attempt and job.state == JobState.JOB_STATE_FAILED else []
-        facts = Facts(job, plan.spec, datetime.now(UTC), attempt, counts, fits, dependencies, ahead, tail, names)
+        facts = Facts(job, plan.spec, datetime.now(UTC), attempt, counts, fits, dependencies, ahead, tail, names, lacks)
         return explain(facts)
 
     async def _tail(self, attempt: Attempt) -> list[str]:

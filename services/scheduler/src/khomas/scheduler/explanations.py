@@ -7,6 +7,7 @@ from datetime import datetime
 from khomas.api.common.v1.explanation_pb2 import Explanation, Remedy
 from khomas.api.scheduler.v1.job_spec_pb2 import JobSpec
 from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
+from khomas.scheduler.credentials import Lack
 from khomas.scheduler.matching import Match
 from khomas.scheduler.messages import reason_name, state_name
 from khomas.scheduler.records import Attempt, Counts, Job
@@ -33,6 +34,8 @@ class Facts:
     tail: Sequence[str] = ()
     # Jobs that take its place.
     newer: Sequence[str] = ()
+    # Backends that it could go to, or is at, whose credentials are not good for it.
+    lacks: Mapping[str, Lack] = field(default_factory=dict)
 
 
 def explain(facts: Facts) -> Explanation:
@@ -92,6 +95,7 @@ def _details(facts: Facts) -> list[str]:
         details.append(f"{facts.ahead} jobs are due before it")
         details += [f"{name} excluded: {why}" for name, why in facts.match.excluded.items()]
         details += [facts.match.why] if facts.match.why else []
+    details += [f"{backend} is not asked: {lack.message}" for backend, lack in facts.lacks.items()]
     attempt = facts.attempt
     if attempt is not None:
         place = " on ".join(part for part in (attempt.backend, attempt.node) if part)
@@ -205,6 +209,14 @@ def _operator(facts: Facts) -> list[Remedy]:
     return [Remedy(who="operator", action="Look after the backend.", command="khomas backends")]
 
 
+def _credential(facts: Facts) -> list[Remedy]:
+    needed = {lack.credential: lack for lack in facts.lacks.values()}
+    return [
+        Remedy(who="operator", action=f"Renew it where the scheduler runs: {lack.message}.", command=lack.remedy)
+        for lack in needed.values()
+    ] or [Remedy(who=_NOBODY, action="The credential is good again: it goes on in a moment.")]
+
+
 def _output(facts: Facts) -> list[Remedy]:
     globs = ", ".join(output.glob for output in facts.spec.outputs)
     return [
@@ -232,4 +244,5 @@ _REMEDIES: Mapping[Reason.ValueType, Callable[[Facts], list[Remedy]]] = {
     Reason.REASON_WAIT_BACKEND: _operator,
     Reason.REASON_WAIT_NO_MATCH: _operator,
     Reason.REASON_APP_OUTPUT_MISSING: _output,
+    Reason.REASON_WAIT_CREDENTIAL: _credential,
 }

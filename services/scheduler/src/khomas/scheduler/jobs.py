@@ -88,6 +88,10 @@ class Jobs:
         async with self.database.read() as connection:
             return pb.ListSharesResponse(shares=await self.accounting.view(connection))
 
+    async def credentials(self, request: pb.ListCredentialsRequest) -> pb.ListCredentialsResponse:
+        """What is known of the credentials."""
+        return pb.ListCredentialsResponse(credentials=self.sites.wallet.messages(self.sites.by_credential))
+
     async def _written(self, connection: AsyncConnection, jobs: Sequence[Job], *, full: bool) -> "list[WireJob]":
         arrays = [job.uid for job in jobs if job.is_array]
         counts = await read_counts(connection, arrays) if arrays else {}

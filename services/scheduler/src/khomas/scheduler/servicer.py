@@ -117,6 +117,11 @@ class SchedulerServicer(SchedulerServiceServicer):
     ) -> pb.ListBackendsResponse:
         return await self._jobs.backends(request)
 
+    async def ListCredentials(  # noqa: N802
+        self, request: pb.ListCredentialsRequest, context: Context
+    ) -> pb.ListCredentialsResponse:
+        return await self._jobs.credentials(request)
+
     async def WatchEvents(  # noqa: N802
         self, request: WatchEventsRequest, context: Context
     ) -> AsyncIterator[WatchEventsResponse]:

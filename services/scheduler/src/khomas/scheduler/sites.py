@@ -2,14 +2,19 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from khomas.kit import plugins
+from khomas.kit.config import ConfigError
+from khomas.kit.credentials import CredentialProvider, Credentials, open_all
+from khomas.kit.filtering.fields import nearest
 from khomas.scheduler.backends.interface import Backend, BackendPlugin, ComputeResource
 from khomas.scheduler.config import BackendSettings, SchedulerSettings
+from khomas.scheduler.credentials import Lack, Wallet
 from khomas.scheduler.matching import Offer
 from khomas.scheduler.signals import Signal
 
@@ -65,8 +70,9 @@ class Site:
 class Sites:
     """All configured backends by name."""
 
-    def __init__(self, sites: Iterable[Site]) -> None:
+    def __init__(self, sites: Iterable[Site], wallet: Wallet | None = None) -> None:
         self._sites = {site.name: site for site in sites}
+        self.wallet = wallet or Wallet(Credentials({}))
 
     def __getitem__(self, name: str) -> Site:
         return self._sites[name]
@@ -86,6 +92,27 @@ class Sites:
         """Where each backend is."""
         return {name: site.settings.site for name, site in self._sites.items()}
 
+    @property
+    def by_credential(self) -> Mapping[str, Sequence[str]]:
+        """Backends that need each credential."""
+        found: dict[str, list[str]] = {}
+        for name, site in sorted(self._sites.items()):
+            found.setdefault(site.settings.credential, []).append(name)
+        return found
+
+    def lack(self, name: str, span: timedelta | None = None) -> Lack | None:
+        """What is wrong with the credential of a backend: now, or for a job that runs so long."""
+        credential = self._sites[name].settings.credential if name in self._sites else ""
+        return self.wallet.lack(credential, span) if credential else None
+
+    async def look(self, deadline: float) -> None:
+        """Ask those backends for their resources that we can show what they want to see."""
+        await self.wallet.credentials.refresh()
+        lacking = {name for name in self._sites if self.lack(name) is not None}
+        for name in lacking:
+            self._sites[name].trouble = ""  # what is wrong is the credential, and that is told
+        await asyncio.gather(*[site.look(deadline) for site in self if site.name not in lacking])
+
     async def close(self) -> None:
         """Let go of all connections; jobs go on."""
         for site in self._sites.values():
@@ -95,13 +122,45 @@ class Sites:
 def open_sites(settings: SchedulerSettings, state: Path) -> Sites:
     """Open the configured backends, or this machine when there are none."""
     configured = settings.backends or {"local": _LOCAL}
-    return Sites(Site(name, one, _open(name, one, state)) for name, one in configured.items())
+    credentials = Credentials(open_all(settings.credentials))
+    wallet = Wallet(credentials, settings.keeper, settings.credential_margin)
+    return Sites([Site(name, one, _open(name, one, state, credentials)) for name, one in configured.items()], wallet)
 
 
-def _open(name: str, settings: BackendSettings, state: Path) -> Backend:
+def _open(name: str, settings: BackendSettings, state: Path, credentials: Credentials) -> Backend:
     point = plugins.installed(PLUGINS)[settings.kind]
     plugin: BackendPlugin[object] = plugins.load(point)
     options = dict(settings.options)
     if settings.kind == "local":
         options["spool"] = Path(options.get("spool", state / "backends" / name))
+    if settings.credential:
+        options |= _shown(name, plugin, options, credential_of(name, settings, credentials))
     return plugin.open(plugin.settings(**options))
+
+
+def credential_of(backend: str, settings: BackendSettings, credentials: Credentials) -> CredentialProvider:
+    """The credential that a backend names. Raises `ConfigError`."""
+    if settings.credential in credentials:
+        return credentials[settings.credential]
+    close = ", ".join(nearest(settings.credential, [one.name for one in credentials])) or "none is configured"
+    raise ConfigError(f"backends.{backend}.credential: there is no credential {settings.credential}, only {close}")
+
+
+def _shown(
+    backend: str, plugin: BackendPlugin[object], options: Mapping[str, Any], credential: CredentialProvider
+) -> dict[str, Any]:
+    """Options that tell a plug-in where its credential is; what an operator set by hand stays."""
+    files = credential.files()
+    shown: dict[str, Any] = {
+        setting: files[file]
+        for file, setting in plugin.credential_options.items()
+        if file in files and setting not in options
+    }
+    if plugin.credential_environment and (environment := credential.environment()):
+        shown[plugin.credential_environment] = {**environment, **options.get(plugin.credential_environment, {})}
+    if not shown and not any(setting in options for setting in plugin.credential_options.values()):
+        raise ConfigError(
+            f"backends.{backend}.credential: a backend of kind {plugin.name} has no use for one of kind "
+            f"{credential.kind}; leave it out."
+        )
+    return shown

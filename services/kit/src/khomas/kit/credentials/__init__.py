@@ -6,7 +6,7 @@ from khomas.kit.credentials.interface import (
     CredentialProvider,
     RenewalFailed,
 )
-from khomas.kit.credentials.keeper import Keeper, KeeperSettings, Notice
+from khomas.kit.credentials.keeper import Keeper, KeeperSettings, Notice, Rung, What, rung
 from khomas.kit.credentials.opening import CredentialSettings, open_all
 from khomas.kit.credentials.watch import Credentials
 
@@ -20,5 +20,8 @@ __all__ = [
     "KeeperSettings",
     "Notice",
     "RenewalFailed",
+    "Rung",
+    "What",
     "open_all",
+    "rung",
 ]

@@ -50,13 +50,11 @@ class BearerToken:
 
     def files(self) -> Mapping[str, Path]:
         """The file, as `token`."""
-        path = self._path()
-        return {} if path is None else {"token": path}
+        return {"token": self._path()}
 
     def environment(self) -> Mapping[str, str]:
         """BEARER_TOKEN_FILE."""
-        path = self._path()
-        return {} if path is None else {"BEARER_TOKEN_FILE": str(path)}
+        return {"BEARER_TOKEN_FILE": str(self._path())}
 
     async def renew(self) -> None:
         """Run the command that the settings name."""
@@ -64,7 +62,7 @@ class BearerToken:
             raise RenewalFailed("no renew_command is set")
         await self._options.run_renew_command()
 
-    def _path(self) -> Path | None:
+    def _path(self) -> Path:
         if self._options.file is not None:
             return self._options.file
         if named := self._environment.get("BEARER_TOKEN_FILE"):
@@ -74,7 +72,7 @@ class BearerToken:
         # The second path is the specification's; the owner is checked because anybody may write there.
         usual = [Path(runtime, name)] if runtime else []
         usual.append(Path("/tmp", name))  # noqa: S108
-        return next((path for path in usual if path.exists()), None)
+        return next((path for path in usual if path.exists()), usual[0])
 
     def _read(self, content: bytes, found: os.stat_result) -> Credential:
         token = content.strip(b" \t\n\v\f\r")

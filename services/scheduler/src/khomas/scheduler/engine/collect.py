@@ -44,6 +44,8 @@ class Collector:
     async def _collect(self, attempt: Attempt) -> bool:
         if not attempt.native_id or attempt.backend not in self._desk.sites:
             return True
+        if self._desk.sites.lack(attempt.backend) is not None:
+            return False
         try:
             for stream in STREAMS:
                 await self._copy(attempt, stream)

@@ -42,7 +42,8 @@ class Doubtful:
             if one.attempt.state == JobState.JOB_STATE_SUBMITTING and 0 < one.find_at <= loop:
                 doubtful.setdefault(one.attempt.backend, []).append(one.attempt)
         for name, attempts in doubtful.items():
-            if name in self._desk.sites:
+            # Who is not let in finds nothing, and what is not found is handed over again.
+            if name in self._desk.sites and self._desk.sites.lack(name) is None:
                 await self._find_at(self._desk.sites[name], attempts)
         return bool(doubtful)
 

@@ -9,6 +9,7 @@ from sqlalchemy import select
 from khomas.api.scheduler.v1.state_pb2 import JobState
 from khomas.scheduler import tables
 from khomas.scheduler.engine.collect import Collector
+from khomas.scheduler.engine.credentials import CredentialKeeping
 from khomas.scheduler.engine.desk import Desk
 from khomas.scheduler.engine.dispatch import Dispatcher
 from khomas.scheduler.engine.finish import Finisher
@@ -32,6 +33,7 @@ class Engine:
         self.finisher = Finisher(desk)
         self.housekeeping = Housekeeping(desk)
         self.collector = Collector(desk)
+        self.credentials = CredentialKeeping(desk)
         self.slowness = Slowness(desk)
         self.observers = [Observer(desk, site) for site in desk.sites]
 
@@ -70,6 +72,8 @@ class Engine:
             loops.create_task(_steady("finish", self.finisher.run))
             loops.create_task(_steady("cancel", self.housekeeping.cancel))
             loops.create_task(_steady("look", self.housekeeping.look))
+            if list(self._desk.sites.wallet.credentials):
+                loops.create_task(_steady("credentials", self.credentials.run))
             for observer in self.observers:
                 loops.create_task(_steady("observe", observer.run))
             renewal = self._desk.settings.lease.total_seconds() / 3

@@ -57,6 +57,8 @@ class Housekeeping:
 
     async def _order(self, site: str, grace: float, some: Sequence[Open]) -> None:
         ids = [one.attempt.native_id for one in some]
+        if self._desk.sites.lack(site) is not None:
+            return  # the next look at what is to end comes soon
         try:
             async with asyncio.timeout(self._desk.settings.backend_deadline.total_seconds()):
                 await self._desk.sites[site].backend.cancel(ids, timedelta(seconds=grace))
@@ -86,7 +88,7 @@ class Housekeeping:
         """Ask backends for their resources, again and again."""
         while True:
             deadline = self._desk.settings.backend_deadline.total_seconds()
-            await asyncio.gather(*[site.look(deadline) for site in self._desk.sites])
+            await self._desk.sites.look(deadline)
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def abandon(self) -> None:

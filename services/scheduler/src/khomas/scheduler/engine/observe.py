@@ -60,6 +60,9 @@ class Observer:
         watched = self._watched()
         if not watched:
             return 0
+        if self._desk.sites.lack(self._site.name) is not None:
+            self._excuse(watched.values())
+            return 0
         result = await self._look(list(watched))
         if result is None:
             return await self._stall(watched.values())
@@ -67,6 +70,13 @@ class Observer:
         if attempts:
             await self._write(attempts)
         return await self._stall(watched.values()) + len(attempts)
+
+    def _excuse(self, watched: Iterable[Open]) -> None:
+        """Nobody is asked without a credential: that says nothing about the jobs, and nothing about the backend."""
+        loop = asyncio.get_running_loop().time()
+        for one in watched:
+            one.last_seen, one.absent_polls = loop, 0
+        self._site.trouble = ""
 
     def _watched(self) -> dict[str, Open]:
         """Attempts that the backend has, by native id."""

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -20,6 +20,7 @@ from khomas.kit.expressions import Scalar
 from khomas.kit.ids import new_uids
 from khomas.scheduler.backends.interface import SubmitItem
 from khomas.scheduler.blueprint import Blueprint, Identity, WantedFile
+from khomas.scheduler.credentials import Lack
 from khomas.scheduler.engine.candidates import Candidate
 from khomas.scheduler.engine.desk import Desk
 from khomas.scheduler.engine.produced import produced_files
@@ -34,6 +35,8 @@ _PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc
 _AGAIN = timedelta(seconds=5)
 _NO_MATCH_AGAIN = timedelta(seconds=10)
 _QUOTA_AGAIN = timedelta(seconds=15)
+# They are woken when a credential changes.
+_CREDENTIAL_AGAIN = timedelta(minutes=10)
 _INPUT_AGAIN = timedelta(seconds=30)
 
 
@@ -123,7 +126,7 @@ class Preparation:
         uids = iter(new_uids(len(candidates)))
         plans = []
         for one in candidates:
-            chosen = _choose(one, offers)
+            chosen = _choose(one, offers, self._desk.sites.lack)
             if isinstance(chosen, Refused):
                 refused.append(chosen)
                 continue
@@ -212,20 +215,29 @@ def _special(one: Candidate, number: int) -> tuple[Child, dict[str, Scalar]]:
     return child, blueprint.values(child, Identity(job.parent or job.uid, job.index, number))
 
 
-def _choose(one: Candidate, offers: Mapping[str, Offer]) -> str | Refused:
+def _choose(
+    one: Candidate, offers: Mapping[str, Offer], lack: Callable[[str, timedelta], Lack | None]
+) -> str | Refused:
     if one.over_quota:
         return Refused(one, Reason.REASON_WAIT_QUOTA, one.over_quota, _QUOTA_AGAIN)
     if one.throttled:
         why = "its array has as many running as its max_running allows"
         return Refused(one, Reason.REASON_WAIT_THROTTLED, why, timedelta(seconds=1))
     spec, job = one.blueprint.spec, one.job
-    found = match(spec, Needs.of(spec, job.memory_factor, job.wall_factor), list(offers.values()))
+    needs = Needs.of(spec, job.memory_factor, job.wall_factor)
+    found = match(spec, needs, list(offers.values()))
     if not found.fitting:
         why = "; ".join(f"{name}: {reason}" for name, reason in found.excluded.items())
         return Refused(one, Reason.REASON_WAIT_NO_MATCH, f"no backend fits: {why}", _NO_MATCH_AGAIN)
-    best = found.fitting[0]
-    if best.room:
-        return best.name
+    lacks = {offer.name: lack(offer.name, needs.wall_time) for offer in found.fitting}
+    best = next((offer for offer in found.fitting if lacks[offer.name] is None), None)
+    if best is None:
+        why = "; ".join(f"{name}: {no.said}" for name, no in lacks.items() if no is not None)
+        return Refused(one, Reason.REASON_WAIT_CREDENTIAL, why, _CREDENTIAL_AGAIN)
+    return best.name if best.room else _full(one, best)
+
+
+def _full(one: Candidate, best: Offer) -> Refused:
     if best.trouble:
         return Refused(one, Reason.REASON_WAIT_BACKEND, f"{best.name} does not answer: {best.trouble}", _AGAIN)
     why = f"{best.name} has {best.jobs} of at most {best.max_jobs} jobs"

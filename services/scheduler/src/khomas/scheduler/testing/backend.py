@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any, ClassVar
 
+from khomas.kit.credentials import Credentials, open_all
 from khomas.kit.service import Host, Running, Service
 from khomas.scheduler.app import migrate, start_with
 from khomas.scheduler.backends.interface import (
@@ -26,6 +27,7 @@ from khomas.scheduler.backends.interface import (
     Usage,
 )
 from khomas.scheduler.config import BackendSettings, SchedulerSettings
+from khomas.scheduler.credentials import Wallet
 from khomas.scheduler.sites import Site, Sites
 
 
@@ -182,15 +184,18 @@ class BatchSystem:
         return Observation(token, native_id, Seen.PRESENT, state, start_time=start, record=record)
 
 
-def memory_sites(system: BatchSystem, max_jobs: int = 1000) -> Sites:
-    """The batch system as the only backend, `memory`."""
-    return Sites([Site("memory", BackendSettings(kind="memory", max_jobs=max_jobs), system)])
+def memory_sites(system: BatchSystem, max_jobs: int = 1000, settings: SchedulerSettings | None = None) -> Sites:
+    """The batch system as the only backend, `memory`; it wants to see the first of the credentials in the settings."""
+    settings = settings or SchedulerSettings()
+    wallet = Wallet(Credentials(open_all(settings.credentials)), settings.keeper, settings.credential_margin)
+    backend = BackendSettings(kind="memory", max_jobs=max_jobs, credential=next(iter(settings.credentials), ""))
+    return Sites([Site("memory", backend, system)], wallet)
 
 
 def memory_scheduler(system: BatchSystem, max_jobs: int = 1000) -> Service[SchedulerSettings]:
     """The scheduler over this batch system."""
 
     async def start(settings: SchedulerSettings, host: Host) -> Running:
-        return await start_with(settings, host, memory_sites(system, max_jobs))
+        return await start_with(settings, host, memory_sites(system, max_jobs, settings))
 
     return Service("scheduler", SchedulerSettings, start, migrate)

@@ -132,6 +132,11 @@ class SchedulerServiceStub(object):
                 request_serializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListBackendsRequest.SerializeToString,
                 response_deserializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListBackendsResponse.FromString,
                 _registered_method=True)
+        self.ListCredentials = channel.unary_unary(
+                '/khomas.api.scheduler.v1.SchedulerService/ListCredentials',
+                request_serializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListCredentialsRequest.SerializeToString,
+                response_deserializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListCredentialsResponse.FromString,
+                _registered_method=True)
         self.WatchEvents = channel.unary_stream(
                 '/khomas.api.scheduler.v1.SchedulerService/WatchEvents',
                 request_serializer=khomas_dot_api_dot_common_dot_v1_dot_event__pb2.WatchEventsRequest.SerializeToString,
@@ -278,9 +283,17 @@ class SchedulerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListCredentials(self, request, context):
+        """Lists the credentials that backends are used with, with how long they last.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchEvents(self, request, context):
         """The event log. Kinds: scheduler.job.{created,changed,finished} with a Job (finished: with its attempts),
         one event a transition; children of arrays included. scheduler.job.slow with a SlowJob.
+        scheduler.credential.{expiring,expired,missing,renewed,renewal_failed} with a Credential.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -378,6 +391,11 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.ListBackends,
                     request_deserializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListBackendsRequest.FromString,
                     response_serializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListBackendsResponse.SerializeToString,
+            ),
+            'ListCredentials': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCredentials,
+                    request_deserializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListCredentialsRequest.FromString,
+                    response_serializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListCredentialsResponse.SerializeToString,
             ),
             'WatchEvents': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchEvents,
@@ -876,6 +894,33 @@ class SchedulerService(object):
             '/khomas.api.scheduler.v1.SchedulerService/ListBackends',
             khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListBackendsRequest.SerializeToString,
             khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListBackendsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCredentials(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/khomas.api.scheduler.v1.SchedulerService/ListCredentials',
+            khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListCredentialsRequest.SerializeToString,
+            khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListCredentialsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -68,9 +68,12 @@ class SchedulerServiceStub:
     """Streams a small file: one that was uploaded, or a sandbox output of an attempt."""
     ListBackends: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.ListBackendsRequest, _scheduler_service_pb2.ListBackendsResponse]
     """Lists the backends with what is known of them now."""
+    ListCredentials: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.ListCredentialsRequest, _scheduler_service_pb2.ListCredentialsResponse]
+    """Lists the credentials that backends are used with, with how long they last."""
     WatchEvents: _aio.UnaryStreamMultiCallable[_event_pb2.WatchEventsRequest, _event_pb2.WatchEventsResponse]
     """The event log. Kinds: scheduler.job.{created,changed,finished} with a Job (finished: with its attempts),
     one event a transition; children of arrays included. scheduler.job.slow with a SlowJob.
+    scheduler.credential.{expiring,expired,missing,renewed,renewal_failed} with a Credential.
     """
 
 class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -234,6 +237,14 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists the backends with what is known of them now."""
 
     @_abc_1.abstractmethod
+    def ListCredentials(
+        self,
+        request: _scheduler_service_pb2.ListCredentialsRequest,
+        context: _aio.ServicerContext[_scheduler_service_pb2.ListCredentialsRequest, _abc.Awaitable[_scheduler_service_pb2.ListCredentialsResponse]],
+    ) -> _abc.Awaitable[_scheduler_service_pb2.ListCredentialsResponse]:
+        """Lists the credentials that backends are used with, with how long they last."""
+
+    @_abc_1.abstractmethod
     def WatchEvents(
         self,
         request: _event_pb2.WatchEventsRequest,
@@ -241,6 +252,7 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.AsyncIterator[_event_pb2.WatchEventsResponse]:
         """The event log. Kinds: scheduler.job.{created,changed,finished} with a Job (finished: with its attempts),
         one event a transition; children of arrays included. scheduler.job.slow with a SlowJob.
+        scheduler.credential.{expiring,expired,missing,renewed,renewal_failed} with a Credential.
         """
 
 def add_SchedulerServiceServicer_to_server(servicer: SchedulerServiceServicer, server: _aio.Server) -> None: ...
