@@ -6,13 +6,14 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
-
-from aiohttp import web
+from typing import TYPE_CHECKING, Any
 
 from khomas.kit.config import ServiceSettings
 from khomas.kit.server import Server
 from khomas.kit.service import Host, Running, Service
+
+if TYPE_CHECKING:
+    from aiohttp import web
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,9 @@ def reserved_socket(listen: str) -> socket.socket:
 
 
 @asynccontextmanager
-async def _door(application: web.Application, bound: socket.socket) -> AsyncIterator[None]:
+async def _door(application: "web.Application", bound: socket.socket) -> AsyncIterator[None]:
+    from aiohttp import web
+
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     try:

@@ -13,7 +13,6 @@ import grpc
 from pydantic import ValidationError
 
 from khomas.kit.auth.issuer import DevelopmentIssuer, is_development
-from khomas.kit.auth.jwks import RemoteKeys
 from khomas.kit.auth.tokens import FileTokens, IssuedTokens, TokenSource
 from khomas.kit.auth.verifier import Issuer, Verifier
 from khomas.kit.boundary.boundary import Boundary
@@ -119,6 +118,9 @@ def _identity(
 
 
 def _verifier(settings: ServiceSettings) -> Verifier:
+    # With its HTTP client it is 8 MiB, which only those pay who have a remote issuer.
+    from khomas.kit.auth.jwks import RemoteKeys
+
     folder = settings.state / "jwks"
     folder.mkdir(exist_ok=True, mode=0o700)
     keys = {issuer.url: RemoteKeys(issuer.url, folder, jwks_url=issuer.jwks_url) for issuer in settings.auth.issuers}

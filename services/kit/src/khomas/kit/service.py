@@ -3,16 +3,19 @@
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import grpc
-from aiohttp import web
 
 from khomas.kit.auth.issuer import DevelopmentIssuer
 from khomas.kit.auth.tokens import TokenSource
 from khomas.kit.auth.verifier import Verifier
 from khomas.kit.config import ServiceSettings
 from khomas.kit.telemetry.recorder import Gauge, no_gauge
+
+# Services without a door need no 8 MiB of HTTP.
+if TYPE_CHECKING:
+    from aiohttp import web
 
 S = TypeVar("S", bound=ServiceSettings)
 
@@ -56,7 +59,7 @@ class Running:
     # logged and started again after a pause; at the drain they are cancelled.
     background: Mapping[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
     # HTTP door, served on a port of its own.
-    http: web.Application | None = None
+    http: "web.Application | None" = None
     # Called last: closes database and clients.
     close: Callable[[], Awaitable[None]] = _nothing
     # What tests of the service itself may look at, as its app.py likes.
