@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, LargeBinary, String, Table, Text
+from sqlalchemy import LargeBinary, String, Table, Text, TextClause
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -24,7 +24,7 @@ class Rows:
     columns: tuple[str, ...]
     # In the order of `columns`.
     values: Sequence[Sequence[Any]]
-    # What all of them have in common: values, or on PostgreSQL an expression.
+    # What all of them have in common: values, or on PostgreSQL an expression as `text`.
     common: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -67,10 +67,10 @@ def _sqlite_text(table: Table, columns: tuple[str, ...], skip_existing: bool) ->
 
 def _sqlite_rows(dialect: Dialect, part: Rows) -> Iterable[Sequence[Any]]:
     rows: Iterable[Sequence[Any]] = part.values
-    own = [_processor(part.table, key, dialect) for key in part.columns]
+    own = _processors(part.table, part.columns, dialect)
     if any(own):
         rows = zip(*_processed(own, part.values), strict=True)
-    common = [_single(part.table, key, value, dialect) for key, value in part.common.items()]
+    common = _single(part.table, tuple(part.common), part.common, dialect)
     return [(*row, *common) for row in rows] if common else rows
 
 
@@ -79,14 +79,11 @@ async def _insert_arrays(connection: AsyncConnection, parts: Sequence[Rows], ski
     texts: list[str] = []
     values: list[Any] = []
     for part in parts:
-        expressions = {key: str(one) for key, one in part.common.items() if isinstance(one, ColumnElement)}
-        constants = tuple(key for key in part.common if key not in expressions)
-        texts.append(
-            _array_text(part.table, part.columns, constants, tuple(expressions.items()), len(values), skip_existing)
-        )
-        own = [_processor(part.table, key, dialect) for key in part.columns]
-        values += _processed(own, part.values)
-        values += [_single(part.table, key, part.common[key], dialect) for key in constants]
+        expressions = tuple((key, one.text) for key, one in part.common.items() if isinstance(one, TextClause))
+        constants = tuple(key for key, one in part.common.items() if not isinstance(one, TextClause))
+        texts.append(_array_text(part.table, part.columns, constants, expressions, len(values), skip_existing))
+        values += _processed(_processors(part.table, part.columns, dialect), part.values)
+        values += _single(part.table, constants, part.common, dialect)
     # What is written by one statement is checked against the others at its end, so their order means nothing.
     above = ", ".join(f"part_{number} AS ({text})" for number, text in enumerate(texts[:-1]))
     await fetch(connection, f"WITH {above} {texts[-1]}" if above else texts[-1], values)
@@ -121,10 +118,11 @@ def _native(table: Table, key: str) -> str:
     return (Text() if isinstance(type_, String) else type_).compile(dialect=_POSTGRESQL)
 
 
-def _processor(table: Table, key: str, dialect: Dialect) -> Processor | None:
-    type_ = table.c[key].type
+@lru_cache(maxsize=256)
+def _processors(table: Table, columns: tuple[str, ...], dialect: Dialect) -> Sequence[Processor | None]:
     # Both drivers take bytes as they are.
-    return None if isinstance(type_, LargeBinary) else processor(type_, dialect)
+    types = [table.c[key].type for key in columns]
+    return [None if isinstance(type_, LargeBinary) else processor(type_, dialect) for type_ in types]
 
 
 def _processed(processors: Sequence[Processor | None], rows: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
@@ -135,6 +133,6 @@ def _processed(processors: Sequence[Processor | None], rows: Sequence[Sequence[A
     ]
 
 
-def _single(table: Table, key: str, value: Any, dialect: Dialect) -> Any:
-    process = _processor(table, key, dialect)
-    return value if process is None else process(value)
+def _single(table: Table, columns: tuple[str, ...], values: Mapping[str, Any], dialect: Dialect) -> list[Any]:
+    processors = zip(columns, _processors(table, columns, dialect), strict=True)
+    return [values[key] if process is None else process(values[key]) for key, process in processors]

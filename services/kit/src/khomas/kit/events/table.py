@@ -16,7 +16,7 @@ from sqlalchemy import (
     Table,
     Text,
     cast,
-    func,
+    text,
 )
 
 from khomas.kit.database import RowId, Rows, UtcTime
@@ -25,6 +25,7 @@ from khomas.kit.telemetry.trace import current_trace_id
 
 # An event of this kind stands for older ones that were pruned: whoever reads it has missed something.
 PRUNED = ""
+_CURRENT_XID = text("pg_current_xact_id()::text::bigint")
 TYPE_PREFIX = "type.googleapis.com/"
 
 
@@ -87,7 +88,7 @@ def event_rows(table: Table, dialect: str, events: Sequence[NewEvent]) -> Rows:
         ],
         {
             "create_time": datetime.now(UTC),
-            "xid": 0 if dialect == "sqlite" else xid_number(func.pg_current_xact_id()),
+            "xid": 0 if dialect == "sqlite" else _CURRENT_XID,
         },
     )
 
