@@ -1,6 +1,9 @@
 """Slurm by its commands: the conformance suite on a real one, and what is its own."""
 
 import asyncio
+import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,18 +62,23 @@ class TestSlurm(BackendConformance):
         )
         assert (await self.ended(backend, ids[0])).queue == "batch"
 
-    async def test_job_that_slurm_killed_says_so(self, backend: Backend, slurm: Slurm) -> None:
-        [native_id] = await self.submitted(backend, [job("sleep", "60")])
+    async def test_wrapper_that_was_killed_leaves_the_word_to_slurm(
+        self, backend: Backend, settings: SlurmSettings
+    ) -> None:
+        item = job("sleep", "60")
+        [native_id] = await self.submitted(backend, [item])
         await self.wait_for(backend, native_id, State.RUNNING)
-        slurm.command("scancel", "--signal=KILL", "--full", native_id)
+        started = settings.spool / "jobs" / item.token / "started"
+        while not started.exists():
+            await asyncio.sleep(0.1)
+        os.kill(json.loads(started.read_text())["pid"], signal.SIGKILL)
         seen = await self.ended(backend, native_id)
-        assert seen.state is State.FAILED
-        assert seen.record is None
+        assert (seen.state, seen.native_state, seen.record) == (State.FAILED, "FAILED", None)
 
     async def test_controller_that_is_down_answers_for_nothing_and_loses_nothing(
         self, backend: Backend, slurm: Slurm
     ) -> None:
-        [running] = await self.submitted(backend, [shell("sleep 3; echo done")])
+        [running] = await self.submitted(backend, [shell("sleep 12; echo done")])
         await self.wait_for(backend, running, State.RUNNING)
         slurm.stop("slurmctld")
         try:

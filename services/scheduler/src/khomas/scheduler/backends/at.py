@@ -83,7 +83,7 @@ class AtDialect:
         rows = (line.split() for line in answers[0].text().splitlines())
         return {name: native for native, name in rows}
 
-    def cancel(self, native_ids: Sequence[str]) -> list[list[str]]:
+    def cancel(self, native_ids: Sequence[str], *, running: bool) -> list[list[str]]:
         """Take away what waits; the wrappers of the others get their signal from the keeper."""
         known = [one for one in native_ids if re.fullmatch(r"\d+", one)]
         return [[self._settings.tool("atrm"), *known]] if known else []

@@ -215,7 +215,7 @@ class GridEngineDialect:
         rows += [(one.name, one.native_id) for one in parse_accounting(answers[1].text().splitlines())]
         return {name: self.whole(native_id)[0] for name, native_id in rows}
 
-    def cancel(self, native_ids: Sequence[str]) -> list[list[str]]:
+    def cancel(self, native_ids: Sequence[str], *, running: bool) -> list[list[str]]:
         """Delete; those that are not there are told about and no error."""
         return [[self._tool("qdel"), *part] for part in _parts(native_ids)]
 

@@ -117,7 +117,7 @@ class LsfDialect:
         """Numbers of jobs by their names."""
         return {row.name: self.whole(row.native_id)[0] for row in _rows(answers)}
 
-    def cancel(self, native_ids: Sequence[str]) -> list[list[str]]:
+    def cancel(self, native_ids: Sequence[str], *, running: bool) -> list[list[str]]:
         """SIGINT, SIGTERM, later SIGKILL."""
         return self._for_each("bkill", native_ids)
 

@@ -147,7 +147,7 @@ class PbsDialect:
         """Jobs and arrays by their names; Torque appends the index to the name of an element."""
         return {re.sub(r"-\d+$", "", row.name): self.whole(row.native_id)[0] for row in self._rows(answers)}
 
-    def cancel(self, native_ids: Sequence[str]) -> list[list[str]]:
+    def cancel(self, native_ids: Sequence[str], *, running: bool) -> list[list[str]]:
         """Delete: SIGTERM, later SIGKILL."""
         return self._for_each("qdel", native_ids)
 

@@ -194,14 +194,10 @@ class SlurmDialect:
         rows = (line.strip().split("|") for line in lines)
         return {name: native.partition("_")[0] for native, name in rows}
 
-    def cancel(self, native_ids: Sequence[str]) -> list[list[str]]:
-        """SIGTERM for the wrapper of what runs; what waits just goes."""
-        scancel, wanted = self._settings.tool("scancel"), _folded(native_ids)
-        return [
-            [scancel, "--quiet", "--state=PENDING", *wanted],
-            [scancel, "--quiet", "--signal=TERM", "--batch", "--state=RUNNING", *wanted],
-            [scancel, "--quiet", "--state=SUSPENDED", *wanted],
-        ]
+    def cancel(self, native_ids: Sequence[str], *, running: bool) -> list[list[str]]:
+        """SIGTERM for the wrapper of what runs, which is the batch script; what waits just goes."""
+        scancel = [self._settings.tool("scancel"), "--quiet"]
+        return [[*scancel, *(["--signal=TERM", "--batch"] if running else []), *_folded(native_ids)]]
 
     def hold(self, native_ids: Sequence[str], on: bool) -> list[list[str]]:
         """Keep waiting jobs from starting."""

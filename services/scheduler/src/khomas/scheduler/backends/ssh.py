@@ -77,7 +77,7 @@ class ProcessDialect:
         """The native id is the token."""
         return {token: token for token in self._waiting.findall(answers[0].text())}
 
-    def cancel(self, native_ids: Sequence[str]) -> list[list[str]]:
+    def cancel(self, native_ids: Sequence[str], *, running: bool) -> list[list[str]]:
         """The keeper has told the wrappers; a waiting process finds its place taken and ends."""
         return []
 

@@ -326,24 +326,28 @@ class Spool:
     # ---------------------------------------------------------------------------------- cancel and purge
 
     def cancel(self, request: Record) -> Record:
-        """Leave word for the wrappers; end at once what none of them has begun; then tell the batch system."""
+        """Leave word for the wrappers; end at once what none of them has begun; say which are which."""
+        waiting, running = [], []  # type: List[str], List[str]
         for token in request["tokens"]:
             folder = self.path("jobs", token)
             if not os.path.isdir(folder) or os.path.exists(os.path.join(folder, "exit.json")):
                 continue
             write_fast(os.path.join(folder, "cancel"), json.dumps({"grace_s": request["grace_s"]}))
-            self.end_unstarted(token, folder)
+            if self.end_unstarted(token, folder):
+                waiting.append(token)
+                continue
+            running.append(token)
             started = read_json(os.path.join(folder, "started")) if request.get("processes") else None
             if started is not None and lives(started):
                 os.kill(started["pid"], signal.SIGTERM)
-        return self.commands(request)
+        return {"waiting": waiting, "running": running}
 
-    def end_unstarted(self, token: str, folder: str) -> None:
-        """Take the place of the wrapper, so that it never begins."""
+    def end_unstarted(self, token: str, folder: str) -> bool:
+        """Take the place of the wrapper, so that it never begins; False when it has begun."""
         try:
             handle = os.open(os.path.join(folder, "started"), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
-            return
+            return False
         moment = time.time()
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment)) + ".%06dZ" % (moment % 1 * 1e6)
         os.write(handle, json.dumps({"pid": 0, "ticks": 0, "boot": "", "host": "", "time": stamp}).encode())
@@ -352,6 +356,7 @@ class Spool:
         record.update(reason_name="USER_CANCELLED", message="cancelled before it began", exit_code=None, outputs=[])
         write(os.path.join(folder, "exit.json"), json.dumps(record))
         write_fast(self.path("ended", token), "")
+        return True
 
     def purge(self, request: Record) -> Record:
         """Delete the folders of jobs that have ended; `gone` ones are known not to run."""

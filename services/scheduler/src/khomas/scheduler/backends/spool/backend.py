@@ -169,16 +169,22 @@ class SpooledBackend:
         """Leave word for the wrappers, then tell the batch system."""
         tokens = await self._known(ids)
         if tokens:
-            orders = self._dialect.cancel(list(tokens))
-            await self._keeper.ask(
+            answer = await self._keeper.ask(
                 "cancel",
                 tokens=list(tokens.values()),
                 grace_s=grace.total_seconds(),
-                commands=orders,
-                commands_each=len(orders),
                 processes=self._dialect.by_process,
             )
+            await self._tell_to_end(tokens, set(answer["waiting"]), set(answer["running"]))
         return [Outcome(one, done=True) for one in ids]
+
+    async def _tell_to_end(self, tokens: Mapping[str, str], waiting: set[str], running: set[str]) -> None:
+        wait = [one for one, token in tokens.items() if token in waiting]
+        run = [one for one, token in tokens.items() if token in running]
+        orders = [*(self._dialect.cancel(wait, running=False) if wait else [])]
+        orders += self._dialect.cancel(run, running=True) if run else []
+        if orders:
+            await self._keeper.ask("commands", commands=orders, commands_each=len(orders))
 
     async def hold(self, ids: Sequence[str], on: bool) -> list[Outcome]:
         """Hold waiting jobs, or let them go on."""

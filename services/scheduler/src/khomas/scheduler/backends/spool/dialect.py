@@ -134,8 +134,8 @@ class Dialect(Protocol):
     def found(self, answers: Sequence[Answer]) -> Mapping[str, str]:
         """Native ids by the names of the submissions. Raises `UnreadableAnswerError`."""
 
-    def cancel(self, native_ids: Sequence[str]) -> list[list[str]]:
-        """Commands that want jobs to end; those that do not exist are no error."""
+    def cancel(self, native_ids: Sequence[str], *, running: bool) -> list[list[str]]:
+        """Commands that want jobs to end whose wrapper runs, or that wait; those that do not exist are no error."""
 
     def hold(self, native_ids: Sequence[str], on: bool) -> list[list[str]]:
         """Commands that hold waiting jobs, or let them go on."""
