@@ -129,7 +129,7 @@ class GridEngine:
 
 
 @contextmanager
-def running(folder: Path, slots: int = 16) -> Iterator[GridEngine]:
+def running(folder: Path, slots: int = 64) -> Iterator[GridEngine]:
     """Install, configure and start; end all of its processes and jobs afterwards."""
     install.debian(*_PACKAGES)
     namespace = Namespace()
