@@ -12,12 +12,14 @@ COMPILE := uv pip compile --quiet --universal --python-version 3.11 --all-extras
 # What `make demo` works on (nothing: simulated runs) and where it keeps its state.
 DATA ?=
 STATE ?= demo-state
+# Which backends run its jobs: make demo ON=slurm
+ON ?=
 # Passed on to pytest: make test TESTS="services/catalog -x"
 TESTS ?=
 # Contracts are compared with this state; nothing to compare with is no fault.
 BUF_AGAINST ?= main
 
-.PHONY: setup gen lint test check demo bench constraints
+.PHONY: setup gen lint test check demo demo-everywhere bench constraints
 .DEFAULT_GOAL := check
 
 setup: .venv/.installed
@@ -62,7 +64,10 @@ test: setup
 check: lint test
 
 demo: .venv/.demo
-	$(BIN)/python examples/hess/demo.py $(if $(DATA),--data "$(DATA)") --state "$(STATE)"
+	$(BIN)/python examples/hess/demo.py $(if $(DATA),--data "$(DATA)") --state "$(STATE)" $(ON:%=--on %)
+
+demo-everywhere: .venv/.demo
+	$(BIN)/python -m tests.testbeds.demo $(if $(DATA),--data "$(DATA)") --state "$(STATE)" $(ON)
 
 bench: setup
 	tools/test-programs

@@ -137,7 +137,7 @@ def report(khomas: Khomas, started: float, products: Path) -> dict[str, Any]:
     }
 
 
-def run(khomas: Khomas, data: Path, state: Path, started: float) -> None:
+def run(khomas: Khomas, data: Path, state: Path, on: list[str], started: float) -> None:
     """Adopt, produce, publish, look."""
     products = state / "products"
     khomas("se", "create", "runs", data, "--read-only")
@@ -147,7 +147,7 @@ def run(khomas: Khomas, data: Path, state: Path, started: float) -> None:
         *(*headers, "--dataset", "hess/dl3", "--declare"),
     )
     khomas("dataset", "close", "hess/dl3")
-    khomas("prod", "create", HERE / "crab.yaml")
+    khomas("prod", "create", HERE / "crab.yaml", *(word for backend in on for word in ("--on", backend)))
     khomas("prod", "wait", "crab", "--timeout", f"{PATIENCE}s")
     publish(khomas, data, state / "release")
     khomas("prod", "show", "crab")
@@ -167,6 +167,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with data/*.fits.gz; without it runs are simulated")
     parser.add_argument("--state", type=Path, default=Path("demo-state"), help="folder for everything (demo-state)")
+    parser.add_argument("--on", action="append", default=[], metavar="BACKEND", help="where jobs run (anywhere)")
     arguments = parser.parse_args()
     started = time.monotonic()
     state: Path = arguments.state.resolve()
@@ -180,7 +181,7 @@ def main() -> None:
     khomas = Khomas(state)
     try:
         khomas.start()
-        run(khomas, data, state, started)
+        run(khomas, data, state, arguments.on, started)
     finally:
         khomas.stop()
 

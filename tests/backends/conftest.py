@@ -6,13 +6,22 @@ from pathlib import Path
 import pytest
 
 from tests.testbeds import slurm as slurm_bed
+from tests.testbeds import ssh as ssh_bed
 from tests.testbeds.slurm import Slurm
+from tests.testbeds.ssh import Ssh
 
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     """Slurm with accounting and the REST server; whoever stops one of its servers starts it again."""
     with slurm_bed.running(shared_folder(tmp_path_factory, "slurm")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ssh]:
+    """A host that lets the unprivileged user in; whoever stops it starts it again."""
+    with ssh_bed.running(shared_folder(tmp_path_factory, "ssh")) as running:
         yield running
 
 

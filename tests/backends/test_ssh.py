@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -11,15 +11,7 @@ from khomas.scheduler.backends.commands import CommandFailedError
 from khomas.scheduler.backends.interface import Backend, State, Submitted
 from khomas.scheduler.backends.ssh import SshSettings, open_ssh
 from khomas.scheduler.conformance import GRACE, BackendConformance, OpenBackend, job, shell
-from tests.backends.conftest import shared_folder
-from tests.testbeds import ssh as ssh_bed
 from tests.testbeds.ssh import Ssh
-
-
-@pytest.fixture(scope="module")
-def ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ssh]:
-    with ssh_bed.running(shared_folder(tmp_path_factory, "ssh")) as running:
-        yield running
 
 
 @pytest.fixture
