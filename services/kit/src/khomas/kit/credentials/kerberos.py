@@ -123,7 +123,7 @@ class KerberosCache:
             expires=best.end,
             renewable_until=None if anew else best.renewable_until,
             renews=anew or (best.renewable_until is not None and best.renewable_until > best.end),
-            can=tuple(ticket.server for ticket in cache.tickets if not ticket.server.startswith("X-CACHECONF")),
+            can=tuple(ticket.server for ticket in cache.tickets if not ticket.server.endswith("@X-CACHECONF:")),
         )
 
 

@@ -32,8 +32,8 @@ class MyProxyOptions(BaseModel):
     username: str
     # Lifetime of what is fetched.
     hours: int = 12
-    # File with the passphrase, mode 600. Empty = the proxy that is to be renewed is shown to the server, which must
-    # name us in `authorized_renewers`.
+    # File with the passphrase, mode 600. Empty = the proxy that is to be renewed is shown, and we authenticate with
+    # what `env` names as X509_USER_CERT and X509_USER_KEY, which the server must know as a renewer.
     passphrase_file: Path | None = None
     # The command, with its folder where that is not on the PATH.
     command: str = "myproxy-logon"
