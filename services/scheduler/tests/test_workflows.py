@@ -146,11 +146,13 @@ def test_fraction_counts_what_succeeded_before(wanted: float, succeeded: int, si
         }
     )
     old = Dependency("merger", "array", Wire.CONDITION_SUCCEEDED, wanted)
-    [new] = carried_over("new", [old], {"array": "rest"}, {"rest": size}, {"array": counts})
-    assert (new.job, new.target) == ("new", "rest")
+    [read, new] = carried_over("new", [old], {"array": "rest"}, {"rest": size}, {"array": counts})
+    assert (read.job, read.target, read.kept) == ("new", "array", True)
+    assert (new.job, new.target, new.kept) == ("new", "rest", False)
     assert new.min_fraction == pytest.approx(fraction)
 
 
 def test_what_was_kept_is_not_asked_for_again() -> None:
     kept = Dependency("old", "done", Wire.CONDITION_SUCCEEDED, 0.0, kept=True)
-    assert carried_over("new", [kept], {}, {}, {}) == []
+    [carried] = carried_over("new", [kept], {}, {}, {})
+    assert (carried.job, carried.target, carried.kept) == ("new", "done", True)

@@ -59,6 +59,12 @@ class SchedulerSettings(ServiceSettings, env_prefix="KHOMAS_SCHEDULER_"):
     keeper: KeeperSettings = KeeperSettings()
     # A credential must outlast the wall time of a job by so much.
     credential_margin: timedelta = timedelta(minutes=5)
+    # Jobs, their logs and sandbox files are kept so long after their ends. Unset = for ever, but for jobs that say.
+    retain: timedelta | None = None
+    # Uploaded contents are kept so long after no job reads them any more. Unset = for ever.
+    retain_sandboxes: timedelta | None = None
+    # How often old ones are looked for.
+    retention_pause: timedelta = timedelta(minutes=10)
     # Whether this process takes part in working on jobs; one that does not only answers calls.
     engine: bool = True
     # Attempts of a job whose policy does not say.

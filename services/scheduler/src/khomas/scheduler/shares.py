@@ -114,7 +114,7 @@ def _upwards(path: str) -> list[str]:
 def decayed(used: Iterable[tuple[float, float]], half_life: timedelta) -> float:
     """CPU seconds, counted half for every half-life; pairs of age and CPU, both in seconds."""
     half = half_life.total_seconds()
-    return sum(cpu * 0.5 ** (age / half) for age, cpu in used)
+    return sum((cpu * math.exp2(-age / half) for age, cpu in used), 0.0)
 
 
 @dataclass(slots=True)

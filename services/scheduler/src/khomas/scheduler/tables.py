@@ -113,6 +113,8 @@ Index(
 # 2 is JOB_STATE_PENDING; also the state of an array some of whose children have not had their turn.
 PENDING = job.c.state == literal_column("2")
 Index("job_pending", job.c.share, sqlite_where=PENDING, postgresql_where=PENDING)
+RETAINED = TOP & job.c.retain_s.is_not(None)
+Index("job_retained", job.c.retain_s, job.c.end_time, sqlite_where=RETAINED, postgresql_where=RETAINED)
 Index("job_ended", job.c.end_time, sqlite_where=TOP, postgresql_where=TOP)
 Index(
     "job_deadline",

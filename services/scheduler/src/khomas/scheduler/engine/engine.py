@@ -15,6 +15,7 @@ from khomas.scheduler.engine.dispatch import Dispatcher
 from khomas.scheduler.engine.finish import Finisher
 from khomas.scheduler.engine.housekeeping import Housekeeping
 from khomas.scheduler.engine.observe import Observer
+from khomas.scheduler.engine.retention import Retention
 from khomas.scheduler.engine.slowness import Slowness
 from khomas.scheduler.records import Attempt
 from khomas.scheduler.store.leadership import LeadershipLost
@@ -35,6 +36,7 @@ class Engine:
         self.collector = Collector(desk)
         self.credentials = CredentialKeeping(desk)
         self.slowness = Slowness(desk)
+        self.retention = Retention(desk)
         self.observers = [Observer(desk, site) for site in desk.sites]
 
     async def run(self) -> None:
@@ -86,6 +88,8 @@ class Engine:
                 loops.create_task(_steady(name, _repeated(job, poll)))
             interval = self._desk.settings.usage_interval.total_seconds()
             loops.create_task(_steady("slow", _repeated(self.slowness.step, interval)))
+            pause = self._desk.settings.retention_pause.total_seconds()
+            loops.create_task(_steady("retain", _repeated(self.retention.step, pause)))
 
     def _forget(self) -> None:
         """What another process may have changed meanwhile is read again."""

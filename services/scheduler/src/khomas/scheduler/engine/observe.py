@@ -12,6 +12,7 @@ from khomas.scheduler.backends.interface import Observation, PollResult, Seen
 from khomas.scheduler.backends.interface import State as Native
 from khomas.scheduler.engine.desk import Desk, Open, now
 from khomas.scheduler.engine.failing import after_failures, read_logs
+from khomas.scheduler.engine.lost import with_accounts
 from khomas.scheduler.records import Attempt, Job, State
 from khomas.scheduler.sites import Site
 from khomas.scheduler.store.changes import Change, lock_jobs, moved
@@ -66,7 +67,7 @@ class Observer:
         result = await self._look(list(watched))
         if result is None:
             return await self._stall(watched.values())
-        attempts = self._interpreted(result, watched)
+        attempts = await with_accounts(self._desk, self._site, self._interpreted(result, watched))
         if attempts:
             await self._write(attempts)
         return await self._stall(watched.values()) + len(attempts)

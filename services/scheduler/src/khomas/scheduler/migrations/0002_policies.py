@@ -63,6 +63,13 @@ def upgrade() -> None:
             postgresql_where=sa.text("parent = ''"),
         )
         batch_op.create_index(
+            "job_retained",
+            ["retain_s", "end_time"],
+            unique=False,
+            sqlite_where=sa.text("parent = '' AND retain_s IS NOT NULL"),
+            postgresql_where=sa.text("parent = '' AND retain_s IS NOT NULL"),
+        )
+        batch_op.create_index(
             "job_pending",
             ["share"],
             unique=False,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, and_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
@@ -205,12 +205,17 @@ async def _ended_unmade(connection: AsyncConnection, changes: Sequence[Change]) 
     ]
     found = []
     for array in arrays:
-        # "0" is the character after "/".
-        below = tables.dependency.c.target.between(f"{array.uid}/", f"{array.uid}0")
-        rows = await connection.execute(select(tables.dependency.c.target).where(below).distinct())
+        below = select(tables.dependency.c.target).where(child_of(tables.dependency.c.target, array.uid))
+        rows = await connection.execute(below.distinct())
         indices = [int(target.rpartition("/")[2]) for target in rows.scalars()]
         found += [child_job(array, index, {}) for index in indices if index >= array.made]
     return found
+
+
+def child_of(column: ColumnElement[str], array: str) -> ColumnElement[bool]:
+    """Match uids of children of an array. PostgreSQL takes no BETWEEN of collated text."""
+    # "0" is the character after "/".
+    return and_(column > f"{array}/", column < f"{array}0")
 
 
 def _seen(array: Job) -> tuple[object, ...]:

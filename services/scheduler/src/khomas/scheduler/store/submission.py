@@ -48,9 +48,12 @@ class Submission:
             for draft in drafts
         }
         await insert_many(connection, tables.spec, _spec_rows(drafts))
+        uses = {(sha256, draft.job.spec) for draft in drafts for sha256 in draft.sandboxes}
+        await insert_many(connection, tables.sandbox_use, [{"sha256": one, "spec": spec} for one, spec in sorted(uses)])
         await insert_many(connection, tables.job, [job.values() for job in jobs.values()])
         await insert_many(connection, tables.count, [_count_row(job) for job in jobs.values() if job.is_array])
-        await insert_many(connection, tables.dependency, [asdict(one) for one in dependencies])
+        kept = [one for draft in drafts for one in draft.dependencies if one.kept]
+        await insert_many(connection, tables.dependency, [asdict(one) for one in [*dependencies, *kept]])
         written = {uid: job_message(job) for uid, job in jobs.items()}
         traces = {draft.job.uid: draft.trace_id for draft in drafts}
         events = [
@@ -67,7 +70,7 @@ async def _judged(
 ) -> tuple[list[Dependency], dict[str, tuple[Verdict, Job]]]:
     """Dependencies that are still to be waited for, and jobs that wait in vain already."""
     own = {draft.job.uid for draft in drafts}
-    wanted = [one for draft in drafts for one in draft.dependencies]
+    wanted = [one for draft in drafts for one in draft.dependencies if not one.kept]
     # Children of arrays of the same submission too.
     own |= {one.target for one in wanted if split(one.target)[0] in own}
     others = {one.target for one in wanted} - own

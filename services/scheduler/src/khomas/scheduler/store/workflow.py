@@ -11,7 +11,7 @@ from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
 from khomas.kit.database import in_values
 from khomas.scheduler import tables
 from khomas.scheduler.records import Counts, Dependency, Job
-from khomas.scheduler.store.changes import read_jobs
+from khomas.scheduler.store.changes import child_of, read_jobs
 
 _dependency, _rescue, _job = tables.dependency.c, tables.rescue.c, tables.job.c
 # Dependencies on children of more arrays than this are looked for in several statements.
@@ -76,12 +76,14 @@ def carried_over(
     """
     carried = []
     for one in dependencies:
+        # What was kept, or took another's place, is waited for no more but may be read.
+        carried.append(replace(one, job=new, kept=True))
         if one.target in places:
             place = places[one.target]
             fraction = _fraction(one.min_fraction, counts.get(one.target), sizes.get(place, 1))
             carried.append(replace(one, job=new, target=place, min_fraction=fraction, kept=False))
         elif not one.kept:
-            carried.append(replace(one, job=new))
+            carried[-1] = replace(one, job=new)
     return carried
 
 
@@ -114,8 +116,7 @@ async def _victims(connection: AsyncConnection, uids: Sequence[str]) -> list[str
     waiters: set[str] = set()
     for start in range(0, len(uids), _ARRAYS):
         some = uids[start : start + _ARRAYS]
-        # "0" is the character after "/".
-        below = [_dependency.target.between(f"{uid}/", f"{uid}0") for uid in some]
+        below = [child_of(_dependency.target, uid) for uid in some]
         query = select(_dependency.job).where(or_(in_values(_dependency.target, some), *below))
         waiters |= set((await connection.execute(query)).scalars())
     return [job.uid for job in await read_jobs(connection, waiters) if in_vain(job)]

@@ -61,6 +61,10 @@ class BatchSystem:
     state: dict[str, State] = field(default_factory=dict)
     records: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     logs: dict[str, bytes] = field(default_factory=dict)
+    # What running jobs have used so far.
+    live: dict[str, Usage] = field(default_factory=dict)
+    # What accounting tells.
+    used: dict[str, Usage] = field(default_factory=dict)
     # Tokens in the order of their handovers, repeated ones too.
     submitted: list[str] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
@@ -165,8 +169,8 @@ class BatchSystem:
         return [Outcome(native_id, done=True) for native_id in ids]
 
     async def usage(self, ids: Sequence[str]) -> dict[str, Usage]:
-        """Not known."""
-        return {}
+        """What the test said."""
+        return {native_id: self.used[native_id[1:]] for native_id in ids if native_id[1:] in self.used}
 
     async def list_resources(self) -> list[ComputeResource]:
         """As much as anybody wants."""
@@ -181,7 +185,9 @@ class BatchSystem:
             return Observation(token, native_id, Seen.ABSENT)
         record, state = self.records.get(token), self.state[token]
         start = datetime.now(UTC) if state is State.RUNNING else None
-        return Observation(token, native_id, Seen.PRESENT, state, start_time=start, record=record)
+        return Observation(
+            token, native_id, Seen.PRESENT, state, start_time=start, record=record, usage=self.live.get(token)
+        )
 
 
 def memory_sites(system: BatchSystem, max_jobs: int = 1000, settings: SchedulerSettings | None = None) -> Sites:

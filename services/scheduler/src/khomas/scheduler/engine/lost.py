@@ -1,0 +1,26 @@
+"""What attempts used that left no record: the accounts of their batch system may tell."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+from khomas.scheduler.engine.desk import Desk
+from khomas.scheduler.records import Attempt
+from khomas.scheduler.sites import Site
+
+log = logging.getLogger(__name__)
+
+
+async def with_accounts(desk: Desk, site: Site, attempts: Sequence[Attempt]) -> list[Attempt]:
+    """The attempts; those that the infrastructure lost with what they used, where the backend knows."""
+    lost = [one.native_id for one in attempts if one.final and 400 <= one.reason < 500 and not one.usage]
+    if not lost:
+        return list(attempts)
+    try:
+        async with asyncio.timeout(desk.settings.backend_deadline.total_seconds()):
+            known = await site.backend.usage(lost)
+    except Exception:
+        log.exception("usage.failed", extra={"backend": site.name, "jobs": len(lost)})
+        return list(attempts)
+    return [replace(one, usage=asdict(known[one.native_id])) if one.native_id in known else one for one in attempts]
