@@ -81,7 +81,10 @@ def run(argv: List[str], env: Dict[str, str], seconds: float) -> Record:
 
 
 class Helper:
-    """A program that stands for commands: the words of one a line in, its answer a line out."""
+    """A program that stands for commands: the words of one a line in, its answer a line out.
+
+    It is of the keeper's own process group: who gives the keeper up ends it too.
+    """
 
     def __init__(self, argv: List[str], env: Dict[str, str]) -> None:
         self.process = subprocess.Popen(
@@ -90,7 +93,6 @@ class Helper:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=dict(os.environ, **env),
-            start_new_session=True,
         )
 
     def run(self, argv: List[str], seconds: float) -> Record:
@@ -120,7 +122,7 @@ class Helper:
     def end(self) -> None:
         """Leave nothing behind."""
         if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.kill()
             self.process.wait()
 
     def close(self) -> None:
