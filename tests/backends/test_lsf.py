@@ -93,6 +93,7 @@ class TestLsf(BackendConformance):
     """LSF as emulated keeps the contract."""
 
     patience_s = 120.0
+    patience_of_thousand_s = 400.0
 
     async def test_held_job_waits_until_it_is_released(self, backend: Backend) -> None:
         everything = {"cpu_milli": 16000}

@@ -12,10 +12,11 @@ from khomas.scheduler.backends import pbs_answers
 from khomas.scheduler.backends.interface import Backend, Seen, State, SubmitItem, Submitted, Usage
 from khomas.scheduler.backends.pbs import PbsSettings, open_pbs
 from khomas.scheduler.conformance import GRACE, BackendConformance, OpenBackend, job, shell, token
-from tests.backends.recorded import pbs_system
+from tests.backends.recorded import pbs_system, torque_system
 from tests.backends.recorded.server import emulated
 
 RECORDED = Path(__file__).parent / "recorded"
+TWO = {"cpu_milli": 2000, "memory_bytes": 1 << 20, "wall_time_s": 90}
 
 
 def read(name: str) -> str:
@@ -91,6 +92,7 @@ class TestPbs(BackendConformance):
     """PBS as emulated keeps the contract."""
 
     patience_s = 120.0
+    patience_of_thousand_s = 400.0
 
     async def test_held_job_waits_until_it_is_released(self, backend: Backend) -> None:
         everything = {"cpu_milli": 16000}
@@ -136,3 +138,27 @@ async def test_server_that_is_away_is_no_answer_and_nothing_is_lost(tmp_path: Pa
         while {one.state for one in (await backend.poll(ids)).observations} != {State.SUCCEEDED}:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.2)
+
+
+async def test_torque_runs_arrays_tells_of_them_and_ends_them(tmp_path: Path) -> None:
+    with emulated(tmp_path / "tools", torque_system, slots=4) as tools:
+        settings = PbsSettings(spool=tmp_path / "spool", tools=str(tools), torque=True, settle_seconds=0.5)
+        backend = open_pbs(settings)
+        items = [shell(f"echo {number}; exit {number}") for number in range(2)] + [job("sleep", "60", resources=TWO)]
+        ids = [one.native_id for one in await backend.submit(items)]
+        assert ids == ["1[0].pbs", "1[1].pbs", "2.pbs"]
+        for note in (*settings.spool.glob("natives/*"), *settings.spool.glob("batches/*/native")):
+            note.unlink()
+        backend = open_pbs(settings)
+        tokens = [one.token for one in items]
+        assert await backend.find(tokens) == dict(zip(tokens, ids, strict=True))
+        ends, deadline = {ids[0]: State.SUCCEEDED, ids[1]: State.FAILED, ids[2]: State.RUNNING}, time.monotonic() + 60
+        while {one.native_id: one.state for one in (await backend.poll(ids)).observations} != ends:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.2)
+        await backend.cancel(ids[2:], GRACE)
+        while (await backend.poll(ids[2:])).observations[0].state != State.CANCELLED:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.2)
+        assert (await backend.peek(ids[1], "stdout", 0, 9)).data == b"1\n"
+        assert [one.queue for one in await backend.list_resources()] == [""]

@@ -21,6 +21,9 @@ _ID = re.compile(r"(\d+)(?:\[(\d*)\])?(?:\.\w+)?$")
 class Pbs:
     """The server's answers."""
 
+    array_option = "-J"
+    index_variable = "PBS_ARRAY_INDEX"
+
     def __init__(self, slots: int) -> None:
         self.system = BatchSystem(slots, kill_seconds=2.0)
 
@@ -37,27 +40,27 @@ class Pbs:
         return handlers[call.program](call)
 
     def qsub(self, call: Call) -> Answer:
-        options, scripts = _options(call.arguments, "N:J:o:e:j:q:l:r:S:A:P:p:W:m:k:v:")
+        options, scripts = _options(call.arguments, "N:J:t:o:e:j:q:l:r:S:A:P:p:W:m:k:v:")
         given = dict(options)
         limits = {value.partition("=")[0]: value.partition("=")[2] for letter, value in options if letter == "-l"}
         if given.get("-q", QUEUES[0]) not in QUEUES:
             return Answer("", "qsub: Unknown queue\n", 170)
         if len(scripts) != 1:
             raise UsageError("script file: one is needed")
-        cpus = re.search(r"ncpus=(\d+)", limits.get("select", ""))
+        cpus = re.search(r"(?:ncpus|ppn)=(\d+)", limits.get("select", limits.get("nodes", "")))
         slots = int(cpus[1]) if cpus else 1
         if slots > self.system.slots:
             return Answer("", "qsub: Job exceeds queue and/or server resource limits\n", 188)
         number = self.system.next_number()
         self.system.submit(self._tasks(number, call, given, Path(call.cwd, scripts[0]).read_text(), slots))
-        return Answer(f"{number}{'[]' if '-J' in given else ''}.{SERVER}\n")
+        return Answer(f"{number}{'[]' if self.array_option in given else ''}.{SERVER}\n")
 
     def _tasks(self, number: int, call: Call, given: dict[str, str], script: str, slots: int) -> Iterator[Task]:
         indices: list[int | None] = [None]
-        if "-J" in given:
-            first, last = (int(part) for part in given["-J"].split("-"))
+        if elements := given.get(self.array_option):
+            first, last = (int(part) for part in elements.split("-"))
             if first >= last:
-                raise UsageError(f"illegal -J value: {given['-J']}")
+                raise UsageError(f"illegal {self.array_option} value: {elements}")
             indices = list(range(first, last + 1))
         for index in indices:
             name = f"{number}[{index}]" if index is not None else str(number)
@@ -68,7 +71,7 @@ class Pbs:
                 "PBS_ENVIRONMENT": "PBS_BATCH",
             }
             if index is not None:
-                env["PBS_ARRAY_INDEX"] = str(index)
+                env[self.index_variable] = str(index)
             yield Task(
                 number,
                 index,
