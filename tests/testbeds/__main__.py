@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 _HERE = Path(__file__).parent
-_SHARED = {"__main__", "demo", "install", "namespace", "processes", "users"}
+_SHARED = {"__main__", "demo", "doorway", "install", "namespace", "processes", "users"}
 
 
 def main(arguments: list[str]) -> int:

@@ -11,7 +11,7 @@ from khomas.scheduler.wrapper import JOB_WRAPPER
 
 def render_script(token: str, manifest: Mapping[str, Any]) -> RenderedScript:
     """A script with the manifest in it; the headers of inputs and upload are secrets and stay out."""
-    content = json.dumps(_without_secrets(manifest), indent=1, sort_keys=True)
+    content = json.dumps(without_secrets(manifest), indent=1, sort_keys=True)
     lines = [
         "#!/bin/sh",
         f"# {manifest.get('job') or token}, attempt {manifest.get('attempt', 1)}.",
@@ -28,9 +28,10 @@ def render_script(token: str, manifest: Mapping[str, Any]) -> RenderedScript:
     return RenderedScript(token, f"{token}.sh", "\n".join(lines) + "\n")
 
 
-def _without_secrets(value: Any) -> Any:
+def without_secrets(value: Any) -> Any:
+    """Drop the headers of inputs and upload, at any depth."""
     if isinstance(value, Mapping):
-        return {key: _without_secrets(part) for key, part in value.items() if key != "headers"}
+        return {key: without_secrets(part) for key, part in value.items() if key != "headers"}
     if isinstance(value, list | tuple):
-        return [_without_secrets(part) for part in value]
+        return [without_secrets(part) for part in value]
     return value
