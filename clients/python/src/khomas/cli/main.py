@@ -26,6 +26,7 @@ COMMANDS = {
     "export": ("job_changes", "Print a job as a job file."),
     "explain": ("job_changes", "Say what a reason means."),
     "backends": ("job_changes", "List the batch systems."),
+    "credentials": ("credentials", "List the credentials towards batch systems."),
     "put": ("files", "Bring files in."),
     "get": ("files", "Fetch files, or the outputs of a job."),
     "find": ("files", "Search files by path and metadata."),

@@ -248,6 +248,13 @@ class Jobs:
 
         return list((await self._connection.call("scheduler", "ListShares", pb.ListSharesRequest())).shares)
 
+    async def credentials(self) -> list[Any]:
+        """List the credentials towards batch and grid systems."""
+        from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
+
+        answer = await self._connection.call("scheduler", "ListCredentials", pb.ListCredentialsRequest())
+        return list(answer.credentials)
+
     async def backends(self) -> list[Any]:
         """List the backends."""
         from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb

@@ -134,7 +134,9 @@ def _open(name: str, settings: BackendSettings, state: Path, credentials: Creden
     if settings.kind == "local":
         options["spool"] = Path(options.get("spool", state / "backends" / name))
     if settings.credential:
-        options |= _shown(name, plugin, options, credential_of(name, settings, credentials))
+        credential = credential_of(name, settings, credentials)
+        _check_used(name, plugin, options, credential)
+        options |= shown(plugin, options, credential)
     return plugin.open(plugin.settings(**options))
 
 
@@ -146,21 +148,25 @@ def credential_of(backend: str, settings: BackendSettings, credentials: Credenti
     raise ConfigError(f"backends.{backend}.credential: there is no credential {settings.credential}, only {close}")
 
 
-def _shown(
-    backend: str, plugin: BackendPlugin[object], options: Mapping[str, Any], credential: CredentialProvider
-) -> dict[str, Any]:
+def shown(plugin: BackendPlugin[Any], options: Mapping[str, Any], credential: CredentialProvider) -> dict[str, Any]:
     """Options that tell a plug-in where its credential is; what an operator set by hand stays."""
     files = credential.files()
-    shown: dict[str, Any] = {
+    told: dict[str, Any] = {
         setting: files[file]
         for file, setting in plugin.credential_options.items()
         if file in files and setting not in options
     }
     if plugin.credential_environment and (environment := credential.environment()):
-        shown[plugin.credential_environment] = {**environment, **options.get(plugin.credential_environment, {})}
-    if not shown and not any(setting in options for setting in plugin.credential_options.values()):
+        told[plugin.credential_environment] = {**environment, **options.get(plugin.credential_environment, {})}
+    return told
+
+
+def _check_used(
+    backend: str, plugin: BackendPlugin[object], options: Mapping[str, Any], credential: CredentialProvider
+) -> None:
+    by_hand = any(setting in options for setting in plugin.credential_options.values())
+    if not by_hand and not shown(plugin, options, credential):
         raise ConfigError(
             f"backends.{backend}.credential: a backend of kind {plugin.name} has no use for one of kind "
             f"{credential.kind}; leave it out."
         )
-    return shown

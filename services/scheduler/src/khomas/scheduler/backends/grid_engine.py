@@ -281,4 +281,10 @@ def open_grid_engine(settings: GridEngineSettings) -> SpooledBackend:
     return SpooledBackend(settings.host(), settings, GridEngineDialect(settings))
 
 
-plugin = BackendPlugin(name="grid-engine", settings=GridEngineSettings, open=open_grid_engine)
+plugin = BackendPlugin(
+    name="grid-engine",
+    settings=GridEngineSettings,
+    open=open_grid_engine,
+    credential_options={"key": "ssh_key"},
+    credential_environment="env",
+)

@@ -177,4 +177,10 @@ def open_lsf(settings: LsfSettings) -> SpooledBackend:
     return SpooledBackend(settings.host(), settings, LsfDialect(settings))
 
 
-plugin = BackendPlugin(name="lsf", settings=LsfSettings, open=open_lsf)
+plugin = BackendPlugin(
+    name="lsf",
+    settings=LsfSettings,
+    open=open_lsf,
+    credential_options={"key": "ssh_key"},
+    credential_environment="env",
+)

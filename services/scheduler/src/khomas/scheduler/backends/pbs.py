@@ -194,4 +194,10 @@ def open_pbs(settings: PbsSettings) -> SpooledBackend:
     return SpooledBackend(settings.host(), settings, PbsDialect(settings))
 
 
-plugin = BackendPlugin(name="pbs", settings=PbsSettings, open=open_pbs)
+plugin = BackendPlugin(
+    name="pbs",
+    settings=PbsSettings,
+    open=open_pbs,
+    credential_options={"key": "ssh_key"},
+    credential_environment="env",
+)

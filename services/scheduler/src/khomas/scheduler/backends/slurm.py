@@ -318,4 +318,10 @@ def open_slurm(settings: SlurmSettings) -> SpooledBackend:
     return SpooledBackend(settings.host(), settings, SlurmDialect(settings))
 
 
-plugin = BackendPlugin(name="slurm", settings=SlurmSettings, open=open_slurm)
+plugin = BackendPlugin(
+    name="slurm",
+    settings=SlurmSettings,
+    open=open_slurm,
+    credential_options={"key": "ssh_key"},
+    credential_environment="env",
+)

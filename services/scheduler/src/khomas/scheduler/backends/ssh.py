@@ -118,4 +118,9 @@ def open_ssh(settings: SshSettings) -> SpooledBackend:
     return SpooledBackend(settings.host(), settings, ProcessDialect(settings))
 
 
-plugin = BackendPlugin(name="ssh", settings=SshSettings, open=open_ssh)
+plugin = BackendPlugin(
+    name="ssh",
+    settings=SshSettings,
+    open=open_ssh,
+    credential_options={"key": "ssh_key"},
+)
