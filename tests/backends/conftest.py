@@ -1,5 +1,8 @@
 """Servers that several test files speak to, started once a session."""
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,22 +15,22 @@ from tests.testbeds.ssh import Ssh
 
 
 @pytest.fixture(scope="session")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+def slurm() -> Iterator[Slurm]:
     """Slurm with accounting and the REST server; whoever stops one of its servers starts it again."""
-    with slurm_bed.running(shared_folder(tmp_path_factory, "slurm")) as running:
+    with slurm_bed.running(shared_folder("slurm")) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
-def ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ssh]:
+def ssh() -> Iterator[Ssh]:
     """A host that lets the unprivileged user in; whoever stops it starts it again."""
-    with ssh_bed.running(shared_folder(tmp_path_factory, "ssh")) as running:
+    with ssh_bed.running(shared_folder("ssh")) as running:
         yield running
 
 
-def shared_folder(factory: pytest.TempPathFactory, name: str) -> Path:
-    """A folder that other users may enter."""
-    folder = factory.mktemp(name)
-    for path in (folder, folder.parent, folder.parent.parent):
-        path.chmod(0o755)
+def shared_folder(name: str) -> Path:
+    """A folder that other users may enter; pytest closes its own to them whenever a session starts."""
+    folder = Path(tempfile.mkdtemp(prefix=f"khomas-{name}-"))
+    folder.chmod(0o755)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

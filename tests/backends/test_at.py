@@ -14,8 +14,8 @@ from tests.testbeds.at import At
 
 
 @pytest.fixture(scope="module")
-def at(tmp_path_factory: pytest.TempPathFactory) -> Iterator[At]:
-    with at_bed.running(shared_folder(tmp_path_factory, "at")) as running:
+def at() -> Iterator[At]:
+    with at_bed.running(shared_folder("at")) as running:
         yield running
 
 

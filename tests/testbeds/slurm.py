@@ -221,13 +221,14 @@ def _start_database(slurm: Slurm) -> None:
     os.chown(data, user.pw_uid, user.pw_gid)
     (root / "run").chmod(0o777)  # munge wants its own folder safe, hence --force above
     init = ["mariadb-install-db", "--no-defaults", "--user=mysql", f"--datadir={data}"]
-    subprocess.run(
+    made = subprocess.run(
         [*init, "--auth-root-authentication-method=normal", "--skip-test-db"],
-        check=True,
+        check=False,
         timeout=120,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
     )
+    assert made.returncode == 0, f"{made.stdout}{made.stderr}"
     server = ["mariadbd", "--no-defaults", "--user=mysql", f"--datadir={data}", f"--socket={socket}"]
     address = [f"--port={slurm.ports['mysql']}", "--bind-address=127.0.0.1", "--innodb-buffer-pool-size=64M"]
     slurm.processes.start([*server, *address], name="mariadb")
