@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +47,14 @@ def _slurm_over_ssh(folder: Path) -> Iterator[Options]:
 
 
 def _login(host: ssh.Ssh, folder: Path) -> Options:
+    """Options of a host whose user may see nothing of ours but the libraries that the jobs import."""
+    programs = folder / "bin"
+    programs.mkdir(mode=0o755)
+    python = programs / "python3"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{sysconfig.get_path("purelib")}" exec /usr/bin/python3 "$@"\n')
+    python.chmod(0o755)
     return {
+        "path": f"{programs}:/usr/bin:/bin",
         "spool": f"{host.user.pw_dir}/{folder.name}",
         "ssh": host.address,
         "ssh_key": str(host.key),
@@ -69,7 +77,8 @@ def run(name: str, data: Path | None, state: Path) -> dict[str, Any]:
     folder = state / name
     folder.mkdir(parents=True, mode=0o755)
     with bed(folder) as options:
-        backends = {name: {"kind": kind, "options": {**options, "path": _PATH, "poll_seconds": 1}}}
+        site = "elsewhere" if "ssh" in options else "local"
+        backends = {name: {"kind": kind, "site": site, "options": {"path": _PATH, "poll_seconds": 1, **options}}}
         command = [sys.executable, str(_DEMO), "--state", str(folder / "demo"), "--on", name]
         subprocess.run(
             [*command, *(["--data", str(data)] if data else [])],

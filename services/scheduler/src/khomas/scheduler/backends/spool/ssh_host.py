@@ -2,6 +2,7 @@
 
 import asyncio
 import shlex
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,11 @@ class SshHost:
                     for name, content in files.items():
                         if await sftp.exists(f"{folder}/{name}"):
                             continue
-                        async with sftp.open(f"{folder}/.{name}", "wb") as target:
+                        # Several services may install at the same time.
+                        hidden = f"{folder}/.{name}.{uuid.uuid4().hex}"
+                        async with sftp.open(hidden, "wb") as target:
                             await target.write(content)
-                        await sftp.posix_rename(f"{folder}/.{name}", f"{folder}/{name}")
+                        await sftp.posix_rename(hidden, f"{folder}/{name}")
         except (asyncssh.Error, OSError, TimeoutError) as error:
             self._drop()
             raise CommandFailedError(f"{self._options['host']} takes no files: {_said(error)}") from error
