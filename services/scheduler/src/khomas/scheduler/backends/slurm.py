@@ -74,7 +74,7 @@ ENDS: Mapping[str, tuple[str, str]] = {
     "DEADLINE": ("LIMIT_WALL", "Slurm ended it at its deadline"),
 }
 _REFUSED = r"(?i)error: (?!.*(timed out|unable to contact|connect|communication|try again))"
-_THROTTLED = re.compile(r"(?i)(MaxSubmit|QOSMaxSubmit|job submit limit|AssocGrp|temporarily|queue full|MaxJobCount)")
+THROTTLED = re.compile(r"(?i)(MaxSubmit|QOSMaxSubmit|job submit limit|AssocGrp|temporarily|queue full|MaxJobCount)")
 _SQUEUE = "%F|%K|%T|%N|%P|%S|%e|%r"
 _SACCT = (
     "JobID,State,ExitCode,ElapsedRaw,UserCPU,SystemCPU,MaxRSS,MaxDiskRead,MaxDiskWrite,NodeList,Partition,Start,End"
@@ -133,7 +133,7 @@ class SlurmDialect:
     def refusal(self, answer: Answer) -> Refusal:
         """Tell a full queue from a refusal."""
         said = " ".join(answer.stderr.split()) or f"sbatch ended with {answer.exit_code}"
-        if _THROTTLED.search(said):
+        if THROTTLED.search(said):
             return Refusal(Submitted.THROTTLED, said, timedelta(seconds=30))
         return Refusal(Submitted.REJECTED, said)
 

@@ -26,7 +26,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 AT_ONCE = 8
 CLOSE_SECONDS = 5.0
@@ -138,8 +138,9 @@ class Helper:
 class Spool:
     """The folders under one root."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, runner: Callable[[List[str], Dict[str, str], float], Record] = run) -> None:
         self.root = os.path.abspath(root)
+        self.run = runner
         self.helper = None  # type: Optional[Helper]
         for name in ("jobs", "batches", "natives", "ended"):
             os.makedirs(os.path.join(self.root, name), mode=0o700, exist_ok=True)
@@ -156,7 +157,8 @@ class Spool:
     def submit(self, request: Record) -> Record:
         """Make job folders and hand each batch over; what is there already stays as it is."""
         with open(os.path.join(self.root, "lock"), "w") as lock:
-            fcntl.lockf(lock, fcntl.LOCK_EX)
+            # Not lockf: that would not keep threads of one process apart.
+            fcntl.flock(lock, fcntl.LOCK_EX)
             try:
                 return {"batches": [self.submit_batch(batch, request) for batch in request["batches"]]}
             finally:
@@ -165,7 +167,7 @@ class Spool:
 
     def submit_batch(self, batch: Record, request: Record) -> Record:
         taken = set(batch.get("take_over", ()))
-        known, fresh = {}, []  # type: Dict[str, Record], List[str]
+        known, fresh = {}, []  # type: Dict[str, Optional[Record]], List[str]
         for job in batch["jobs"]:
             if self.make_folder(job, taken):
                 fresh.append(job["token"])
@@ -224,7 +226,7 @@ class Spool:
         """Run a command, or have the helper that stands for it do the same."""
         env, seconds = request.get("env", {}), request["seconds"]
         if not helper:
-            return run(argv, env, seconds)
+            return self.run(argv, env, seconds)
         if self.helper is None or self.helper.ended:
             self.helper = Helper(helper, env)
         return self.helper.run(argv, seconds)
@@ -289,7 +291,7 @@ class Spool:
     def judge(self, request: Record) -> Record:
         """Look closely at jobs that the batch system does not have any more."""
         answer = self.commands(request)
-        answer["jobs"] = jobs = {}  # type: Record
+        jobs = {}  # type: Record
         answer["jobs"] = jobs
         for token in request["tokens"]:
             folder = self.path("jobs", token)
@@ -387,7 +389,7 @@ class Spool:
     def commands(self, request: Record) -> Record:
         """Run commands of the batch system, one after the other."""
         env, seconds = request.get("env", {}), request["seconds"]
-        return {"commands": [run(argv, env, seconds) for argv in request.get("commands", ())]}
+        return {"commands": [self.run(argv, env, seconds) for argv in request.get("commands", ())]}
 
 
 def write_fast(path: str, text: str) -> None:

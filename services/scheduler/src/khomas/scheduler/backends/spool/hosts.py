@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -73,7 +74,7 @@ def _install(folder: Path, files: Mapping[str, bytes]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         if not (folder / name).exists():
-            hidden = folder / f".{name}.{id(content):x}"
+            hidden = folder / f".{name}.{uuid.uuid4().hex}"
             hidden.write_bytes(content)
             hidden.chmod(0o755)
             hidden.rename(folder / name)
@@ -128,7 +129,7 @@ class Keeper:
 def _note(ran: Sequence[Mapping[str, Any]]) -> None:
     for one in ran:
         began = datetime.fromtimestamp(one["time"], UTC)
-        commands.note(one["argv"], one["exit_code"], one["stderr"], began, one.get("seconds", 0.0))
+        commands.note(one["argv"], one.get("status", one["exit_code"]), one["stderr"], began, one.get("seconds", 0.0))
 
 
 def _digest(program: Path) -> str:
