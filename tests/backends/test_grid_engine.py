@@ -145,6 +145,21 @@ class TestGridEngineAlone:
         assert "nosuch.q" in outcomes[0].message
         assert await backend.find([items[0].token]) == {}
 
+    @pytest.mark.parametrize("drmaa", [True, False])
+    async def test_full_system_is_tried_again_later(self, engine: GridEngine, tmp_path: Path, drmaa: bool) -> None:
+        backend = open_grid_engine(by(engine, tmp_path, drmaa=drmaa))
+        [outcome] = await backend.submit([job("sleep", "60")])
+        engine.change(max_u_jobs="1")
+        try:
+            item = job("true")
+            [refused] = await backend.submit([item])
+        finally:
+            engine.change(max_u_jobs="0")
+            await backend.cancel([outcome.native_id], GRACE)
+            await ended(backend, outcome.native_id)
+        assert (refused.kind, "jobs are allowed per user" in refused.message) == (Submitted.THROTTLED, True)
+        assert await backend.find([item.token]) == {}
+
     async def test_option_that_would_be_another_one_is_refused(self, backend: Backend) -> None:
         item = SubmitItem(token(), {"command": ["true"]}, native={"project": "x -q other"})
         [outcome] = await backend.submit([item])

@@ -95,6 +95,13 @@ class GridEngine:
         )
         return done.stdout
 
+    def change(self, **values: str) -> None:
+        """Change the configuration of the whole cluster."""
+        # The name of the file is the name of the configuration.
+        path = self.folder / "global"
+        path.write_text(_changed(self.run("qconf", "-sconf"), values))
+        self.run("qconf", "-Mconf", str(path))
+
     def start_master(self) -> None:
         """Start the qmaster; return when it answers."""
         self._start("qmaster")

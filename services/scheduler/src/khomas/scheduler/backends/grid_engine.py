@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -47,7 +48,7 @@ _NATIVE = r"(?m)^(\d+)(?:\.1-\d+:1)?$"
 # The master was never reached, or it said no.
 _UNREACHED = r"Connection refused|No route to host|no DRMAA session"
 _DENIED = r"Unable to run job: (?!.*(?:failed receiving|got read error|timeout))|DeniedByDrmException|InvalidArgument"
-_FULL = re.compile(r"used up all of your|job limit|max_u_jobs|max_jobs|TryLater")
+_FULL = re.compile(r"[Oo]nly \d+ jobs are allowed per|TryLater")
 _OPTION = re.compile(r"[\w.:/@+=,*|&!-]+")
 _ENFORCED = 37
 _KILLED = 100
@@ -157,7 +158,7 @@ class GridEngineDialect:
         """Say what a failed submission means."""
         said = " ".join((answer.stderr or answer.stdout).split())[-500:]
         if re.search(_UNREACHED, said) or _FULL.search(said):
-            return Refusal(Submitted.THROTTLED, said)
+            return Refusal(Submitted.THROTTLED, said, timedelta(seconds=30))
         return Refusal(Submitted.REJECTED, said)
 
     def element(self, native: str, index: int) -> str:
