@@ -145,6 +145,18 @@ class TestGridEngineAlone:
         assert "nosuch.q" in outcomes[0].message
         assert await backend.find([items[0].token]) == {}
 
+    async def test_memory_is_asked_for_by_core_where_the_site_says_how(
+        self, engine: GridEngine, settings: GridEngineSettings
+    ) -> None:
+        backend = open_grid_engine(replace(settings, memory_resource="h_vmem"))
+        item = job("sleep", "2", resources={"cpu_milli": 2000, "memory_bytes": 3 << 30})
+        native = {"priority": -5, "resources": {"arch": "lx-*"}}
+        [outcome] = await backend.submit([replace(item, native=native)])
+        told = engine.run("qstat", "-j", outcome.native_id)
+        assert "h_vmem=1536M" in told
+        assert "arch=lx-*" in told
+        assert (await ended(backend, outcome.native_id)).state == State.SUCCEEDED
+
     @pytest.mark.parametrize("drmaa", [True, False])
     async def test_full_system_is_tried_again_later(self, engine: GridEngine, tmp_path: Path, drmaa: bool) -> None:
         backend = open_grid_engine(by(engine, tmp_path, drmaa=drmaa))
@@ -160,10 +172,13 @@ class TestGridEngineAlone:
         assert (refused.kind, "jobs are allowed per user" in refused.message) == (Submitted.THROTTLED, True)
         assert await backend.find([item.token]) == {}
 
-    async def test_option_that_would_be_another_one_is_refused(self, backend: Backend) -> None:
-        item = SubmitItem(token(), {"command": ["true"]}, native={"project": "x -q other"})
+    @pytest.mark.parametrize(
+        "native", [{"project": "x -q other"}, {"resources": "gpu"}, {"resources": {"a": "1 -b"}}, {"priority": "high"}]
+    )
+    async def test_option_that_cannot_be_is_refused(self, backend: Backend, native: dict[str, Any]) -> None:
+        item = SubmitItem(token(), {"command": ["true"]}, native=native)
         [outcome] = await backend.submit([item])
-        assert (outcome.kind, "project" in outcome.message) == (Submitted.REJECTED, True)
+        assert (outcome.kind, outcome.message != "") == (Submitted.REJECTED, True)
 
     async def test_qsub_does_the_same_as_drmaa(self, engine: GridEngine, tmp_path: Path) -> None:
         backend = open_grid_engine(by(engine, tmp_path, drmaa=False))

@@ -150,9 +150,7 @@ class GridEngineDialect:
             options += ["-p", str(int(native["priority"]))]
         if native.get("reserve"):
             options += ["-R", "y"]
-        for name, value in native.get("resources", {}).items():
-            options += ["-l", _word("resources", f"{name}={value}")]
-        return options
+        return [*options, *_resources(native.get("resources", {}))]
 
     def refusal(self, answer: Answer) -> Refusal:
         """Say what a failed submission means."""
@@ -195,11 +193,11 @@ class GridEngineDialect:
         return [self._accounting_lines("([^:]*:){5}", numbers)] if numbers else []
 
     def _accounting_lines(self, before: str, values: Iterable[str]) -> list[str]:
-        """Lines of the accounting file with one of these values, from its end."""
+        """Lines of the accounting file with one of these values, from its end; qacct would read all of it."""
         look = 'tail -c "$1" "$2" | grep -E "$3" || :'
-        path = self._settings.root / self._settings.cell / "common" / "accounting"
+        path = f"{self._settings.root}/{self._settings.cell}/common/accounting"
         pattern = f"^{before}({'|'.join(values)}):"
-        return ["sh", "-c", look, "accounting", str(self._settings.accounting_bytes), str(path), pattern]
+        return ["sh", "-c", look, "accounting", str(self._settings.accounting_bytes), path, pattern]
 
     def accounts(self, answers: Sequence[Answer]) -> Mapping[str, tuple[Status, Usage]]:
         """Read the accounting file."""
@@ -241,6 +239,13 @@ def _read(parse: Callable[[str], Read], answer: Answer) -> Read:
         return parse(text)
     except SyntaxError as error:
         raise UnreadableAnswerError(f"no whole XML: {error}") from None
+
+
+def _resources(wanted: object) -> list[str]:
+    """Complexes by name: `{"gpu": 1}`. Raises ValueError."""
+    if not isinstance(wanted, Mapping):
+        raise ValueError(f"resources are names with values, not {wanted!r}")
+    return [word for name, value in wanted.items() for word in ("-l", _word("resources", f"{name}={value}"))]
 
 
 def _word(option: str, value: object) -> str:
