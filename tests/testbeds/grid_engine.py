@@ -59,6 +59,11 @@ class GridEngine:
     drmaa_library: Path = DRMAA_LIBRARY
     daemons: "dict[str, subprocess.Popen[bytes]]" = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        """Say how to use it by hand."""
+        variables = " ".join(f"{name}={value}" for name, value in self.environment.items())
+        return f"{variables} {' '.join(self.prefix)} {self.tools}/qstat -f"
+
     @property
     def root(self) -> Path:
         """SGE_ROOT."""
