@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+import urllib.request
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +16,9 @@ from khomas.api.common.v1.event_pb2 import WatchEventsRequest
 from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
 from khomas.api.scheduler.v1.credential_pb2 import Credential
 from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
-from khomas.kit.config import ConfigError
+from khomas.kit.config import ConfigError, TelemetrySettings
+from khomas.kit.hosting import reserved_socket
+from khomas.kit.telemetry.setup import recording
 from khomas.kit.testing import serve
 from khomas.scheduler.app import service
 from khomas.scheduler.backends.interface import State
@@ -244,6 +247,25 @@ async def test_each_step_is_an_event_once(scheduler: Scheduler, token: TokenFile
     assert len(events) == 3
     assert last.message.startswith("grid expired at 20")
     assert last.message.endswith("; renew it: get-token grid")
+
+
+async def test_time_that_is_left_is_a_metric(tmp_path: Path, token: TokenFile, system: BatchSystem) -> None:
+    token.write(3600)
+    with reserved_socket("127.0.0.1:0") as bound:
+        listen = f"127.0.0.1:{bound.getsockname()[1]}"
+    with recording("scheduler", TelemetrySettings(metrics_listen=listen)) as recorder:
+        settings = {"scheduler": _settings(token)}
+        services = memory_scheduler(system)
+        async with serve(services, state=tmp_path / "state", settings=settings, recorder=recorder):
+            text = await asyncio.to_thread(_scraped, f"http://{listen}/metrics")
+    (line,) = [one for one in text.splitlines() if one.startswith("khomas_credential_seconds_left{")]
+    assert 'credential="grid",kind="bearer"' in line
+    assert 3500 < float(line.rpartition(" ")[2]) < 3600
+
+
+def _scraped(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310  # our own loopback address
+        return str(answer.read().decode())
 
 
 async def test_running_job_is_explained_while_nobody_can_look_at_it(

@@ -85,7 +85,7 @@ async def start_with(settings: SchedulerSettings, host: Host, sites: Sites) -> R
     await database.check()
     parts = build(settings, host, database, sites)
     await sites.look(_FIRST_LOOK_SECONDS)
-    host.gauge("khomas.credential.seconds_left", "s", "How long credentials last", sites.wallet.seconds_left)
+    host.gauge("khomas.credential.seconds_left", "", "How long credentials last", sites.wallet.seconds_left)
     servicer = _servicer(parts)
 
     def add_to(server: grpc.aio.Server) -> None:

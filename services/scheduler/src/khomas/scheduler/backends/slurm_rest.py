@@ -199,4 +199,9 @@ def open_slurm_rest(settings: SlurmRestSettings) -> SpooledBackend:
     return SpooledBackend(host, settings, SlurmRestDialect(settings))
 
 
-plugin = BackendPlugin(name="slurm-rest", settings=SlurmRestSettings, open=open_slurm_rest)
+plugin = BackendPlugin(
+    name="slurm-rest",
+    settings=SlurmRestSettings,
+    open=open_slurm_rest,
+    credential_options={"token": "token_file"},
+)

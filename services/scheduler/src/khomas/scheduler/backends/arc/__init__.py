@@ -10,4 +10,9 @@ def open_arc(settings: ArcSettings) -> ArcBackend:
     return ArcBackend(settings)
 
 
-plugin = BackendPlugin(name="arc", settings=ArcSettings, open=open_arc)
+plugin = BackendPlugin(
+    name="arc",
+    settings=ArcSettings,
+    open=open_arc,
+    credential_options={"proxy": "certificate", "token": "token"},
+)
