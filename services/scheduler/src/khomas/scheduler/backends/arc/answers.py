@@ -1,7 +1,7 @@
 """What the answers of an ARC CE mean. Its JSON is made of XML: one of a kind is an object, several are a list."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -66,12 +66,6 @@ def job_name(local: str) -> str:
     return found.group(1).strip() if found else ""
 
 
-def node_of(document: Mapping[str, Any]) -> str:
-    """Where a job runs."""
-    found = document.get("ExecutionNode", "")
-    return str(found[0] if isinstance(found, list) and found else found or "")
-
-
 def usage_of(document: Mapping[str, Any]) -> Usage | None:
     """What the batch system has accounted."""
     wall, cpu = number(document.get("UsedTotalWallTime")), number(document.get("UsedTotalCPUTime"))
@@ -124,8 +118,3 @@ def number(value: Any) -> int | None:
     except (TypeError, ValueError):
         return None
     return found if 0 <= found < _UNLIMITED else None
-
-
-def lines(names: Sequence[str]) -> str:
-    """Names for a message."""
-    return ", ".join(sorted(names))

@@ -7,12 +7,13 @@ import json
 import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from khomas.scheduler.backends.arc.answers import ENDED, STATES, activity, code, entries, resources, usage_of
-from khomas.scheduler.backends.arc.client import ArcClient, ArcError, ArcRefusedError, ArcUnreachableError
+from khomas.scheduler.backends.arc.answers import ENDED, STATES, activity, code, resources, usage_of
+from khomas.scheduler.backends.arc.client import ArcClient, ArcError, ArcFullError, ArcRefusedError, ArcUnreachableError
 from khomas.scheduler.backends.arc.description import CANCEL, OPTIONS, SCRIPT, descriptions, refusal, script
 from khomas.scheduler.backends.arc.lookup import Lookup
 from khomas.scheduler.backends.arc.observing import Observer
@@ -35,7 +36,6 @@ from khomas.scheduler.backends.script import without_secrets
 
 _STREAMS = ("stdout", "stderr")
 _CHUNK_BYTES = 1 << 20
-_FULL = "No more jobs allowed"
 _THROTTLED = timedelta(minutes=1)
 _CLEAN_SECONDS = 20.0
 
@@ -103,17 +103,14 @@ class ArcBackend:
     async def _create(self, items: Sequence[SubmitItem]) -> list[SubmitOutcome]:
         """Make jobs; the CE answers in the same order."""
         try:
-            reply = await self._client.create(descriptions(items, self._settings))
+            answers = await self._client.create(descriptions(items, self._settings))
         except (ArcRefusedError, ArcUnreachableError):
             raise
+        except ArcFullError as error:
+            outcome = SubmitOutcome("", Submitted.THROTTLED, message=str(error), retry_after=_THROTTLED)
+            return [replace(outcome, token=item.token) for item in items]
         except ArcError as error:
             return [SubmitOutcome(item.token, Submitted.UNKNOWN, message=str(error)) for item in items]
-        said = reply.body.decode("utf-8", "replace") or str(reply.status)
-        if reply.status >= 300:
-            kind = Submitted.THROTTLED if reply.status in (429, 503) or _FULL in said else Submitted.UNKNOWN
-            after = _THROTTLED if kind == Submitted.THROTTLED else None
-            return [SubmitOutcome(item.token, kind, message=said[:300], retry_after=after) for item in items]
-        answers = entries(json.loads(reply.body), "job")
         answers += [{}] * (len(items) - len(answers))
         return [_created(item, answer) for item, answer in zip(items, answers, strict=True)]
 

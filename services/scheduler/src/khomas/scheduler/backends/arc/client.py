@@ -21,6 +21,8 @@ from khomas.scheduler.backends.commands import note, redacted
 _VERSIONS = ("1.1", "1.0")
 _PIECE = 1 << 20
 _REFUSED = (401, 403)
+_BUSY = (429, 503)
+_FULL = "No more jobs allowed"
 
 
 class ArcError(Exception):
@@ -35,6 +37,10 @@ class ArcUnreachableError(ArcError):
     """There is no connection to the CE: nothing was changed."""
 
 
+class ArcFullError(ArcError):
+    """The CE takes no more jobs now: nothing was changed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """An answer that was received as a whole."""
@@ -42,6 +48,13 @@ class Reply:
     status: int
     headers: Mapping[str, str]
     body: bytes
+    # ARC says what is wrong in the status line.
+    reason: str = ""
+
+    @property
+    def said(self) -> str:
+        """What the CE complains about."""
+        return (self.reason or self.body[:200].decode("utf-8", "replace")).strip() or str(self.status)
 
 
 class ArcClient:
@@ -74,9 +87,12 @@ class ArcClient:
         reply = await self._call("POST", "/jobs", {"action": action}, body, "application/json")
         return {str(entry.get("id")): entry for entry in entries(_document(_good(reply)), "job")}
 
-    async def create(self, descriptions: bytes) -> Reply:
-        """Make jobs of a document of descriptions."""
-        return await self._call("POST", "/jobs", {"action": "new"}, descriptions, "application/xml")
+    async def create(self, descriptions: bytes) -> list[Mapping[str, Any]]:
+        """Make jobs of a document of descriptions; what the CE says of each, in the same order."""
+        reply = await self._call("POST", "/jobs", {"action": "new"}, descriptions, "application/xml")
+        if reply.status in _BUSY or _FULL in reply.said:
+            raise ArcFullError(f"the CE takes no more jobs now: {reply.said}")
+        return entries(_document(_good(reply)), "job")
 
     async def information(self) -> Any:
         """Describe the CE, in GLUE2."""
@@ -120,7 +136,7 @@ class ArcClient:
                 note(["GET", url], answer.status, "", began, time.monotonic() - clock)
                 if answer.status == 404:
                     raise FileNotFoundError(f"{name} is not in the folder of {native_id}")
-                _good(Reply(answer.status, {}, b""))
+                _good(Reply(answer.status, {}, b"", answer.reason or ""))
                 async with aiofiles.open(part, "wb") as stream:
                     async for piece in answer.content.iter_chunked(_PIECE):
                         await stream.write(piece)
@@ -164,14 +180,14 @@ class ArcClient:
             async with session.request(
                 method, url, params=query, data=body, headers=sent, timeout=self._timeout
             ) as answer:
-                reply = Reply(answer.status, dict(answer.headers), await answer.read())
+                reply = Reply(answer.status, dict(answer.headers), await answer.read(), answer.reason or "")
         except (aiohttp.ClientError, TimeoutError) as error:
             said = f"{type(error).__name__}: {error}"
             note(shown, None, said, began, time.monotonic() - clock)
             if isinstance(error, aiohttp.ClientConnectorError):
                 raise ArcUnreachableError(f"no connection to {self._settings.url}: {redacted(said)}") from error
             raise ArcError(f"no answer from {self._settings.url}: {redacted(said)}") from error
-        said = answer.reason or "" if reply.status >= 400 else ""
+        said = reply.said if reply.status >= 400 else ""
         note(shown, reply.status, said, began, time.monotonic() - clock)
         if reply.status in _REFUSED:
             raise ArcRefusedError(
@@ -222,7 +238,7 @@ def _session(native_id: str, name: str) -> str:
 def _good(reply: Reply, *others: int) -> Reply:
     if reply.status < 300 or reply.status in others:
         return reply
-    raise ArcError(f"the CE answered {reply.status}: {reply.body[:200].decode('utf-8', 'replace')}")
+    raise ArcError(f"the CE answered {reply.status}: {reply.said}")
 
 
 def _document(reply: Reply) -> Any:

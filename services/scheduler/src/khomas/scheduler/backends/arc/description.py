@@ -30,6 +30,7 @@ python3 -c 'import base64, sys, zlib
 sys.stdout.buffer.write(zlib.decompress(base64.b64decode(sys.stdin.read())))' > khomas_job.py <<'END OF WRAPPER'
 {wrapper}
 END OF WRAPPER
+[ ! -e {cancel} ] || exit 130
 python3 khomas_job.py run . &
 wrapper=$!
 trap 'kill -TERM $wrapper' TERM INT HUP

@@ -13,6 +13,7 @@ from typing import Any
 
 from khomas.scheduler.backends.arc.answers import CANCELLED, ENDED, HANDED_ON, STATES, code
 from khomas.scheduler.backends.arc.client import ArcClient, ArcError, ArcRefusedError
+from khomas.scheduler.backends.arc.description import CANCEL
 from khomas.scheduler.backends.arc.lookup import Lookup
 from khomas.scheduler.backends.interface import Observation, PollResult, Seen, State
 
@@ -88,7 +89,8 @@ class Observer:
                 record=record,
             )
         why = await self._client.diagnosis(seen.native_id, "failed")
-        if seen.state == State.CANCELLED or CANCELLED in why:
+        told = await self._client.size(seen.native_id, CANCEL) is not None
+        if told or seen.state == State.CANCELLED or CANCELLED in why:
             return replace(seen, state=State.CANCELLED, native_state="KILLED")
         # FINISHED without a record is no success: the wrapper did not run, or its folder is lost.
         native = " ".join(f"{seen.native_state} {why or 'without an exit record'}".split())
