@@ -448,6 +448,41 @@ async def test_failing_renewal_is_announced_once_and_tried_again() -> None:
     assert await told.after(timedelta(minutes=2)) == ["renewed"]
 
 
+async def test_broken_plugin_does_not_hide_the_others(tmp_path: Path) -> None:
+    class Broken(_Fake):
+        def status(self) -> Credential:
+            raise RuntimeError("a secret may stand here")
+
+    credentials = Credentials({"broken": Broken(Credential(present=True)), "good": _Fake(Credential(present=True))})
+    await credentials.refresh()
+    assert credentials.known("good").present
+    assert credentials.known("broken").trouble == "its plug-in failed with RuntimeError: see the log"
+
+
+async def test_folder_that_cannot_be_written_is_a_failed_renewal(tmp_path: Path) -> None:
+    options = {"file": tmp_path / "nowhere" / "proxy", "myproxy": {"server": "localhost", "username": "ada"}}
+    providers = open_all({"grid": CredentialSettings(kind="x509", options=options)})
+    notices: list[Notice] = []
+
+    async def announce(some: Sequence[Notice]) -> None:
+        notices.extend(some)
+
+    await Keeper(Credentials(providers), KeeperSettings(), announce).step()
+    assert [notice.what for notice in notices] == [What.RENEWAL_FAILED, What.MISSING]
+
+
+async def test_passphrase_goes_in_by_stdin_and_is_no_argument(tmp_path: Path) -> None:
+    spy = _secret(tmp_path / "spy", f'#!/bin/sh\necho "$@" > {tmp_path}/argv\ncat > {tmp_path}/stdin\n', 0o700)
+    passphrase = _secret(tmp_path / "passphrase", "open sesame\n")
+    server = {"server": "localhost", "username": "ada", "passphrase_file": passphrase, "command": str(spy)}
+    options = {"file": tmp_path / "proxy", "myproxy": server}
+    proxy = open_all({"grid": CredentialSettings(kind="x509", options=options)})["grid"]
+    with pytest.raises(RenewalFailed, match="what localhost gave is no proxy"):
+        await proxy.renew()
+    assert "sesame" not in (tmp_path / "argv").read_text()
+    assert (tmp_path / "stdin").read_text() == "open sesame\n"
+
+
 async def test_since_is_when_it_expired_or_was_first_missed() -> None:
     expired = datetime.now(UTC) - HOUR
     fake = _Fake(Credential(present=True, expires=expired))

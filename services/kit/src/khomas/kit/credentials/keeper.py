@@ -149,6 +149,9 @@ class Keeper:
             await provider.renew()
         except RenewalFailed as error:
             return str(error)
+        except Exception as error:
+            log.exception("credential.not_renewed", extra={"credential": provider.name})
+            return f"its plug-in failed with {type(error).__name__}: see the log"
         kept.complaint = ""
         return ""
 

@@ -1,10 +1,13 @@
 """The configured credentials as they were when they were last looked at."""
 
 import asyncio
+import logging
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 
 from khomas.kit.credentials.interface import Credential, CredentialProvider
+
+log = logging.getLogger(__name__)
 
 _UNKNOWN = Credential(present=False, trouble="it was not looked at yet")
 
@@ -39,7 +42,7 @@ class Credentials:
 
     async def refresh(self) -> None:
         """Look at all of them, at the same time."""
-        found = await asyncio.gather(*[asyncio.to_thread(one.status) for one in self])
+        found = await asyncio.gather(*[_look(one) for one in self])
         now = datetime.now(UTC)
         for name, credential in zip(self._providers, found, strict=True):
             self._known[name] = credential
@@ -47,3 +50,12 @@ class Credentials:
                 self._since.pop(name, None)
             else:
                 self._since.setdefault(name, now)
+
+
+async def _look(provider: CredentialProvider) -> Credential:
+    """Look at one; a plug-in that breaks must not hide the others."""
+    try:
+        return await asyncio.to_thread(provider.status)
+    except Exception as error:
+        log.exception("credential.unreadable", extra={"credential": provider.name})
+        return Credential(present=False, trouble=f"its plug-in failed with {type(error).__name__}: see the log")
