@@ -68,7 +68,7 @@ class BackendConformance:
     async def submitted(self, backend: Backend, items: Sequence[SubmitItem]) -> list[str]:
         """Submit; return native ids."""
         outcomes = await backend.submit(items)
-        assert [outcome.kind for outcome in outcomes] == [Submitted.ACCEPTED] * len(items)
+        assert [outcome.kind for outcome in outcomes] == [Submitted.ACCEPTED] * len(items), outcomes[:3]
         return [outcome.native_id for outcome in outcomes]
 
     async def look(self, backend: Backend, native_id: str) -> Observation:

@@ -1,6 +1,7 @@
 """The backend of every batch system that is driven by commands beside a folder of jobs."""
 
 import base64
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -28,6 +29,8 @@ from khomas.scheduler.backends.spool.handover import Handover, manifest
 from khomas.scheduler.backends.spool.hosts import Host, Keeper
 from khomas.scheduler.backends.spool.settings import SpoolSettings
 from khomas.scheduler.backends.spool.verdicts import Look, observation, running
+
+log = logging.getLogger(__name__)
 
 _STREAMS = ("stdout", "stderr")
 
@@ -110,7 +113,8 @@ class SpooledBackend:
         """What the status commands and the processes on the host tell; False when the batch system did not answer."""
         try:
             statuses = dict(self._dialect.statuses([answer_of(one) for one in answer["commands"]]))
-        except UnreadableAnswerError:
+        except UnreadableAnswerError as error:
+            log.warning("status.unanswered", extra={"backend": self._dialect.kind, "error": str(error)})
             return {}, False
         processes = answer.get("processes", {})
         natives = {token: native for native, token in self._tokens.items() if token in processes}

@@ -19,6 +19,7 @@ from khomas.scheduler.wrapper import JOB_WRAPPER, SPOOL_KEEPER
 
 # Beyond the deadline of the batch system's own commands, for the start of the keeper and the way there.
 _MARGIN_SECONDS = 15.0
+_PROGRAMS = (JOB_WRAPPER, SPOOL_KEEPER)
 _KEPT = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "XDG_RUNTIME_DIR")
 
 
@@ -88,24 +89,19 @@ class Keeper:
         self.spool = spool
         self._env = dict(env)
         self._seconds = seconds
-        self._programs = {
-            program.name: (f"{program.stem}-{_digest(program)}.py", program.read_bytes())
-            for program in (JOB_WRAPPER, SPOOL_KEEPER)
-        }
         self._ready = False
 
     @property
     def wrapper(self) -> str:
         """Path of the job wrapper on the host."""
-        return f"{self.spool}/bin/{self._programs[JOB_WRAPPER.name][0]}"
+        return _installed(self.spool, JOB_WRAPPER)
 
     async def ask(self, op: str, *, commands_each: int = 1, **request: Any) -> dict[str, Any]:
         """Ask for one operation. Raises `CommandFailedError` when its outcome is not known."""
         await self._install()
-        program = f"{self.spool}/bin/{self._programs[SPOOL_KEEPER.name][0]}"
         content = {"op": op, "spool": self.spool, "env": self._env, "seconds": self._seconds, **request}
         seconds = self._seconds * max(1, commands_each) + _MARGIN_SECONDS
-        argv = [self.host.python, "-E", "-s", program]
+        argv = [self.host.python, "-E", "-s", _installed(self.spool, SPOOL_KEEPER)]
         try:
             result = await self.host.run(argv, json.dumps(content).encode(), seconds)
         except FileNotFoundError as error:  # the spool was deleted under our feet
@@ -122,7 +118,8 @@ class Keeper:
 
     async def _install(self) -> None:
         if not self._ready:
-            await self.host.install(f"{self.spool}/bin", dict(self._programs.values()))
+            files = {Path(_installed(self.spool, one)).name: one.read_bytes() for one in _PROGRAMS}
+            await self.host.install(f"{self.spool}/bin", files)
             self._ready = True
 
 
@@ -132,5 +129,7 @@ def _note(ran: Sequence[Mapping[str, Any]]) -> None:
         commands.note(one["argv"], one.get("status", one["exit_code"]), one["stderr"], began, one.get("seconds", 0.0))
 
 
-def _digest(program: Path) -> str:
-    return hashlib.sha256(program.read_bytes()).hexdigest()[:12]
+def _installed(spool: str, program: Path) -> str:
+    """Path on the host of a program that the keeper brings there, named by its content."""
+    digest = hashlib.sha256(program.read_bytes()).hexdigest()[:12]
+    return f"{spool}/bin/{program.stem}-{digest}.py"
