@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import os
+import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,18 +17,34 @@ from khomas.scheduler.backends.interface import Backend, Seen, State, Submitted
 from khomas.scheduler.backends.slurm_rest import SlurmRestSettings, open_slurm_rest
 from khomas.scheduler.backends.spool.dialect import UnreadableAnswerError
 from khomas.scheduler.conformance import GRACE, BackendConformance, OpenBackend, job, shell
+from tests.backends.conftest import shared_folder
+from tests.testbeds import slurm as slurm_bed
 from tests.testbeds.slurm import Slurm
 
+NATIVE = {
+    "partition": "batch",
+    "nodelist": "n3",
+    "nice": 7,
+    "constraint": "common",
+    "gres": "tape:1",
+    "licenses": "mars:1",
+    "wckey": "w",
+    "exclude": "n1",
+}
 OpenWith = Callable[[SlurmRestSettings], Backend]
+
+
+def settings_of(slurm: Slurm, folder: Path) -> SlurmRestSettings:
+    token = folder / "slurm.token"
+    token.write_text(slurm.token())
+    return SlurmRestSettings(
+        url=slurm.rest_url, token_file=token, spool=folder / "spool", poll_seconds=0.2, settle_seconds=1.0
+    )
 
 
 @pytest.fixture
 def settings(slurm: Slurm, tmp_path: Path) -> SlurmRestSettings:
-    token = tmp_path / "slurm.token"
-    token.write_text(slurm.token())
-    return SlurmRestSettings(
-        url=slurm.rest_url, token_file=token, spool=tmp_path / "spool", poll_seconds=0.2, settle_seconds=1.0
-    )
+    return settings_of(slurm, tmp_path)
 
 
 @pytest.fixture
@@ -82,13 +100,13 @@ class TestSlurmRest(BackendConformance):
         assert await backend.find([outcome.token]) == {}
 
     async def test_native_options_go_along(self, backend: Backend, slurm: Slurm) -> None:
-        native = {"partition": "batch", "nodelist": "n3", "account": "ctao", "nice": 7}
+        native = {**NATIVE, "account": "ctao", "qos": "normal"}
         [native_id] = await self.submitted(backend, [replace(job("sleep", "60"), native=native)])
         await self.wait_for(backend, native_id, State.RUNNING)
-        told = slurm.command("squeue", "-h", "-j", native_id, "-o", "%P|%N|%a|%y")
+        told = slurm.command("squeue", "-h", "-j", native_id, "-o", "%P|%N|%a|%y|%q|%f|%b|%W|%w|%x")
         await backend.cancel([native_id], GRACE)
         await self.ended(backend, native_id)
-        assert told.strip() == "batch|n3|ctao|7"
+        assert told.strip() == "batch|n3|ctao|7|normal|common|gres:tape:1|mars:1|w|n1"
 
     async def test_needs_go_along(self, backend: Backend, slurm: Slurm) -> None:
         resources = {"cpu_milli": 1500, "memory_bytes": 1 << 28, "wall_time_s": 600}
@@ -99,19 +117,23 @@ class TestSlurmRest(BackendConformance):
         await self.ended(backend, native_id)
         assert told.strip() == "2|320M|15:00"
 
-    async def test_job_that_slurm_killed_says_so(self, backend: Backend, slurm: Slurm) -> None:
-        [native_id] = await self.submitted(backend, [job("sleep", "60")])
+    async def test_job_that_died_without_a_record_says_so(self, backend: Backend, settings: SlurmRestSettings) -> None:
+        item = job("sleep", "60")
+        [native_id] = await self.submitted(backend, [item])
         await self.wait_for(backend, native_id, State.RUNNING)
-        slurm.command("scancel", "--signal=KILL", "--full", native_id)
+        await kill_wrapper(settings, item.token)
         seen = await self.ended(backend, native_id)
         assert seen.state is State.FAILED
         assert seen.record is None
 
-    async def test_usage_of_a_job_without_record_comes_from_the_database(self, backend: Backend, slurm: Slurm) -> None:
-        [native_id] = await self.submitted(backend, [job("sleep", "60")])
+    async def test_usage_of_a_job_without_record_comes_from_the_database(
+        self, backend: Backend, settings: SlurmRestSettings
+    ) -> None:
+        item = job("sleep", "60")
+        [native_id] = await self.submitted(backend, [item])
         await self.wait_for(backend, native_id, State.RUNNING)
         await asyncio.sleep(2.5)
-        slurm.command("scancel", "--signal=KILL", "--full", native_id)
+        await kill_wrapper(settings, item.token)
         await self.ended(backend, native_id)
         deadline = time.monotonic() + self.patience_s
         while not (used := await backend.usage([native_id])) or not used[native_id].max_memory_bytes:
@@ -137,8 +159,8 @@ class TestSlurmRest(BackendConformance):
         assert (await self.ended(backend, running)).state == State.SUCCEEDED
         assert (await self.run(backend, late))["state"] == "SUCCEEDED"
 
-    async def test_controller_that_is_down_loses_nothing(self, backend: Backend, slurm: Slurm) -> None:
-        [running] = await self.submitted(backend, [shell("sleep 3; echo done")])
+    async def test_controller_that_is_down_loses_nothing(self, backend: Backend, slurm: Slurm, tmp_path: Path) -> None:
+        [running] = await self.submitted(backend, [shell(f"until [ -e {tmp_path}/go ]; do sleep 0.1; done")])
         await self.wait_for(backend, running, State.RUNNING)
         late = job("true")
         slurm.stop("slurmctld")
@@ -147,6 +169,7 @@ class TestSlurmRest(BackendConformance):
         finally:
             slurm.start("slurmctld")
             await asyncio.to_thread(slurm.ready)
+        (tmp_path / "go").touch()
         assert (answer.complete, answer.observations[0].seen) == (False, Seen.NOT_ANSWERED)
         assert outcome.kind == Submitted.UNKNOWN
         assert (await self.ended(backend, running)).state == State.SUCCEEDED
@@ -231,6 +254,59 @@ class TestSlurmRest(BackendConformance):
             zip((item.token for item in items), ids, strict=True)
         )
         assert await self.submitted(open_backend(), items) == ids
+
+
+async def kill_wrapper(settings: SlurmRestSettings, token: str) -> None:
+    """End the wrapper of a job as a machine that runs out of memory does."""
+    started = settings.spool / "jobs" / token / "started"
+    async with asyncio.timeout(60):
+        while not started.exists() or not started.read_text():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    os.kill(json.loads(started.read_text())["pid"], signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def newest() -> Iterator[Slurm]:
+    """The Slurm of the next Debian."""
+    with slurm_bed.running(shared_folder("newest-slurm"), newest=True) as running:
+        yield running
+
+
+@pytest.mark.timeout(500)
+class TestNewestSlurmRest(BackendConformance):
+    """A newer slurmrestd, which speaks v0.0.40, keeps the contract too."""
+
+    patience_s = 60.0
+    patience_of_thousand_s = 400.0
+
+    @pytest.fixture
+    def settings(self, newest: Slurm, tmp_path: Path) -> SlurmRestSettings:
+        return replace(settings_of(newest, tmp_path), accounting=False)
+
+    @pytest.fixture
+    def open_backend(self, settings: SlurmRestSettings, open_with: OpenWith) -> OpenBackend:
+        return lambda: open_with(settings)
+
+    async def test_native_options_go_along(self, backend: Backend, newest: Slurm) -> None:
+        [native_id] = await self.submitted(backend, [replace(job("sleep", "60"), native=NATIVE)])
+        await self.wait_for(backend, native_id, State.RUNNING)
+        told = newest.command("squeue", "-h", "-j", native_id, "-o", "%P|%N|%y|%f|%b|%W|%w|%x")
+        await backend.cancel([native_id], GRACE)
+        await self.ended(backend, native_id)
+        assert told.strip() == "batch|n3|7|common|gres/tape:1|mars:1|w|n1"
+
+    async def test_partition_that_is_not_there_is_a_rejection(self, backend: Backend) -> None:
+        [outcome] = await backend.submit([replace(job("true"), queue="nowhere")])
+        assert outcome.kind == Submitted.REJECTED
+        assert "partition" in outcome.message
+
+    async def test_token_that_slurm_does_not_accept_is_told(
+        self, backend: Backend, settings: SlurmRestSettings, slurm: Slurm
+    ) -> None:
+        settings.token_file.write_text(slurm.token())
+        [outcome] = await backend.submit([job("true")])
+        assert outcome.kind == Submitted.THROTTLED
+        assert "does not accept the token" in outcome.message
 
 
 def test_settings_for_commands_are_refused(tmp_path: Path) -> None:

@@ -15,8 +15,16 @@ from tests.testbeds import install
 from tests.testbeds.processes import Processes, answers, end, free_ports, until
 from tests.testbeds.users import unprivileged
 
-_PACKAGES = ("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "slurm-wlm-jwt-plugin", "munge")
-_WITH_DATABASE = ("slurmdbd", "slurmrestd", "slurm-wlm-mysql-plugin", "mariadb-server")
+_PACKAGES = (
+    "slurmctld",
+    "slurmd",
+    "slurm-client",
+    "slurm-wlm-basic-plugins",
+    "slurm-wlm-jwt-plugin",
+    "munge",
+    "slurmrestd",
+)
+_WITH_DATABASE = ("slurmdbd", "slurm-wlm-mysql-plugin", "mariadb-server")
 _NODES = ("n1", "n2", "n3", "n4")
 _CORES = 4
 _MEMORY_MIB = 8000
@@ -45,17 +53,21 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 MaxArraySize=10001
 MaxJobCount=50000
+MinJobAge=60
 KillWait=5
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1
 SlurmdParameters=config_overrides
+GresTypes=tape
+Licenses=mars:4
 {accounting}
-NodeName=DEFAULT CPUs={cores} CoresPerSocket={cores} RealMemory={memory}
+NodeName=DEFAULT CPUs={cores} CoresPerSocket={cores} RealMemory={memory} Feature=common Gres=tape:2
 {nodes}
 PartitionName=batch Nodes=ALL Default=YES DefMemPerCPU=100 State=UP
 """
 _ACCOUNTING = """
 AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageEnforce=associations,limits
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort={dbd}
 AccountingStoragePass={root}/run/munge.sock
@@ -94,6 +106,8 @@ class Slurm:
     ports: Mapping[str, int]
     user: pwd.struct_passwd
     database: bool
+    # Goes before its commands.
+    prefix: tuple[str, ...] = ()
     servers: "dict[str, subprocess.Popen[bytes]]" = field(default_factory=dict)
 
     @property
@@ -114,13 +128,19 @@ class Slurm:
     def command(self, *argv: str) -> str:
         """Run one of its commands as root; return what it printed."""
         done = subprocess.run(
-            argv, check=True, capture_output=True, text=True, timeout=30, env={**os.environ, **self.environment}
+            [*self.prefix, *argv],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            env={**os.environ, **self.environment},
         )
         return done.stdout
 
     def start(self, name: str) -> None:
         """Start a server by the name that it has in `commands`."""
-        self.servers[name] = self.processes.start(self._argv(name), name=name, env=self._environment(name))
+        argv = [*self.prefix, *self._argv(name)]
+        self.servers[name] = self.processes.start(argv, name=name, env=self._environment(name))
 
     def stop(self, name: str) -> None:
         """Stop a server; jobs on the nodes go on."""
@@ -136,7 +156,7 @@ class Slurm:
 
     def ready(self) -> None:
         """Wait until the controller answers and the nodes are up."""
-        until(lambda: answers(["scontrol", "ping"], self.environment), 60, "slurmctld", self.processes)
+        until(lambda: answers([*self.prefix, "scontrol", "ping"], self.environment), 60, "slurmctld", self.processes)
         until(self._nodes_up, 60, "the nodes of Slurm", self.processes)
 
     def _nodes_up(self) -> bool:
@@ -151,7 +171,9 @@ class Slurm:
             return ["slurmdbd", "-D"]
         if name == "slurmrestd":
             drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-            return [*drop, "slurmrestd", "-a", "rest_auth/jwt", f"127.0.0.1:{self.ports['rest']}"]
+            # The newer one refuses to start when it shall answer for a database that is not there.
+            parts = ["-s", "openapi/slurmctld"] if self.prefix else []
+            return [*drop, "slurmrestd", *parts, "-a", "rest_auth/jwt", f"127.0.0.1:{self.ports['rest']}"]
         return ["slurmd", "-D", "-N", name]
 
     def _environment(self, name: str) -> dict[str, str]:
@@ -161,12 +183,17 @@ class Slurm:
 
 
 @contextmanager
-def running(folder: Path, *, database: bool = True) -> Iterator[Slurm]:
-    """Start Slurm; without a database there is no sacct and no REST server."""
-    install.debian(*_PACKAGES, *(_WITH_DATABASE if database else ()))
+def running(folder: Path, *, database: bool = True, newest: bool = False) -> Iterator[Slurm]:
+    """Start Slurm; without a database there is no sacct. The `newest` is that of the next Debian, without one."""
+    database = database and not newest
+    prefix: tuple[str, ...] = ()
+    if newest:
+        prefix = ("chroot", str(install.trixie(*_PACKAGES, "python3")))
+    else:
+        install.debian(*_PACKAGES, *(_WITH_DATABASE if database else ()))
     ports = dict(zip(("ctld", "dbd", "mysql", "rest", *_NODES), free_ports(8), strict=True))
     with Processes(folder / "log") as processes:
-        slurm = Slurm(folder, processes, ports, unprivileged(), database)
+        slurm = Slurm(folder, processes, ports, unprivileged(), database, prefix)
         _configure(slurm)
         _start_munge(slurm)
         if database:
@@ -175,8 +202,7 @@ def running(folder: Path, *, database: bool = True) -> Iterator[Slurm]:
         for node in _NODES:
             slurm.start(node)
         slurm.ready()
-        if database:
-            slurm.start("slurmrestd")
+        slurm.start("slurmrestd")
         try:
             yield slurm
         finally:
@@ -193,6 +219,10 @@ def _configure(slurm: Slurm) -> None:
     nodes = "\n".join(f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[node]}" for node in _NODES)
     values = {"root": root, "host": host, "ctld": ports["ctld"], "accounting": accounting, "nodes": nodes}
     (root / "etc/slurm.conf").write_text(_CONF.format(**values, cores=_CORES, memory=_MEMORY_MIB))
+    if slurm.prefix:
+        # It finds no cgroups in its chroot; the older one does not know the word.
+        (root / "etc/cgroup.conf").write_text("CgroupPlugin=disabled\n")
+    (root / "etc/gres.conf").write_text("Name=tape Count=2\n")
     for name in ("munge.key", "jwt.key"):
         _secret(root / "etc" / name, secrets.token_bytes(64))
     _secret(root / "etc/slurmdbd.conf", _DBD.format(root=root, dbd=ports["dbd"], mysql=ports["mysql"]).encode())
@@ -208,9 +238,9 @@ def _start_munge(slurm: Slurm) -> None:
     options = {"key-file": "etc/munge.key", "socket": "run/munge.sock", "pid-file": "run/munged.pid"}
     options |= {"log-file": "log/munged.log", "seed-file": "run/munged.seed"}
     flags = [f"--{name}={root / path}" for name, path in options.items()]
-    slurm.processes.start(["munged", "--foreground", "--force", *flags], name="munged-out")
+    slurm.processes.start([*slurm.prefix, "munged", "--foreground", "--force", *flags], name="munged-out")
     socket = root / "run/munge.sock"
-    until(lambda: answers(["munge", "-n", f"--socket={socket}"]), 30, "munge", slurm.processes)
+    until(lambda: answers([*slurm.prefix, "munge", "-n", f"--socket={socket}"]), 30, "munge", slurm.processes)
 
 
 def _start_database(slurm: Slurm) -> None:
@@ -250,7 +280,7 @@ def _end_jobs(slurm: Slurm) -> None:
     if "slurmctld" in slurm.servers:
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         env = {**os.environ, **slurm.environment}
-        command = ["scancel", "--signal=KILL", "--full", "--state=RUNNING", "-p", "batch"]
+        command = [*slurm.prefix, "scancel", "--signal=KILL", "--full", "--state=RUNNING", "-p", "batch"]
         subprocess.run(command, check=False, timeout=30, env=env, **quiet)  # type: ignore[call-overload]
 
 

@@ -1,4 +1,4 @@
-"""What slurmrestd answers, from v0.0.38 (numbers and words) to v0.0.40 (numbers that may be unset, lists of words)."""
+"""What slurmrestd answers: v0.0.38 (numbers and words) and v0.0.40 (numbers that may be unset, lists of words)."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -34,7 +34,9 @@ def errors(document: Document) -> list[tuple[int, str]]:
     found = []
     for one in document.get("errors") or ():
         code = one.get("error_code") or one.get("error_number") or 0
-        found.append((int(code), str(one.get("description") or one.get("error") or "unknown error")))
+        description, error = str(one.get("description") or ""), str(one.get("error") or "")
+        said = [part for part in (description, error) if part and (part is description or part not in description)]
+        found.append((int(code), ": ".join(said) or "unknown error"))
     return found
 
 
@@ -43,7 +45,7 @@ def refused(status: int, document: Document) -> bool:
     codes = [code for code, _ in errors(document)]
     if any(code == _NOT_NOW or any(code in some for some in _REFUSALS) for code in codes):
         return True
-    return status in (400, 401, 403, 404, 413)
+    return status in (400, 403, 404, 413)
 
 
 def shrunk(document: Document, prefix: str) -> Document:

@@ -20,10 +20,11 @@ from khomas.scheduler.backends.commands import CommandFailedError, Result, redac
 from khomas.scheduler.backends.spool.hosts import LocalHost
 from khomas.scheduler.wrapper.khomas_spool import OPERATIONS, Spool
 
-# The newest one that both sides speak is used.
-VERSIONS = ("v0.0.40", "v0.0.39", "v0.0.38")
+# One of them is spoken by every Slurm from 22.05 to 24.11.
+VERSIONS = ("v0.0.40", "v0.0.38")
 _AT_ONCE = 8
 _NOT_FOUND = 404
+_NOT_ACCEPTED = (401, 511)
 # Before what certainly did not reach Slurm, and before what Slurm certainly did not take.
 NOT_SENT = "not sent: "
 REFUSED = "refused: "
@@ -158,17 +159,29 @@ def _path(path: str, version: str) -> str:
 
 
 def _body(rest: Sequence[str], version: str) -> Any:
-    """The body of a submission; from v0.0.39 on the environment is a list."""
+    """The body of a submission, in the words of the version."""
     if not rest or not rest[0].startswith("{"):
         return None
     body = json.loads(rest[0])
-    if version != "v0.0.38" and "job" in body:
-        job = body["job"]
-        job["environment"] = [f"{name}={value}" for name, value in job["environment"].items()]
-        for old, new in (("nodelist", "required_nodes"), ("exclude_nodes", "excluded_nodes")):
-            if old in job:
-                job[new] = job.pop(old)
-    return body
+    if version == "v0.0.38":
+        return body
+    return {**body, "job": dict(_newer(name, value) for name, value in body["job"].items())}
+
+
+def _newer(name: str, value: Any) -> tuple[str, Any]:
+    """A property as v0.0.40 has it: it takes no notice of those that it does not know."""
+    match name:
+        case "environment":
+            return name, [f"{key}={text}" for key, text in value.items()]
+        case "memory_per_node" | "time_limit":
+            return name, {"set": True, "number": value}
+        case "nodelist":
+            return "required_nodes", [value]
+        case "exclude_nodes":
+            return "excluded_nodes", [value]
+        case "gres":
+            return "tres_per_node", ",".join(f"gres/{one}" for one in str(value).split(","))
+    return name, value
 
 
 def _document(content: bytes) -> answers.Document:
@@ -185,6 +198,8 @@ def _said(status: int, document: answers.Document, method: str) -> str:
     wrong = "; ".join(f"{text} ({code})" if code > 0 else text for code, text in answers.errors(document))
     if status == 200:
         return wrong
+    if status in _NOT_ACCEPTED:
+        return f"{NOT_SENT}Slurm does not accept the token: {wrong}"
     certain = REFUSED if method == "POST" and answers.refused(status, document) else ""
     return f"{certain}slurmrestd answered {status}: {wrong or 'and said nothing'}"
 
