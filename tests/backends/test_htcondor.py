@@ -1,0 +1,189 @@
+"""HTCondor: the conformance suite against a real pool, and what is its own."""
+
+import asyncio
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from khomas.scheduler.backends import htcondor_answers
+from khomas.scheduler.backends.htcondor import HtcondorSettings, open_htcondor
+from khomas.scheduler.backends.interface import Backend, Seen, State, Submitted, Usage
+from khomas.scheduler.conformance import GRACE, BackendConformance, OpenBackend, job, shell
+from tests.testbeds import htcondor
+from tests.testbeds.htcondor import DOMAIN, Htcondor
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[Htcondor]:
+    """One pool for all tests; whoever stops it starts it again."""
+    # Not in pytest's own folder, which every session shuts to other users.
+    with tempfile.TemporaryDirectory(prefix="khomas-htcondor-") as folder, htcondor.running(Path(folder)) as running:
+        yield running
+
+
+@pytest.fixture
+def tmp_path(pool: Htcondor) -> Iterator[Path]:
+    """A folder that the jobs may write to."""
+    with tempfile.TemporaryDirectory(prefix="khomas-htcondor-test-") as folder:
+        shutil.chown(folder, pool.user.pw_uid, pool.user.pw_gid)
+        yield Path(folder)
+
+
+@pytest.fixture
+def settings(pool: Htcondor, tmp_path: Path) -> HtcondorSettings:
+    return HtcondorSettings(
+        spool=tmp_path / "spool",
+        prefix=pool.prefix,
+        host_python="/usr/bin/python3",
+        env=pool.bindings,
+        collector=pool.collector,
+        tokens=pool.tokens,
+        domain=DOMAIN,
+        variables={"ENABLE_IPV6": "False"},
+        poll_seconds=0.2,
+        settle_seconds=1.0,
+    )
+
+
+@pytest.fixture
+def open_backend(settings: HtcondorSettings, pool: Htcondor) -> OpenBackend:
+    settings.spool.mkdir(exist_ok=True)
+    shutil.chown(settings.spool, pool.user.pw_uid, pool.user.pw_gid)
+    return lambda: open_htcondor(settings)
+
+
+@pytest.fixture
+async def backend(open_backend: OpenBackend) -> AsyncIterator[Backend]:
+    backend = open_backend()
+    yield backend
+    await backend.aclose()
+
+
+@pytest.mark.timeout(900)
+class TestHtcondor(BackendConformance):
+    """HTCondor keeps the contract."""
+
+    patience_s = 120.0
+    patience_of_thousand_s = 600.0
+
+
+async def until(backend: Backend, native_id: str, *states: State) -> object:
+    deadline = time.monotonic() + 120
+    while (seen := (await backend.poll([native_id])).observations[0]).state not in states:
+        assert time.monotonic() < deadline, f"still {seen}"
+        await asyncio.sleep(0.5)
+    return seen
+
+
+@pytest.mark.timeout(300)
+class TestHtcondorAlone:
+    """What only HTCondor has."""
+
+    async def test_jobs_of_one_submission_are_one_cluster_and_carry_their_tokens(
+        self, backend: Backend, pool: Htcondor
+    ) -> None:
+        items = [job("sleep", "60", resources={"cpu_milli": 1200, "memory_bytes": 100 << 20}) for _ in range(3)]
+        ids = [outcome.native_id for outcome in await backend.submit(items)]
+        cluster = ids[0].partition(".")[0]
+        assert ids == [f"{cluster}.{number}" for number in range(3)]
+        told = pool.run("condor_q", "-allusers", cluster, "-af", "KhomasToken", "RequestCpus", "RequestMemory")
+        assert told.split() == [word for item in items for word in (item.token, "2", "164")]
+        await backend.cancel(ids, GRACE)
+        for native_id in ids:
+            await until(backend, native_id, State.CANCELLED)
+
+    async def test_job_that_a_person_holds_waits_and_goes_on_when_released(self, backend: Backend) -> None:
+        item = replace(job("true"), native={"requirements": "time() - QDate > 3"})
+        [outcome] = await backend.submit([item])
+        await backend.hold([outcome.native_id], True)
+        waiting = (await backend.poll([outcome.native_id])).observations[0]
+        assert (waiting.state, waiting.native_state) == (State.QUEUED, "HELD (ordered by Khomas)")
+        await backend.hold([outcome.native_id], False)
+        await until(backend, outcome.native_id, State.SUCCEEDED)
+
+    async def test_script_that_is_gone_is_an_environment_failure(
+        self, backend: Backend, settings: HtcondorSettings
+    ) -> None:
+        item = replace(job("true"), native={"requirements": "time() - QDate > 4"})
+        [outcome] = await backend.submit([item])
+        for script in (settings.spool / "batches").glob("*/script"):
+            script.unlink()
+        seen = (await backend.poll([outcome.native_id])).observations[0]
+        deadline = time.monotonic() + 120
+        while not seen.state.final:
+            assert time.monotonic() < deadline, f"still {seen}"
+            await asyncio.sleep(0.5)
+            seen = (await backend.poll([outcome.native_id])).observations[0]
+        assert seen.record is not None
+        assert (seen.state, seen.record["reason_name"]) == (State.FAILED, "INFRA_ENVIRONMENT")
+        assert "script" in seen.record["message"]
+
+    async def test_wrong_requirements_are_refused_and_leave_nothing(self, backend: Backend) -> None:
+        item = replace(job("true"), native={"requirements": "((("})
+        [outcome] = await backend.submit([item])
+        assert outcome.kind is Submitted.REJECTED
+        assert await backend.find([item.token]) == {}
+
+    async def test_pool_that_is_down_says_nothing_of_its_jobs(self, backend: Backend, pool: Htcondor) -> None:
+        item = replace(shell("true"), native={"requirements": "false"})
+        [outcome] = await backend.submit([item])
+        pool.stop()
+        try:
+            answer = await backend.poll([outcome.native_id])
+            assert ([one.seen for one in answer.observations], answer.complete) == ([Seen.NOT_ANSWERED], False)
+            [refused] = await backend.submit([job("true")])
+            assert refused.kind is Submitted.THROTTLED
+        finally:
+            pool.start()
+        assert (await backend.poll([outcome.native_id])).observations[0].state is State.QUEUED
+        await backend.cancel([outcome.native_id], GRACE)
+
+
+def test_reasons_of_holds_are_translated() -> None:
+    ads = [
+        {"ClusterId": 7, "ProcId": 1, "JobStatus": 5, "HoldReasonCode": code, "HoldReason": "why"} for code in (1, 6)
+    ]
+    ads += [{**ads[0], "HoldReasonCode": code} for code in (34, 47)]
+    told = [htcondor_answers.status_of(ad) for ad in ads]
+    assert [(one.state, one.reason) for one in told] == [
+        (State.QUEUED, ""),
+        (State.FAILED, "INFRA_ENVIRONMENT"),
+        (State.FAILED, "LIMIT_MEMORY"),
+        (State.FAILED, "LIMIT_WALL"),
+    ]
+
+
+def test_history_is_read_as_usage() -> None:
+    ad = {
+        "ClusterId": 7,
+        "ProcId": 0,
+        "JobStatus": 4,
+        "ExitCode": 3,
+        "ExitBySignal": False,
+        "RemoteWallClockTime": 12.0,
+        "RemoteUserCpu": 2.0,
+        "RemoteSysCpu": 1.0,
+        "ResidentSetSize_RAW": 10,
+        "DiskUsage": 4,
+    }
+    account = htcondor_answers.accounts([ad])
+    assert sorted(account) == ["7", "7.0"]
+    status, usage = account["7"]
+    assert (status.state, status.exit_code, status.message) == (State.FAILED, 3, "exit code 3")
+    assert usage == Usage(wall_s=12, cpu_user_s=2, cpu_system_s=1, max_memory_bytes=10240, max_disk_bytes=4096)
+
+
+def test_only_a_pool_has_its_name(settings_free: HtcondorSettings) -> None:
+    assert settings_free.worker_env["_CONDOR_COLLECTOR_HOST"] == "cm.example.org"
+    with pytest.raises(ValueError, match="over the network"):
+        replace(settings_free, ssh="head")
+
+
+@pytest.fixture
+def settings_free() -> HtcondorSettings:
+    return HtcondorSettings(spool=Path("/spool"), collector="cm.example.org", domain="example.org")
