@@ -45,7 +45,7 @@ def refused(status: int, document: Document) -> bool:
     codes = [code for code, _ in errors(document)]
     if any(code == _NOT_NOW or any(code in some for some in _REFUSALS) for code in codes):
         return True
-    return status in (400, 403, 404, 413)
+    return status in (400, 403)
 
 
 def shrunk(document: Document, prefix: str) -> Document:

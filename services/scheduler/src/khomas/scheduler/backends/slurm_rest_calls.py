@@ -25,6 +25,8 @@ VERSIONS = ("v0.0.40", "v0.0.38")
 _AT_ONCE = 8
 _NOT_FOUND = 404
 _NOT_ACCEPTED = (401, 511)
+# More than a call takes at most, for the thread that waits for it: its loop may have ended.
+_MARGIN_SECONDS = 5.0
 # Before what certainly did not reach Slurm, and before what Slurm certainly did not take.
 NOT_SENT = "not sent: "
 REFUSED = "refused: "
@@ -118,7 +120,7 @@ class SlurmRest:
         return next((one for one in made if one[0] != 200), made[0])
 
     async def _spoken(self, token: Token) -> str:
-        """Find the version once; a server that is replaced by another one is asked again by a new backend."""
+        """Find the version, once a server."""
         if not self._version:
             for version in VERSIONS:
                 status, _, _ = await self._call(token, "GET", _path("slurm/ping", version), None)
@@ -139,7 +141,9 @@ class SlurmRest:
         async with self._session.request(method, url, headers=headers, json=body) as answer:
             content = await answer.read()
             document = await asyncio.to_thread(_document, content)
-            return answer.status, document, _said(answer.status, document, method)
+        if answer.status == _NOT_FOUND:
+            self._version = ""  # another server has taken its place
+        return answer.status, document, _said(answer.status, document, method)
 
     def _token(self) -> Token:
         token = Token.read(self._token_file)
@@ -200,6 +204,8 @@ def _said(status: int, document: answers.Document, method: str) -> str:
         return wrong
     if status in _NOT_ACCEPTED:
         return f"{NOT_SENT}Slurm does not accept the token: {wrong}"
+    if status == _NOT_FOUND:
+        return f"{NOT_SENT}slurmrestd does not know this call: {wrong}"
     certain = REFUSED if method == "POST" and answers.refused(status, document) else ""
     return f"{certain}slurmrestd answered {status}: {wrong or 'and said nothing'}"
 
@@ -220,7 +226,8 @@ class RestHost:
         loop = asyncio.get_running_loop()
 
         def command(argv: list[str], env: Mapping[str, str], patience: float) -> dict[str, Any]:
-            return asyncio.run_coroutine_threadsafe(self._rest.command(argv, patience), loop).result()
+            call = asyncio.run_coroutine_threadsafe(self._rest.command(argv, patience), loop)
+            return call.result(patience + _MARGIN_SECONDS)
 
         def work() -> bytes:
             request = json.loads(stdin)
@@ -230,8 +237,10 @@ class RestHost:
         try:
             async with asyncio.timeout(seconds):
                 return Result(0, await loop.run_in_executor(self._threads, work), b"")
-        except (TimeoutError, OSError) as error:
-            raise CommandFailedError(f"the spool could not be worked on: {error or 'timeout'}") from error
+        except FileNotFoundError:
+            raise  # the spool is gone; whoever asked makes it again
+        except OSError as error:
+            raise CommandFailedError(f"the spool could not be worked on: {error or 'no answer in time'}") from error
 
     async def install(self, folder: str, files: Mapping[str, bytes]) -> None:
         """Write files that are not there yet."""
