@@ -189,7 +189,7 @@ class Arc:
 
 
 @contextmanager
-def running(folder: Path, version: int = 6, jobs: int = 16, wakeup: int = 10) -> Iterator[Arc]:
+def running(folder: Path, version: int = 6, jobs: int = 16, wakeup: int = 30) -> Iterator[Arc]:
     """Install, configure and start; end all of its processes and jobs afterwards.
 
     `jobs` run at the same time; `wakeup` is the pause between two runs of the information provider.

@@ -30,7 +30,7 @@ class Lookup:
         """Keep the name of a job that was just made."""
         self._names[native_id] = token
 
-    async def token(self, ids: Iterable[str]) -> dict[str, str]:
+    async def names(self, ids: Iterable[str]) -> dict[str, str]:
         """Names of jobs that the CE has."""
         missing = [one for one in ids if one not in self._names]
         told = await self._client.act("info", missing)
@@ -46,7 +46,7 @@ class Lookup:
         """Look for tokens among all our jobs: those that can run before those that never got their script."""
         wanted = set(tokens)
         listed = {str(entry["id"]): str(entry.get("state", "")) for entry in await self._client.jobs(STATES)}
-        names = await self.token(list(listed))
+        names = await self.names(list(listed))
         self._names = dict(names)
         mine = [one for one in listed if names.get(one) in wanted]
         sizes = await asyncio.gather(*[self._client.size(one, SCRIPT) for one in mine])

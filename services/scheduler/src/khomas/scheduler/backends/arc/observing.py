@@ -39,7 +39,7 @@ class Observer:
         try:
             told = await self._client.act("status", wanted)
             listed = await self._client.jobs((*HANDED_ON, *ENDED))
-            tokens = await self._lookup.token([one for one in wanted if code(told.get(one)) == 200])
+            tokens = await self._lookup.names([one for one in wanted if code(told.get(one)) == 200])
         except ArcRefusedError:
             raise  # somebody has to do something about it
         except ArcError:
