@@ -1,6 +1,7 @@
 """Keeps one test bed running for use by hand: `python -m tests.testbeds slurm`."""
 
 import importlib
+import shlex
 import signal
 import sys
 import tempfile
@@ -20,10 +21,20 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="khomas-bed-") as folder:
         Path(folder).chmod(0o755)
         with module.running(Path(folder)) as bed:
-            sys.stdout.write(f"{bed}\n\nrunning; Ctrl-C stops it\n")
+            sys.stdout.write(f"{shown(bed)}\nrunning; Ctrl-C stops it\n")
             sys.stdout.flush()
             signal.sigwait({signal.SIGINT, signal.SIGTERM})
     return 0
+
+
+def shown(bed: object) -> str:
+    """How to reach it: variables to export, words that go before commands, addresses."""
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in getattr(bed, "environment", {}).items()]
+    if getattr(bed, "prefix", ()):
+        lines.append(f"put before commands: {shlex.join(bed.prefix)}")  # type: ignore[attr-defined]
+    names = ("tools", "rest_url", "address", "key", "known_hosts")
+    lines += [f"{name}: {getattr(bed, name)}" for name in names if hasattr(bed, name)]
+    return "\n".join(lines) or str(bed)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Installs the programs of a test bed: Debian packages here, or in a chroot of the next release for what this one lacks.
+"""Installs the programs of a test bed: Debian packages here, or in a chroot of the next release what this one lacks.
 
 Needs root. Everything is made once and kept; locks keep sessions that run at the same time apart.
 """
@@ -142,8 +142,7 @@ def _run(argv: Sequence[str], *, check: bool = True) -> str:
     done = subprocess.run(
         argv,
         check=False,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         stdin=subprocess.DEVNULL,
         env={**os.environ, **_ENVIRONMENT},
         timeout=20 * _MINUTES,
