@@ -281,9 +281,11 @@ class LocalBackend:
 
     def _purge(self, token: str) -> Outcome:
         folder = self._folder(token)
-        if not folder.exists():
+        # Its order may not have been taken yet: then there is no folder.
+        seen = self._look(token, self._incoming())
+        if seen.seen is Seen.ABSENT and not folder.exists():
             return Outcome(token, done=True)
-        if not self._look(token, self._incoming()).state.final:
+        if not seen.state.final:
             return Outcome(token, done=False, message="it has not ended; cancel it first")
         shutil.rmtree(folder)
         return Outcome(token, done=True)
