@@ -36,7 +36,7 @@ def written_by_hand(path: Path) -> bool:
 
 
 def longest(path: Path) -> int:
-    suite = "tests" in path.parts or path.name == "conformance.py"
+    suite = "tests" in path.parts or path.name == "conformance.py" or "conformance" in path.parts
     return LONGEST_SUITE if suite else LONGEST_MODULE
 
 

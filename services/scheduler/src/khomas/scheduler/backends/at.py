@@ -12,6 +12,8 @@ from khomas.scheduler.backends.spool.slots import in_slot
 
 # at keeps the environment of whoever calls it: it shall find nothing there.
 _CLEAN = ("env", "-i", "PATH=/usr/local/bin:/usr/bin:/bin", "LANG=C.UTF-8", "LC_ALL=C.UTF-8")
+# Everything but its usual words and our own about a deadline.
+_REFUSED = r"(?im)^(?!warning: commands will be|job \d+ at|no answer within).*\S"
 # at cannot name its jobs, so they are found by a line of their scripts.
 _SEARCH = 'for id in $("$1" | cut -f1); do "$2" -c "$id" | sed -n "s/^# khomas \\(.*\\)/$id \\1/p"; done'
 
@@ -39,7 +41,7 @@ class AtDialect:
         """One job a command: at knows no arrays."""
         at = [*_CLEAN, self._settings.tool("at"), *(["-q", needs.queue] if needs.queue else [])]
         script = in_slot(runs, self._settings.slots)
-        return Submission(script, [*at, "-f", "@SCRIPT@", "now"], None, native=r"(?m)^job (\d+) at", refused=r"\S")
+        return Submission(script, [*at, "-f", "@SCRIPT@", "now"], None, native=r"(?m)^job (\d+) at", refused=_REFUSED)
 
     def refusal(self, answer: Answer) -> Refusal:
         """Every complaint of at is a refusal."""

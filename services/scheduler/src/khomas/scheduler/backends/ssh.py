@@ -12,6 +12,7 @@ from khomas.scheduler.backends.spool.slots import in_slot
 
 # A session of its own, so that the job outlives the connection.
 _DETACH = 'setsid --fork sh "$1" < /dev/null > /dev/null 2>&1 && echo "started $2"'
+_REFUSED = r"(?i)cannot fork|resource temporarily unavailable|not found"
 _MACHINE = "nproc; awk '/MemTotal/ {print $2}' /proc/meminfo; "
 
 
@@ -39,7 +40,7 @@ class ProcessDialect:
         """Start a detached process that waits for its slot."""
         command = ["sh", "-c", _DETACH, "sh", "@SCRIPT@", "@TOKEN@"]
         script = in_slot(runs, self._settings.slots)
-        return Submission(script, command, None, native=r"(?m)^started (\S+)$", refused=r"\S|^$")
+        return Submission(script, command, None, native=r"(?m)^started (\S+)$", refused=_REFUSED)
 
     def refusal(self, answer: Answer) -> Refusal:
         """No process could be started."""

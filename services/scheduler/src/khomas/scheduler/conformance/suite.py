@@ -1,21 +1,14 @@
-"""What every backend must do, as a test class: subclass it, give it the fixture `open_backend`.
-
-    class TestMyBackend(BackendConformance):
-        @pytest.fixture
-        def open_backend(self, tmp_path): return lambda: open_mine(MySettings(...))
-
-`open_backend` may be called again within a test: every backend that it gives speaks to the same system.
-"""
+"""The test class."""
 
 import asyncio
 import base64
 import subprocess
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
@@ -28,26 +21,7 @@ from khomas.scheduler.backends.interface import (
     SubmitItem,
     Submitted,
 )
-
-Item = TypeVar("Item")
-OpenBackend = Callable[[], Backend]
-GRACE = timedelta(seconds=0.3)
-MIB = 1 << 20
-
-
-def token() -> str:
-    """Make a new token, as the scheduler does: 32 hexadecimal digits."""
-    return uuid.uuid4().hex
-
-
-def job(*command: str, **manifest: Any) -> SubmitItem:
-    """Make an item for one command."""
-    return SubmitItem(token(), {"command": list(command), "job": "jobs/1", "attempt": 1, **manifest})
-
-
-def shell(script: str, **manifest: Any) -> SubmitItem:
-    """Make an item for a shell script."""
-    return job("sh", "-c", script, **manifest)
+from khomas.scheduler.conformance.jobs import GRACE, MIB, OpenBackend, chunks, job, kill_while, pause, shell, token
 
 
 class BackendConformance:
@@ -165,6 +139,24 @@ class BackendConformance:
         await self.submitted(open_backend(), [item])
         found = await open_backend().find([item.token, token()])
         assert list(found) == [item.token]
+
+    async def test_service_that_is_killed_in_a_submission_hands_nothing_over_twice(
+        self, open_backend: OpenBackend, tmp_path: Path
+    ) -> None:
+        for number, seconds in enumerate((0.0, 0.05, 0.15, 0.4)):
+            ran = tmp_path / f"ran-{number}"
+            items = [shell(f"echo {n} >> {ran}") for n in range(4)]
+            await asyncio.to_thread(kill_while, lambda: open_backend().submit(items), seconds)  # noqa: B023
+            backend = open_backend()
+            outcomes = await backend.submit(items)
+            while any(outcome.kind is Submitted.UNKNOWN for outcome in outcomes):
+                await asyncio.sleep(pause(backend))
+                outcomes = await backend.submit(items)
+            assert {outcome.kind for outcome in outcomes} == {Submitted.ACCEPTED}
+            for outcome in outcomes:
+                assert (await self.ended(backend, outcome.native_id)).state == State.SUCCEEDED
+            await self.run(backend, job("true"))
+            assert sorted(ran.read_text().split()) == ["0", "1", "2", "3"]
 
     async def test_ended_job_is_found_by_token(self, backend: Backend) -> None:
         item = job("true")
@@ -325,6 +317,27 @@ class BackendConformance:
         item = job("python3", "-S", "-c", f"x = bytearray({400 * MIB})", resources={"memory_bytes": 100 * MIB})
         assert (await self.run(backend, item))["reason_name"] == "LIMIT_MEMORY"
 
+    async def test_job_that_ignores_sigterm_ends_at_its_wall_time(self, backend: Backend) -> None:
+        item = shell("trap '' TERM; while :; do sleep 1; done", resources={"wall_time_s": 0.5}, kill_grace_s=0.3)
+        assert (await self.run(backend, item))["reason_name"] == "LIMIT_WALL"
+
+    async def test_disk_is_a_limit(self, backend: Backend) -> None:
+        item = shell("yes > big; sleep 60", resources={"disk_bytes": 50 * MIB})
+        assert (await self.run(backend, item))["reason_name"] == "LIMIT_DISK"
+
+    async def test_log_size_is_a_limit(self, backend: Backend) -> None:
+        item = shell("yes", log_bytes=MIB)
+        assert (await self.run(backend, item))["reason_name"] == "LIMIT_LOG_SIZE"
+        ids = await backend.find([item.token])
+        assert MIB <= (await backend.peek(ids[item.token], "stdout", 0, 1)).size < MIB + 1000
+
+    async def test_processes_that_a_job_leaves_behind_are_ended(self, backend: Backend) -> None:
+        seconds = f"86400.{uuid.uuid4().int % 10**12}"
+        record = await self.run(backend, shell(f"setsid sleep {seconds} & setsid nohup sleep {seconds} > /dev/null &"))
+        assert (record["state"], record["stragglers"]) == ("SUCCEEDED", 2)
+        lives = await asyncio.to_thread(subprocess.run, ["pgrep", "-f", seconds], check=False, stdout=subprocess.PIPE)
+        assert lives.stdout == b""
+
     async def test_jobs_one_after_the_other_do_not_see_each_others_limits(self, backend: Backend) -> None:
         before = await self.printed(backend, shell("ulimit -d"))
         limited = await self.printed(backend, shell("ulimit -d", resources={"memory_bytes": 10 * MIB}))
@@ -456,14 +469,3 @@ class BackendConformance:
         else:
             with pytest.raises(NotSupportedError):
                 await backend.hold(ids, True)
-
-
-def chunks(items: Sequence[Item], backend: Backend) -> list[Sequence[Item]]:
-    """Cut into pieces that the backend takes."""
-    size = backend.capabilities.max_batch
-    return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def pause(backend: Backend) -> float:
-    """Seconds between two looks: shorter than the service's, so that the suite is quick."""
-    return min(0.5, backend.capabilities.min_poll_interval.total_seconds())
