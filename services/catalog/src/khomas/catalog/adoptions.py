@@ -18,6 +18,7 @@ from khomas.catalog.adoption_rules import as_file, check_wanted, compiled, fitte
 from khomas.catalog.creation import Creation, check_files
 from khomas.catalog.errors import AdoptionMissing, AdoptionState, FileInUse
 from khomas.catalog.keys import Keys
+from khomas.catalog.membership import Membership
 from khomas.catalog.names import default_path
 from khomas.catalog.tables import ACTIVE, adoption, file, replica
 from khomas.catalog.undoing import take_back
@@ -107,7 +108,7 @@ class Adoptions:
         row = await _row(connection, name, lock=True)
         if row.state not in (Adoption.STATE_SUCCEEDED, Adoption.STATE_FAILED):
             raise AdoptionState(name=name, state=_state_name(row.state))
-        used = await take_back(connection, self._events, row.uid)
+        used = await take_back(connection, Membership(self._database, self._events), self._events, row.uid)
         if used is not None:
             raise FileInUse(name=used[0], child=used[1])
         return await self._save(connection, row, state=Adoption.STATE_UNDONE, end_time=datetime.now(UTC))

@@ -45,7 +45,7 @@ async def start(settings: CatalogSettings, host: Host) -> Running:
     log = EventLog(database, tables.event)
     once = Once(database, tables.answer)
     keys = Keys(database, once)
-    membership = Membership(log)
+    membership = Membership(database, log)
     creation = Creation(database, once, log, keys, Directories(database), membership)
     changes = Changes(database, once, log, keys)
     parts = Parts(

@@ -82,7 +82,8 @@ class Changes:
         gone = [(rows[change.name].id, element) for change in request.updates for element in change.remove]
         await _upsert_replicas(connection, new)
         await _delete_replicas(connection, gone)
-        deleted = await self.finish_deletions(connection, [row.id for row in rows.values()])
+        deleting = [row.id for row in rows.values() if row.state == File.STATE_DELETING]
+        deleted = await self.finish_deletions(connection, deleting) if deleting else set()
         await self._touched(connection, [row.id for row in rows.values() if row.id not in deleted])
         return pb.BatchUpdateReplicasResponse(deleted_files=len(deleted))
 
@@ -102,6 +103,8 @@ class Changes:
 
     async def _touched(self, connection: AsyncConnection, ids: Sequence[int]) -> None:
         """Count the change and tell it with the whole file."""
+        if not ids:
+            return
         now = datetime.now(UTC)
         touching = (
             update(file)

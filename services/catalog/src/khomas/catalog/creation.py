@@ -19,7 +19,7 @@ from khomas.catalog.membership import Member, Membership
 from khomas.catalog.names import check_distinct, check_name, default_path, directory_of
 from khomas.catalog.tables import file, file_value, parent, replica
 from khomas.kit.boundary.call import current_principal
-from khomas.kit.database import Database, Rows, insert_rows
+from khomas.kit.database import Database, Rows
 from khomas.kit.errors import FieldInvalid
 from khomas.kit.events import EventLog, NewEvent
 from khomas.kit.events.table import TYPE_PREFIX
@@ -67,7 +67,8 @@ class Creation:
     ) -> pb.BatchCreateFilesResponse:
         """Commit files, which `check_files` has seen, in a transaction that is open already.
 
-        Raises IntegrityError when another transaction takes one of the names before this one: try it again.
+        Their rows are inserted at its end, which raises IntegrityError when another transaction has taken one of the
+        names meanwhile: try it again.
         """
         names, folders = {one.name for one in files}, {directory_of(one.name) for one in files}
         unknown = self._directories.unknown(folders)
@@ -93,7 +94,9 @@ class Creation:
                 connection, owner, datasets, {name: members[name] for name in members.keys() - existing}, existing
             )
             parts, events = [*parts, joined], [*events, *told]
-        await insert_rows(connection, *parts, self._log.rows(connection, events))
+        for part in parts:
+            self._database.insert_at_end(connection, part)
+        await self._log.append(connection, events)
         return pb.BatchCreateFilesResponse(uids=[uids[one.name] for one in files], existing=len(files) - len(new))
 
     async def _parts(

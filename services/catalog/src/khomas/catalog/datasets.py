@@ -1,6 +1,6 @@
 """Datasets: make, read, fill, close."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from sqlalchemy import select, update
@@ -10,12 +10,12 @@ from khomas.api.catalog.v1 import catalog_service_pb2 as pb
 from khomas.api.catalog.v1.dataset_pb2 import Dataset
 from khomas.catalog.errors import DatasetExists, DatasetMissing, FileMissing
 from khomas.catalog.keys import VALUE, Keys
-from khomas.catalog.membership import Membership, active_ids, changed, dataset_proto, new_row
+from khomas.catalog.membership import Candidate, Membership, candidates, changed, dataset_proto, new_row
 from khomas.catalog.searching import value_fields
 from khomas.catalog.tables import dataset, dataset_value, metadata_key
 from khomas.catalog.values import set_value
 from khomas.kit.boundary.call import current_principal
-from khomas.kit.database import AnyRow, Database, Rows, in_values, insert_new, insert_rows
+from khomas.kit.database import AnyRow, Database, Rows, in_values, insert_new
 from khomas.kit.events import EventLog
 from khomas.kit.filtering import Fields, fields, where
 from khomas.kit.idempotency import Once
@@ -48,16 +48,22 @@ class Datasets:
         return await self._once(request, Dataset, lambda connection: self._create(connection, request))
 
     async def _create(self, connection: AsyncConnection, request: pb.CreateDatasetRequest) -> Dataset:
-        row = new_row(new_uid(), request.dataset, current_principal().subject, datetime.now(UTC))
-        made = await insert_new(connection, dataset, [row], *dataset.c)
+        wanted = new_row(new_uid(), request.dataset, current_principal().subject, datetime.now(UTC))
+        made = await insert_new(connection, dataset, [wanted], *dataset.c)
         if not made:
             raise DatasetExists(name=request.dataset.name)
-        values = await self._keys.rows(connection, [(made[0].id, request.dataset.metadata)])
-        await insert_rows(connection, Rows(dataset_value, ("dataset_id", *VALUE), values))
-        await self._log.append(connection, [changed("created", made[0])])
+        row = made[0]
+        values = await self._keys.rows(connection, [(row.id, request.dataset.metadata)])
+        self._database.insert_at_end(connection, Rows(dataset_value, ("dataset_id", *VALUE), values))
+        await self._log.append(connection, [changed("created", row)])
         if request.files:
-            await self._membership.change(connection, made[0], add=await _members(connection, request.files))
-        return await self._read(connection, request.dataset.name)
+            files = _all(await candidates(connection, row.id, set(request.files)), request.files)
+            row = await self._membership.change(connection, row, add=files)
+        answer = dataset_proto(row)
+        known = await self._keys.of(connection, set(request.dataset.metadata))
+        for key, stored in zip(request.dataset.metadata, values, strict=True):
+            set_value(answer.metadata[key], known[key].type, *stored[2:])
+        return answer
 
     async def get(self, name: str) -> Dataset:
         """Read one."""
@@ -83,10 +89,11 @@ class Datasets:
 
     async def _update_files(self, connection: AsyncConnection, request: pb.UpdateDatasetFilesRequest) -> Dataset:
         (row,) = await self._membership.locked(connection, [request.name])
-        add = await _members(connection, request.add)
-        remove = await active_ids(connection, request.remove)
-        await self._membership.change(connection, row, add=add, remove=remove)
-        return await self._read(connection, request.name)
+        found = await candidates(connection, row.id, {*request.add, *request.remove})
+        add = _all(found, request.add)
+        remove = {name: found[name] for name in request.remove if name in found}
+        changed_row = await self._membership.change(connection, row, add=add, remove=remove)
+        return (await _with_metadata(connection, [changed_row]))[0]
 
     async def close(self, request: pb.CloseDatasetRequest) -> Dataset:
         """Close one; a closed one stays as it is."""
@@ -112,11 +119,10 @@ class Datasets:
         return (await _with_metadata(connection, [row]))[0]
 
 
-async def _members(connection: AsyncConnection, names: Sequence[str]) -> dict[str, int]:
-    ids = await active_ids(connection, names)
-    if missing := sorted(set(names) - ids.keys()):
+def _all(found: Mapping[str, Candidate], names: Sequence[str]) -> dict[str, Candidate]:
+    if missing := sorted(set(names) - found.keys()):
         raise FileMissing(name=missing[0])
-    return ids
+    return {name: found[name] for name in names}
 
 
 async def _with_metadata(connection: AsyncConnection, rows: Sequence[AnyRow]) -> list[Dataset]:

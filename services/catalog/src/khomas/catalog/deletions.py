@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import ColumnElement, func, literal, select, union_all, update
+from sqlalchemy import ColumnElement, Update, func, select, union_all, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.catalog.v1 import catalog_service_pb2 as pb
@@ -16,7 +16,7 @@ from khomas.catalog.files import BY_UID
 from khomas.catalog.names import check_distinct
 from khomas.catalog.tables import ACTIVE, DELETING, dataset, dataset_file, file, parent
 from khomas.kit.boundary.call import current_principal
-from khomas.kit.database import AnyRow, Database, in_values, insert_many
+from khomas.kit.database import AnyRow, Database, Rows, in_values
 from khomas.kit.errors import FieldInvalid
 from khomas.kit.events import EventLog, NewEvent
 from khomas.kit.idempotency import Once
@@ -85,7 +85,7 @@ class Deletions:
         for name, row in rows.items():
             if row.purge_time <= now:
                 raise DeletionStarted(name=name, purge_time=row.purge_time)
-        await _rejoin_datasets(connection, list(rows.values()), now)
+        await _rejoin_datasets(connection, self._database, list(rows.values()), now)
         nothing = {"delete_requester": None, "delete_reason": None, "delete_time": None, "purge_time": None}
         restoring = (
             update(file)
@@ -149,31 +149,37 @@ async def _refuse_used(connection: AsyncConnection, ids: Sequence[int]) -> None:
 
 async def _leave_datasets(connection: AsyncConnection, ids: Sequence[int], now: datetime) -> None:
     """End the memberships at the moment of the deletion; the undo knows them by it."""
-    await _recount(connection, ids, -1, dataset_file.c.remove_time.is_(None))
-    leaving = in_values(dataset_file.c.file_id, ids) & dataset_file.c.remove_time.is_(None)
-    await connection.execute(update(dataset_file).values(remove_time=now).where(leaving))
+    lasting = dataset_file.c.remove_time.is_(None)
+    counting = _recounting(ids, -1, lasting)
+    leaving = update(dataset_file).values(remove_time=now).where(in_values(dataset_file.c.file_id, ids), lasting)
+    if connection.dialect.name == "postgresql":
+        # One statement; it reads the first part so that datasets are locked before memberships, as everywhere.
+        counted = counting.returning(dataset.c.id).cte("counted")
+        leaving = leaving.where(select(func.count(counted.c.id)).scalar_subquery() >= 0)
+    else:
+        await connection.execute(counting)
+    await connection.execute(leaving)
 
 
-async def _rejoin_datasets(connection: AsyncConnection, rows: Sequence[AnyRow], now: datetime) -> None:
+async def _rejoin_datasets(
+    connection: AsyncConnection, database: Database, rows: Sequence[AnyRow], now: datetime
+) -> None:
     ids = [row.id for row in rows]
-    ended = dataset_file.c.remove_time == (
-        select(file.c.delete_time).where(file.c.id == dataset_file.c.file_id).scalar_subquery()
-    )
-    query = select(dataset_file.c.dataset_id, dataset_file.c.file_id).where(
-        in_values(dataset_file.c.file_id, ids), ended
+    ended = dataset_file.c.remove_time == file.c.delete_time
+    query = (
+        select(dataset_file.c.dataset_id, dataset_file.c.file_id)
+        .join(file, file.c.id == dataset_file.c.file_id)
+        .where(in_values(dataset_file.c.file_id, ids), ended)
     )
     back = (await connection.execute(query)).all()
-    await insert_many(
-        connection,
-        dataset_file,
-        [{"dataset_id": row.dataset_id, "file_id": row.file_id, "add_time": now} for row in back],
-    )
     if back:
-        await _recount(connection, ids, +1, dataset_file.c.add_time == literal(now, dataset_file.c.add_time.type))
+        await connection.execute(_recounting(ids, +1, ended))
+        columns = ("dataset_id", "file_id")
+        database.insert_at_end(connection, Rows(dataset_file, columns, [tuple(row) for row in back], {"add_time": now}))
 
 
-async def _recount(connection: AsyncConnection, ids: Sequence[int], sign: int, which: ColumnElement[bool]) -> None:
-    """Correct count and size of the datasets that the files are in."""
+def _recounting(ids: Sequence[int], sign: int, which: ColumnElement[bool]) -> Update:
+    """Return what corrects count and size of the datasets that the files are in."""
     moving = (
         select(
             dataset_file.c.dataset_id,
@@ -185,7 +191,7 @@ async def _recount(connection: AsyncConnection, ids: Sequence[int], sign: int, w
         .group_by(dataset_file.c.dataset_id)
         .subquery()
     )
-    await connection.execute(
+    return (
         update(dataset)
         .values(
             file_count=dataset.c.file_count + sign * moving.c.files,

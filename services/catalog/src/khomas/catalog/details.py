@@ -1,9 +1,10 @@
 """From rows to messages: two statements for any number of files, straight from what the driver gives."""
 
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import BigInteger, Double, Integer, null, select, type_coerce, union_all
+from sqlalchemy import TIMESTAMP, BigInteger, Double, Integer, literal, null, select, type_coerce, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import NullType
 
@@ -30,32 +31,48 @@ _REPLICAS = Prepared(
     .where(values_param(replica.c.file_id, "ids"))
     .order_by(replica.c.file_id, replica.c.storage_element)
 )
+# In the place of the type of a value: what the row is instead.
+_REPLICA, _PARENT = -1, -2
 _VALUES = file_value.c
-_METADATA_AND_PARENTS = Prepared(
-    union_all(
+_MOMENT = BigInteger().with_variant(TIMESTAMP(timezone=True), "postgresql")
+
+
+def _whole(with_replicas: bool) -> Prepared:
+    """Return the query of metadata, parents and, if wanted, replicas; union is what one statement costs."""
+    no_moment = null().cast(_MOMENT)
+    parts = [
         select(
-            *(_VALUES.file_id, metadata_key.c.name, metadata_key.c.type),
-            *(_VALUES.whole, _VALUES.number, _VALUES.text),
+            *(_VALUES.file_id, metadata_key.c.type, metadata_key.c.name),
+            *(_VALUES.whole, _VALUES.number, _VALUES.text, no_moment),
         )
         .join(metadata_key, metadata_key.c.id == _VALUES.key_id)
         .where(values_param(_VALUES.file_id, "ids")),
         select(
-            *(parent.c.child_id, file.c.name, null().cast(Integer)),
-            *(null().cast(BigInteger), null().cast(Double), null().cast(_VALUES.text.type)),
+            *(parent.c.child_id, literal(_PARENT, Integer), file.c.name),
+            *(null().cast(BigInteger), null().cast(Double), null().cast(_VALUES.text.type), no_moment),
         )
         .join(file, file.c.id == parent.c.parent_id)
         .where(values_param(parent.c.child_id, "children")),
-    )
-)
+    ]
+    copies = select(
+        *(replica.c.file_id, literal(_REPLICA, Integer), replica.c.storage_element),
+        *(replica.c.state, null().cast(Double), replica.c.path, type_coerce(replica.c.verify_time, NullType)),
+    ).where(values_param(replica.c.file_id, "owners"))
+    return Prepared(union_all(*parts, *([copies] if with_replicas else [])))
+
+
+_METADATA_AND_PARENTS, _EVERYTHING = _whole(with_replicas=False), _whole(with_replicas=True)
 
 
 async def complete(connection: AsyncConnection, rows: Iterable[Sequence[Any]], view: int) -> list[File]:
     """Return files, of rows that begin with FILE, with what the view asks for; unset = everything."""
     found = {row[0]: file_proto(row) for row in rows}
-    if view != pb.FILE_VIEW_BASIC and found:
-        for row in await _REPLICAS.rows(connection, ids=list(found)):
+    ids = list(found)
+    if view == pb.FILE_VIEW_REPLICAS and found:
+        for row in await _REPLICAS.rows(connection, ids=ids):
             add_replica(found[row[0]], *row[1:])
-    await add_rest(connection, found, view)
+    elif view != pb.FILE_VIEW_BASIC and found:
+        _add(found, await _EVERYTHING.rows(connection, ids=ids, children=ids, owners=ids))
     return list(found.values())
 
 
@@ -63,16 +80,24 @@ async def add_rest(connection: AsyncConnection, found: dict[int, File], view: in
     """Add what the view asks for beyond replicas, to files by their ids."""
     if view in (pb.FILE_VIEW_UNSPECIFIED, pb.FILE_VIEW_FULL) and found:
         ids = list(found)
-        parents: dict[int, list[str]] = {}
-        for id_, name, type_, whole, number, text in await _METADATA_AND_PARENTS.rows(
-            connection, ids=ids, children=ids
-        ):
-            if type_ is None:
-                parents.setdefault(id_, []).append(name)
-            else:
-                set_value(found[id_].metadata[name], type_, whole, number, text)
-        for id_, names in parents.items():
-            found[id_].parents.extend(sorted(names))
+        _add(found, await _METADATA_AND_PARENTS.rows(connection, ids=ids, children=ids))
+
+
+def _add(found: dict[int, File], rows: Iterable[Sequence[Any]]) -> None:
+    parents: list[tuple[str, int]] = []
+    copies = []
+    for row in rows:
+        id_, kind, name, whole, number, text, moment = row
+        if kind == _PARENT:
+            parents.append((name, id_))
+        elif kind == _REPLICA:
+            copies.append((name, id_, text, whole, moment))
+        else:
+            set_value(found[id_].metadata[name], kind, whole, number, text)
+    for name, id_ in sorted(parents):
+        found[id_].parents.append(name)
+    for element, id_, path, state, moment in sorted(copies, key=itemgetter(0)):
+        add_replica(found[id_], element, path, state, moment)
 
 
 def add_replica(one: File, storage_element: str, path: str | None, state: Any, verify_time: Any) -> None:

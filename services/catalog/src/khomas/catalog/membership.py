@@ -1,10 +1,10 @@
 """Which files are in which dataset, and since when."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, and_, case, func, or_, select, true, update
+from sqlalchemy import ColumnElement, and_, literal, or_, select, true, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -13,7 +13,7 @@ from khomas.api.catalog.v1.dataset_pb2 import Dataset
 from khomas.catalog.errors import DatasetClosed, DatasetMissing
 from khomas.catalog.names import check_dataset
 from khomas.catalog.tables import ACTIVE, dataset, dataset_file, file
-from khomas.kit.database import AnyRow, Rows, in_values, insert_many, rows_table
+from khomas.kit.database import AnyRow, Database, Rows, in_values, rows_table
 from khomas.kit.events import EventLog, NewEvent
 from khomas.kit.ids import new_uids
 
@@ -23,6 +23,14 @@ class Member(NamedTuple):
 
     id: int
     size_bytes: int
+
+
+class Candidate(NamedTuple):
+    """A file that may join or leave a dataset."""
+
+    id: int
+    size_bytes: int
+    inside: bool
 
 
 Members = Mapping[str, Member]
@@ -40,7 +48,8 @@ def is_member(dataset_id: ColumnElement[int], at: datetime | None) -> ColumnElem
 class Membership:
     """Adds files to datasets and takes them out."""
 
-    def __init__(self, log: EventLog) -> None:
+    def __init__(self, database: Database, log: EventLog) -> None:
+        self._database = database
         self._log = log
 
     async def join(
@@ -104,47 +113,35 @@ class Membership:
         connection: AsyncConnection,
         row: AnyRow,
         *,
-        add: Mapping[str, int] | None = None,
-        remove: Mapping[str, int] | None = None,
-    ) -> None:
-        """Add and remove files, given as LFN and id, and tell what really changed."""
-        ids = {*(add or {}).values(), *(remove or {}).values()}
-        query = select(dataset_file.c.file_id).where(is_member(row.id, None), in_values(dataset_file.c.file_id, ids))
-        members = set((await connection.execute(query)).scalars())
-        added = {name: id_ for name, id_ in (add or {}).items() if id_ not in members}
-        removed = {name: id_ for name, id_ in (remove or {}).items() if id_ in members}
+        add: Mapping[str, Candidate] | None = None,
+        remove: Mapping[str, Candidate] | None = None,
+    ) -> AnyRow:
+        """Add and remove files, tell what really changed, and return the dataset's new row."""
+        added = {name: one for name, one in (add or {}).items() if not one.inside}
+        removed = {name: one for name, one in (remove or {}).items() if one.inside}
+        if not added and not removed:
+            return row
         now = datetime.now(UTC)
-        await insert_many(
-            connection,
-            dataset_file,
-            [{"dataset_id": row.id, "file_id": id_, "add_time": now} for id_ in sorted(added.values())],
-        )
+        new = sorted((row.id, one.id) for one in added.values())
+        self._database.insert_at_end(connection, Rows(dataset_file, ("dataset_id", "file_id"), new, {"add_time": now}))
         if removed:
-            gone = is_member(row.id, None) & in_values(dataset_file.c.file_id, set(removed.values()))
+            gone = is_member(row.id, None) & in_values(dataset_file.c.file_id, {one.id for one in removed.values()})
             await connection.execute(update(dataset_file).values(remove_time=now).where(gone))
-        if added or removed:
-            await self._count(connection, row.id, set(added.values()), set(removed.values()), now)
-            await self._log.append(connection, _moves(row, sorted(added), sorted(removed)))
-
-    @staticmethod
-    async def _count(connection: AsyncConnection, id_: int, added: set[int], removed: set[int], now: datetime) -> None:
-        """Keep count and size beside the dataset, so that a list of datasets reads no memberships."""
-        sign = case((in_values(file.c.id, added), 1), else_=-1)
-        sizes = (
-            select(func.coalesce(func.sum(sign * file.c.size_bytes), 0))
-            .where(in_values(file.c.id, added | removed))
-            .scalar_subquery()
-        )
-        await connection.execute(
+        # Count and size stand beside the dataset, so that a list of datasets reads no memberships.
+        moved = sum(one.size_bytes for one in added.values()) - sum(one.size_bytes for one in removed.values())
+        counting = (
             update(dataset)
             .values(
                 file_count=dataset.c.file_count + len(added) - len(removed),
-                size_bytes=dataset.c.size_bytes + sizes,
+                size_bytes=dataset.c.size_bytes + moved,
                 update_time=now,
                 version=dataset.c.version + 1,
             )
-            .where(dataset.c.id == id_)
+            .where(dataset.c.id == row.id)
+            .returning(*dataset.c)
         )
+        await self._log.append(connection, _moves(row, sorted(added), sorted(removed)))
+        return (await connection.execute(counting)).one()
 
 
 async def _add_counts(connection: AsyncConnection, rows: Sequence[Mapping[str, Any]]) -> Sequence[AnyRow]:
@@ -171,10 +168,15 @@ async def _add_counts(connection: AsyncConnection, rows: Sequence[Mapping[str, A
     return found
 
 
-async def active_ids(connection: AsyncConnection, names: Sequence[str]) -> dict[str, int]:
-    """Return the ids of active files by LFN; others are missing from the answer."""
-    query = select(file.c.name, file.c.id).where(in_values(file.c.name, names), ACTIVE)
-    return {row.name: row.id for row in await connection.execute(query)}
+async def candidates(connection: AsyncConnection, dataset_id: int, names: Collection[str]) -> dict[str, Candidate]:
+    """Return active files by LFN and whether they are in a dataset; others are missing from the answer."""
+    inside = and_(dataset_file.c.file_id == file.c.id, is_member(literal(dataset_id), None))
+    query = (
+        select(file.c.name, file.c.id, file.c.size_bytes, dataset_file.c.file_id.is_not(None).label("inside"))
+        .outerjoin_from(file, dataset_file, inside)
+        .where(in_values(file.c.name, names), ACTIVE)
+    )
+    return {row.name: Candidate(row.id, row.size_bytes, row.inside) for row in await connection.execute(query)}
 
 
 def new_row(uid: str, wanted: Dataset, owner: str, now: datetime) -> dict[str, object]:

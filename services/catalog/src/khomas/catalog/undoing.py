@@ -7,12 +7,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.catalog.v1.file_pb2 import File
 from khomas.catalog.details import file_proto
-from khomas.catalog.membership import Membership
+from khomas.catalog.membership import Candidate, Membership
 from khomas.catalog.tables import ACTIVE, dataset, dataset_file, file, parent, replica
 from khomas.kit.events import EventLog, NewEvent
 
 
-async def take_back(connection: AsyncConnection, events: EventLog, origin: str) -> tuple[str, str] | None:
+async def take_back(
+    connection: AsyncConnection, membership: Membership, events: EventLog, origin: str
+) -> tuple[str, str] | None:
     """Make the files tombstones at once, or return a file and what was made from it, changing nothing."""
     ids = select(file.c.id).where(file.c.origin == origin, ACTIVE)
     child, wanted = file.alias(), file.alias()
@@ -26,7 +28,7 @@ async def take_back(connection: AsyncConnection, events: EventLog, origin: str) 
     )
     if row := (await connection.execute(used)).first():
         return row.name, row.child
-    await _leave_datasets(connection, events, origin)
+    await _leave_datasets(connection, membership, origin)
     await connection.execute(delete(replica).where(replica.c.file_id.in_(ids)))
     now = datetime.now(UTC)
     taking = (
@@ -41,17 +43,16 @@ async def take_back(connection: AsyncConnection, events: EventLog, origin: str) 
     return None
 
 
-async def _leave_datasets(connection: AsyncConnection, events: EventLog, origin: str) -> None:
+async def _leave_datasets(connection: AsyncConnection, membership: Membership, origin: str) -> None:
     query = (
-        select(dataset.c.name, file.c.name.label("file"), file.c.id)
+        select(dataset.c.name, file.c.name.label("file"), file.c.id, file.c.size_bytes)
         .select_from(dataset_file)
         .join(dataset, dataset.c.id == dataset_file.c.dataset_id)
         .join(file, file.c.id == dataset_file.c.file_id)
         .where(file.c.origin == origin, ACTIVE, dataset_file.c.remove_time.is_(None))
     )
-    members: dict[str, dict[str, int]] = {}
+    members: dict[str, dict[str, Candidate]] = {}
     for row in await connection.execute(query):
-        members.setdefault(row.name, {})[row.file] = row.id
-    membership = Membership(events)
+        members.setdefault(row.name, {})[row.file] = Candidate(row.id, row.size_bytes, inside=True)
     for row in await membership.locked(connection, sorted(members)) if members else []:
         await membership.change(connection, row, remove=members[row.name])

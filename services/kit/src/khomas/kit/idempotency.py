@@ -12,7 +12,7 @@ from sqlalchemy import Column, LargeBinary, MetaData, Table, delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.kit.boundary.call import current_call
-from khomas.kit.database import Database, UtcTime, insert_many
+from khomas.kit.database import Database, Rows, UtcTime
 from khomas.kit.database.grouped import Grouped
 from khomas.kit.errors import RequestIdReused
 
@@ -97,16 +97,13 @@ class Once:
         return answer
 
     async def keep(self, connection: AsyncConnection, given: Sequence[tuple[Asked, Message]]) -> None:
-        """Keep answers in the transaction of their changes, with one statement.
+        """Keep answers in the transaction of their changes, at its end.
 
-        Waits for another call with the same id that has not committed yet, and fails if it does.
+        That waits for another call with the same id that has not committed yet, and fails if it does.
         """
-        now = _now()
-        rows = [
-            {"key": asked.key, "request_digest": asked.digest, "answer": _packed(answer), "create_time": now}
-            for asked, answer in given
-        ]
-        await insert_many(connection, self._table, rows)
+        rows = [(asked.key, asked.digest, _packed(answer)) for asked, answer in given]
+        columns = ("key", "request_digest", "answer")
+        self.database.insert_at_end(connection, Rows(self._table, columns, rows, {"create_time": _now()}))
 
     async def before(self, asked: Asked, answer_type: type[Answer], error: Exception) -> Answer | None:
         """Return the answer that was given before this error, None if there was none.

@@ -2,15 +2,17 @@
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import AsyncAdaptedQueuePool, MetaData, event, make_url
+from sqlalchemy import AsyncAdaptedQueuePool, MetaData, Table, event, make_url
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from khomas.kit.database import migrations
 from khomas.kit.database.driver import driver_of, fetch
 from khomas.kit.database.failures import translated
+from khomas.kit.database.insertion import Rows, insert_rows
 from khomas.kit.errors import UpstreamUnavailable
 
 # NORMAL in WAL mode: what was acknowledged survives a SIGKILL of the process; after a power cut the
@@ -55,6 +57,7 @@ class Database:
         else:
             raise ValueError(f"databases of kind {self.dialect} are not supported; use sqlite or postgresql")
         self._after_commit: dict[AsyncConnection, list[Callable[[], None]]] = {}
+        self._at_end: dict[AsyncConnection, dict[tuple[Table, tuple[str, ...]], Rows]] = {}
 
     @property
     def engines(self) -> tuple[AsyncEngine, ...]:
@@ -71,9 +74,11 @@ class Database:
             try:
                 async with _transaction(connection, _BEGIN_WRITE[self.dialect]):
                     yield connection
+                    await insert_rows(connection, *self._at_end.pop(connection, {}).values())
                 callbacks = self._after_commit.get(connection, [])
             finally:
                 self._after_commit.pop(connection, None)
+                self._at_end.pop(connection, None)
         for callback in callbacks:
             callback()
 
@@ -92,6 +97,17 @@ class Database:
     def after_commit(self, connection: AsyncConnection, callback: Callable[[], None]) -> None:
         """Call back once the transaction on this connection is committed; never if it is not."""
         self._after_commit.setdefault(connection, []).append(callback)
+
+    def insert_at_end(self, connection: AsyncConnection, rows: Rows) -> None:
+        """Insert rows at the end of the transaction; on PostgreSQL all of them by one statement.
+
+        Rows of one table keep their order; what they have in common is that of the first ones.
+        """
+        waiting = self._at_end.setdefault(connection, {})
+        before = waiting.get((rows.table, rows.columns))
+        if before is not None:
+            rows = replace(before, values=[*before.values, *rows.values])
+        waiting[rows.table, rows.columns] = rows
 
     async def upgrade(self) -> None:
         """Bring the schema up to date; of several processes that try at once, one does it."""

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Table, Tuple, case, delete, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.common.v1 import event_pb2 as pb
-from khomas.kit.database import AnyRow, Database, Rows, insert_rows
+from khomas.kit.database import AnyRow, Database
 from khomas.kit.errors import CursorExpired
 from khomas.kit.events.cursor import START, Position, horizon
 from khomas.kit.events.table import PRUNED, NewEvent, event_rows
@@ -38,14 +38,10 @@ class EventLog:
         self._fields = {key: fields.text(table.c[key]) for key in ("kind", "subject", "subject_uid", "origin")}
 
     async def append(self, connection: AsyncConnection, events: Sequence[NewEvent]) -> None:
-        """Add events to the transaction of their change; watchers wake up when it commits."""
-        await insert_rows(connection, self.rows(connection, events))
-
-    def rows(self, connection: AsyncConnection, events: Sequence[NewEvent]) -> Rows:
-        """Return events as rows to insert together with their change; watchers wake up when it commits."""
+        """Add events to the transaction of their change, at its end; watchers wake up when it commits."""
         if events:
+            self._database.insert_at_end(connection, event_rows(self._table, self._database.dialect, events))
             self._database.after_commit(connection, self._wake)
-        return event_rows(self._table, self._database.dialect, events)
 
     async def watch(self, request: pb.WatchEventsRequest) -> AsyncGenerator[pb.WatchEventsResponse, None]:
         """Answer a WatchEvents call.
