@@ -29,6 +29,7 @@ _SETTINGS = {
     "max_connections": "60",
     "autovacuum": "off",
 }
+_DURABLE = {"listen_addresses": "", "shared_buffers": "256MB", "max_connections": "60"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +62,13 @@ class PostgresqlServer:
 
 
 @contextmanager
-def postgresql_server() -> Iterator[PostgresqlServer]:
-    """Run a server in a temporary folder; started by root it runs as `postgres` or `nobody`."""
+def postgresql_server(*, durable: bool = False) -> Iterator[PostgresqlServer]:
+    """Run a server in a temporary folder; started by root it runs as `postgres` or `nobody`.
+
+    A durable one keeps what it acknowledged through a power cut, on a disk, as in production: for measurements.
+    """
     user = _unprivileged()
-    folder = Path(tempfile.mkdtemp(prefix="khomas-pg-", dir=_memory()))
+    folder = Path(tempfile.mkdtemp(prefix="khomas-pg-", dir=None if durable else _memory()))
     data = folder / "data"
     try:
         if user is not None:
@@ -72,7 +76,8 @@ def postgresql_server() -> Iterator[PostgresqlServer]:
         setup: list[str | Path] = [_program("initdb"), "--pgdata", data, "--username", "khomas", "--auth", "trust"]
         setup += ["--encoding", "UTF8", "--locale", "C.UTF-8", "--no-sync"]
         _run_as(user, setup, folder).wait(_STARTUP_SECONDS)
-        options = [part for key, value in _SETTINGS.items() for part in ("-c", f"{key}={value}")]
+        settings = _DURABLE if durable else _SETTINGS
+        options = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
         server: list[str | Path] = [_program("postgres"), "-D", data, "-k", folder, *options]
         process = _run_as(user, server, folder)
         try:
