@@ -50,7 +50,8 @@ class ArcBackend:
         self._observer = Observer(self._client, self._lookup)
         self.capabilities = Capabilities(
             kind="arc",
-            max_batch=1000,
+            # The CE takes tens of milliseconds for each; more would come near the deadline of a call.
+            max_batch=500,
             min_poll_interval=settings.poll_interval,
             peek=True,
             native_options=OPTIONS,
