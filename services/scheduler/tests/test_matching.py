@@ -1,5 +1,9 @@
 """Which backend a job goes to, and why."""
 
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -7,7 +11,10 @@ from google.protobuf.json_format import ParseDict
 
 from khomas.api.scheduler.v1.job_spec_pb2 import JobSpec
 from khomas.scheduler.backends.interface import ComputeResource
-from khomas.scheduler.matching import Match, Needs, Offer, match
+from khomas.scheduler.matching import Match, Needs, Offer, check_placement, match
+from khomas.scheduler.placing import Placing
+from khomas.scheduler.ranking import Facts, Rank
+from khomas.scheduler.ranking.weighted import weighted
 
 SMALL = Offer("small", "slurm", "lyon", [ComputeResource("", cpu_milli=4000, max_memory_bytes=1000)])
 LONG = Offer("long", "slurm", "lyon", [ComputeResource("", max_wall_time=timedelta(hours=12)), ComputeResource("week")])
@@ -27,7 +34,98 @@ def names(result: Match) -> list[str]:
 def test_backend_with_room_comes_first() -> None:
     result = found({}, DOWN, BUSY, LONG, SMALL)
     assert names(result)[:2] == ["long", "small"]
-    assert result.why == "long: it has 0 of at most 1000 jobs; best of 4 that fit"
+    assert result.why == (
+        "long: rank 0.9 = priority 1 x success rate 0.900 (no recent jobs); how long jobs wait there is not known; "
+        "it has 0 of at most 1000 jobs; best of 4 that fit"
+    )
+
+
+def test_those_that_were_not_chosen_are_told_with_rank_or_reason() -> None:
+    closed = replace(SMALL, name="shut", closed="banned by olga: SE down")
+    result = found({"resources": {"cpuMilli": 8000}}, SMALL, LONG, BUSY, replace(closed, resources=()))
+    assert result.others == [
+        "small excluded: 8 cores wanted, it has 4",
+        "shut excluded: banned by olga: SE down",
+        "busy rank 0.9 (10 of at most 10 jobs)",
+    ]
+
+
+def test_closed_backend_gets_test_jobs_only_and_is_no_reason_to_refuse_a_job() -> None:
+    closed = replace(SMALL, closed="banned by itself: refused", probed=True)
+    assert names(found({}, closed)) == []
+    assert found({}, closed).closed == {"small": "banned by itself: refused"}
+    assert names(match(JobSpec(), Needs.of(JobSpec(), probe=True), [closed])) == ["small"]
+    assert (closed.room, replace(closed, probed=False).room) == (1, 0)
+    check_placement(JobSpec(), [closed])
+
+
+def test_platform_is_one_that_the_queue_or_the_backend_declares() -> None:
+    el9 = {"environment": {"platform": "x86_64-el9"}}
+    declared = replace(SMALL, platforms=("x86_64-el9",))
+    queue = replace(SMALL, name="queue", resources=[ComputeResource("", platforms=("x86_64-el9",))])
+    assert names(found(el9, declared, queue)) == ["queue", "small"]
+    assert found(el9, SMALL).excluded == {"small": "platform x86_64-el9 wanted, it declares none"}
+
+
+def test_near_data_and_short_waits_come_first() -> None:
+    slow = replace(SMALL, name="slow", expected_wait=timedelta(hours=1))
+    fast = replace(SMALL, name="fast", expected_wait=timedelta(minutes=1))
+    far = replace(fast, name="far", site="windhoek")
+    spec = JobSpec()
+    assert names(found({}, slow, fast)) == ["fast", "slow"]
+    assert names(match(spec, Needs.of(spec, local={"lyon": 1.0}), [far, fast])) == ["fast", "far"]
+
+
+def test_job_that_needs_its_data_at_the_site_goes_nowhere_else() -> None:
+    spec = ParseDict({"placement": {"requireDataLocal": True}}, JobSpec())
+    result = match(spec, Needs.of(spec, local={"lyon": 0.25, "windhoek": 1.0}), [SMALL, BUSY])
+    assert names(result) == ["busy"]
+    assert result.excluded == {"small": "only 25% of the input is at its site lyon"}
+
+
+def no_lack(name: str, span: timedelta) -> None:
+    return None
+
+
+def test_equal_places_fill_evenly_by_their_cores() -> None:
+    big = replace(SMALL, name="big", resources=[ComputeResource("", cpu_milli=12000)])
+    placing = Placing([SMALL, big], weighted, no_lack)
+    group = placing.group("all", JobSpec(), Needs.of(JobSpec()))
+    taken = Counter[str]()
+    for _ in range(160):
+        best = placing.best(group)
+        assert best is not None
+        placing.took(best[0].name)
+        taken[best[0].name] += 1
+    assert taken == {"big": 120, "small": 40}
+
+
+def test_thousand_jobs_of_equal_needs_are_ranked_once_over_fifty_queues() -> None:
+    offers = [replace(SMALL, name=f"b{number:02}", expected_wait=timedelta(minutes=number)) for number in range(50)]
+    ranked: list[int] = []
+
+    def counting(places: Sequence[Facts], length: timedelta) -> list[Rank]:
+        ranked.append(len(places))
+        return weighted(places, length)
+
+    placing = Placing(offers, counting, no_lack)
+    began = time.process_time()
+    for _ in range(1000):
+        group = placing.group("all", JobSpec(), Needs.of(JobSpec()))
+        best = placing.best(group)
+        assert best is not None
+        placing.took(best[0].name)
+    assert ranked == [50]
+    assert time.process_time() - began < 0.1  # 6 ms on a quiet machine
+
+
+def test_full_places_come_last_and_say_so() -> None:
+    placing = Placing([replace(SMALL, max_jobs=1), BUSY], weighted, no_lack)
+    group = placing.group("all", JobSpec(), Needs.of(JobSpec()))
+    assert placing.best(group) == (replace(SMALL, max_jobs=1), True)
+    placing.took("small")
+    best = placing.best(group)
+    assert best is not None and not best[1]
 
 
 def test_what_does_not_fit_is_excluded_with_its_reason() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from khomas.cli.output import as_dict, format_of, listing
+from khomas.cli.output import as_dict, format_of
 from khomas.cli.output import show as show_rows
 from khomas.cli.running import with_client
 
@@ -167,28 +167,3 @@ def _comments() -> dict[int, str]:
         5: "the data",
         6: "a person decided it",
     }
-
-
-@click.command()
-@listing
-def backends(**options: Any) -> None:
-    """List the batch systems with what is known of them now."""
-    from khomas.api.scheduler.v1.placement_pb2 import Backend
-
-    form = format_of(options)
-    found = with_client(lambda client: client.jobs.backends())
-    rows = [
-        {
-            "id": one.name.removeprefix("backends/"),
-            "kind": one.kind,
-            "site": one.site,
-            "status": Backend.Status.Name(one.status).removeprefix("STATUS_"),
-            "cpus": one.cpus,
-            "free": one.free_cpus,
-            "running": one.running_jobs,
-            "queued": one.queued_jobs,
-            "message": one.message,
-        }
-        for one in found
-    ]
-    show_rows(rows, form, ("id", "kind", "site", "status", "cpus", "free", "running", "queued", "message"))

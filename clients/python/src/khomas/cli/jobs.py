@@ -157,6 +157,13 @@ def _show_plan(answer: Any, how: dict[str, Any]) -> None:
         sys.stdout.write(json.dumps(as_dict(plan), default=str) + "\n")
         return
     click.echo(f"backend {plan.backend}: {plan.why}")
+    for line in plan.others:
+        click.echo(f"  {line}")
+    for one in plan.resources.estimated:
+        click.echo(
+            f"{one.field} {one.value:g} instead of {one.given:g}: "
+            f"p{100 * one.quantile:g} of {one.sample_size} jobs of {one.profile}, and a tenth"
+        )
     click.echo(f"jobs {plan.jobs}")
     for name in plan.inputs:
         click.echo(f"input {name}")

@@ -25,7 +25,7 @@ COMMANDS = {
     "shares": ("policies", "List the accounts that jobs are charged to."),
     "export": ("job_changes", "Print a job as a job file."),
     "explain": ("job_changes", "Say what a reason means."),
-    "backends": ("job_changes", "List the batch systems."),
+    "backends": ("backends", "List the batch systems with rank and why; ban, drain, unban."),
     "credentials": ("credentials", "List the credentials towards batch systems."),
     "put": ("files", "Bring files in."),
     "get": ("files", "Fetch files, or the outputs of a job."),

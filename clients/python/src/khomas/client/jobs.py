@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -31,6 +32,10 @@ class JobChange:
 def job_name(text: str) -> str:
     """Return the resource name of a job that may be given without "jobs/"."""
     return text if text.startswith("jobs/") else f"jobs/{text}"
+
+
+def _backend_name(text: str) -> str:
+    return text if text.startswith("backends/") else f"backends/{text}"
 
 
 def state_name(number: Any) -> str:
@@ -260,6 +265,29 @@ class Jobs:
         from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
 
         return list((await self._connection.call("scheduler", "ListBackends", pb.ListBackendsRequest())).backends)
+
+    async def ban_backend(self, backend: str, why: str, span: timedelta | None = None) -> Any:
+        """Give a backend no new jobs, for a while or until it is opened. Returns it."""
+        from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
+
+        request = pb.BanBackendRequest(name=_backend_name(backend), reason=why, request_id=str(uuid4()))
+        if span is not None:
+            request.duration.FromTimedelta(span)
+        return await self._connection.call("scheduler", "BanBackend", request)
+
+    async def drain_backend(self, backend: str, why: str) -> Any:
+        """Give a backend no new jobs until it is opened. Returns it."""
+        from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
+
+        request = pb.DrainBackendRequest(name=_backend_name(backend), reason=why, request_id=str(uuid4()))
+        return await self._connection.call("scheduler", "DrainBackend", request)
+
+    async def unban_backend(self, backend: str) -> Any:
+        """Give a backend jobs again. Returns it."""
+        from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
+
+        request = pb.UnbanBackendRequest(name=_backend_name(backend), request_id=str(uuid4()))
+        return await self._connection.call("scheduler", "UnbanBackend", request)
 
     async def watch(self, name: str, cursor: str = "") -> AsyncIterator[JobChange]:
         """Follow the steps of a job, or of an array and its children, until it is final."""

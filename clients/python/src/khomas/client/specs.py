@@ -65,6 +65,9 @@ def job_spec(content: object, sandboxes: Sandboxes, place: str = "job") -> job.J
         spec.mergers.append(_merger(Document(one, f"{place}.merge"), sandboxes))
     spec.placement.backends.extend(str(backend) for backend in document.list("on"))
     spec.placement.queue = document.text("queue")
+    spec.placement.require_data_local = bool(document.take("require_local_data", False))
+    if platform := document.text("platform"):
+        spec.environment.platform = platform
     for one in document.list("after"):
         spec.dependencies.add(job=_job_name(str(one)))
     if (retry := document.inner("retry")) is not None:
@@ -99,6 +102,7 @@ def _command(document: Document) -> job.Command:
 
 def _resources(document: Document) -> job.Resources:
     resources = job.Resources()
+    resources.automatic = bool(document.take("automatic", False))
     if (cpus := document.take("cpus")) is not None:
         resources.cpu_milli = round(float(cpus) * 1000)
     if (memory := document.take("memory")) is not None:
@@ -179,6 +183,8 @@ def splitter(document: Document) -> splitter_pb2.Splitter:
     if (files := document.inner("files")) is not None:
         made.files.files_per_job = int(files.take("per_job", 1))
         made.files.group_key = files.text("group_by")
+        if files.take("by_site", False):
+            made.files.grouping = splitter_pb2.FileSplitter.GROUPING_BY_SITE
         if (most := files.take("bytes_per_job")) is not None:
             made.files.bytes_per_job = size(most, "bytes_per_job")
         made.files.SetInParent()

@@ -15,11 +15,13 @@ from khomas.kit.periodic import every
 from khomas.kit.service import Host, Running, Service
 from khomas.scheduler import tables
 from khomas.scheduler.catalog import Catalog
+from khomas.scheduler.closing import Closing
 from khomas.scheduler.config import SchedulerSettings
 from khomas.scheduler.engine.desk import Desk
 from khomas.scheduler.engine.engine import Engine
 from khomas.scheduler.explaining import Explaining
 from khomas.scheduler.jobs import Jobs
+from khomas.scheduler.locality import Locality
 from khomas.scheduler.logs import Logs
 from khomas.scheduler.orders import Orders
 from khomas.scheduler.sandboxes import Sandboxes
@@ -52,6 +54,7 @@ class Parts:
     once: Once
     desk: Desk
     engine: Engine
+    closing: Closing
 
     async def close(self) -> None:
         """Let the next process work at once, then close everything. Jobs go on."""
@@ -95,8 +98,9 @@ async def start_with(settings: SchedulerSettings, host: Host, sites: Sites) -> R
         add_to=add_to,
         background={
             **({"engine": parts.engine.run} if settings.engine else {}),
+            "backends": every(settings.poll, parts.closing.refresh),
             "credentials": every(settings.keeper.look, sites.wallet.credentials.refresh),
-            "housekeeping": every(timedelta(hours=1), parts.once.prune, parts.events.prune),
+            "housekeeping": every(timedelta(hours=1), parts.once.prune, parts.events.prune, parts.closing.prune),
         },
         close=parts.close,
         parts=parts,
@@ -108,6 +112,7 @@ def build(settings: SchedulerSettings, host: Host, database: Database, sites: Si
     events = EventLog(database, tables.event)
     deadline = settings.service_deadline.total_seconds()
     storage = Storage(StorageServiceStub(host.channel("storage")), deadline, settings.grant_lifetime)
+    catalog = Catalog(CatalogServiceStub(host.channel("catalog")), deadline)
     desk = Desk(
         settings=settings,
         database=database,
@@ -116,12 +121,14 @@ def build(settings: SchedulerSettings, host: Host, database: Database, sites: Si
         blueprints=Blueprints(),
         sites=sites,
         storage=storage,
-        catalog=Catalog(CatalogServiceStub(host.channel("catalog")), deadline),
+        catalog=catalog,
         sandboxes=Sandboxes(host.state / "sandboxes"),
         accounting=Accounting(Tree(settings.shares, settings.default_share), settings.share_half_life),
+        locality=Locality(catalog, storage),
         folder=(host.state / "jobs").absolute(),
     )
-    return Parts(database, events, Once(database, tables.answer), desk, Engine(desk))
+    once = Once(database, tables.answer)
+    return Parts(database, events, once, desk, Engine(desk), Closing(database, once, events, sites, desk.due))
 
 
 def _servicer(parts: Parts) -> SchedulerServicer:
@@ -132,7 +139,7 @@ def _servicer(parts: Parts) -> SchedulerServicer:
     orders = Orders(
         database=desk.database,
         once=parts.once,
-        catalog=desk.catalog,
+        locality=desk.locality,
         sites=desk.sites,
         submission=Submission(parts.events, desk.changes, desk.sandboxes),
         control=Control(lookup, desk.changes),
@@ -145,8 +152,8 @@ def _servicer(parts: Parts) -> SchedulerServicer:
         cancelling=desk.cancelling,
     )
     jobs = Jobs(desk.database, lookup, Listing(desk.blueprints), desk.sites, desk.accounting)
-    explaining = Explaining(desk.database, lookup, desk.sites, logs)
-    return SchedulerServicer(orders, jobs, logs, explaining, slow_jobs, parts.events)
+    explaining = Explaining(desk.database, lookup, desk.sites, logs, desk.locality)
+    return SchedulerServicer(orders, jobs, logs, explaining, slow_jobs, parts.closing, parts.events)
 
 
 service = Service("scheduler", SchedulerSettings, start, migrate)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 
 from khomas.api.scheduler.v1.job_spec_pb2 import Input, JobSpec, Output
@@ -71,6 +72,14 @@ class Blueprint:
         if self.splitter is None:
             return 1
         return len(self.splitter) if self.frozen.picks is None else len(self.frozen.picks)
+
+    @cached_property
+    def place_needs(self) -> tuple[bytes, bytes, bytes]:
+        """All of the spec that the choice of a place depends on."""
+        spec = self.spec
+        parts = (spec.placement, spec.resources, spec.environment)
+        placement, resources, environment = (part.SerializeToString(deterministic=True) for part in parts)
+        return placement, resources, environment
 
     def original_index(self, index: int) -> int:
         """Index that a child of an array that is tried again had at first."""

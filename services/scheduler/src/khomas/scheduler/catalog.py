@@ -25,6 +25,14 @@ class Found:
     value: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where a file can be read."""
+
+    size_bytes: int
+    storage_elements: frozenset[str]
+
+
 class Catalog:
     """Looks files up, many in a call."""
 
@@ -42,6 +50,17 @@ class Catalog:
             for result in answer.results:
                 if result.WhichOneof("result") == "file":
                     found[result.file.name] = _found(result.file, key)
+        return found
+
+    async def replicas(self, names: Collection[str]) -> dict[str, Placed]:
+        """Where the files that exist can be read."""
+        found: dict[str, Placed] = {}
+        for some in batches(names, _BATCH):
+            request = pb.BatchGetFilesRequest(names=some, view=pb.FILE_VIEW_REPLICAS)
+            answer = await self._stub.BatchGetFiles(request, timeout=self._deadline)
+            for result in answer.results:
+                if result.WhichOneof("result") == "file":
+                    found[result.file.name] = _placed(result.file)
         return found
 
     async def members(self, dataset: str, key: str = "") -> list[Found]:
@@ -85,6 +104,12 @@ def batches(items: Iterable[T], size: int) -> Iterable[list[T]]:
 
 def _found(file: file_pb2.File, key: str) -> Found:
     return Found(file.name, file.size_bytes, _text(file.metadata[key]) if key in file.metadata else "")
+
+
+def _placed(file: file_pb2.File) -> Placed:
+    # A replica without a state is one that is AVAILABLE.
+    good = (file_pb2.Replica.STATE_UNSPECIFIED, file_pb2.Replica.STATE_AVAILABLE)
+    return Placed(file.size_bytes, frozenset(one.storage_element for one in file.replicas if one.state in good))
 
 
 def _text(value: Value) -> str:

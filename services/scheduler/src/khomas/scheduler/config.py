@@ -21,8 +21,44 @@ class BackendSettings(BaseModel):
     max_jobs: int = Field(default=1000, gt=0)
     # Name in `credentials`: without it, good for as long as a job runs, nothing is handed over. Empty = none needed.
     credential: str = ""
+    # Factor on its rank.
+    priority: float = Field(default=1.0, ge=0)
+    # What jobs find there, beside what the queues tell: "x86_64-el9".
+    platforms: tuple[str, ...] = ()
+    # Whether it gets test jobs, where they are set up.
+    test_jobs: bool = True
     # What the plug-in's own settings take.
     options: dict[str, Any] = {}
+
+
+class TestJobSettings(BaseModel):
+    """Small jobs that try each backend out."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # How often. Unset = there are none.
+    every: timedelta | None = Field(default=None, gt=timedelta(0))
+    command: tuple[str, ...] = Field(default=("/bin/sh", "-c", "uname -a && df -P ."), min_length=1)
+    wall_time: timedelta = timedelta(minutes=5)
+    # One that has not ended by then counts as failed.
+    patience: timedelta = timedelta(hours=6)
+    share: str = ""
+    retain: timedelta = timedelta(days=1)
+
+
+class BanSettings(BaseModel):
+    """When a backend is banned by itself, and for how long."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # Submissions that went wrong in a row. 0 = never.
+    refused: int = Field(default=10, ge=0)
+    # Banned when less than `min_rate` of at least `sample` recent jobs (at most 50) were brought to their end.
+    sample: int = Field(default=20, gt=0, le=50)
+    min_rate: float = Field(default=0.2, ge=0, le=1)
+    # Doubled each time.
+    first_pause: timedelta = timedelta(minutes=5)
+    longest_pause: timedelta = timedelta(hours=6)
 
 
 class ShareSettings(BaseModel):
@@ -48,6 +84,10 @@ class SchedulerSettings(ServiceSettings, env_prefix="KHOMAS_SCHEDULER_"):
 
     # By name. Empty = this machine, as `local`.
     backends: dict[str, BackendSettings] = Field(default_factory=dict)
+    # Plug-in of the entry-point group `khomas.scheduler.rankings`.
+    ranking: str = "default"
+    test_jobs: TestJobSettings = TestJobSettings()
+    bans: BanSettings = BanSettings()
     # Accounts by path, "hess/mc". Empty = there are none: the highest priority first, then who waits longest.
     shares: dict[str, ShareSettings] = Field(default_factory=dict)
     # Account of jobs that name none.

@@ -23,6 +23,15 @@ class BackendUnknown(DomainError):
     template = "There is no backend {backend}; there are: {nearest}."
 
 
+class BackendNotFound(DomainError):
+    """There is no such backend."""
+
+    code = StatusCode.NOT_FOUND
+    area = "scheduler"
+    reason = "BACKEND_NOT_FOUND"
+    template = "There is no {name}; there are: {nearest}."
+
+
 class NoMatch(DomainError):
     """No backend fits what the job needs."""
 

@@ -12,6 +12,7 @@ from khomas.kit.database import Database
 from khomas.scheduler import tables
 from khomas.scheduler.errors import JobNotFound
 from khomas.scheduler.explanations import Facts, explain
+from khomas.scheduler.locality import Locality, inputs_of
 from khomas.scheduler.logs import Logs
 from khomas.scheduler.matching import Match, Needs, match
 from khomas.scheduler.messages import state_name
@@ -33,6 +34,7 @@ class Explaining:
     lookup: Lookup
     sites: Sites
     logs: Logs
+    locality: Locality
 
     async def explain(self, name: str) -> Explanation:
         """Say why a job waits or failed. Raises `JobNotFound`."""
@@ -52,8 +54,10 @@ class Explaining:
         attempt = attempts[-1] if attempts else None
         fits: Match | None = None
         if job.waiting:
-            needs = Needs.of(plan.spec, job.memory_factor, job.wall_factor)
-            fits = match(plan.spec, needs, self.sites.offers())
+            names_read = inputs_of(plan, job.index, job.parent or job.uid)
+            local = (await self.locality.shares({uid: names_read} if names_read else {})).get(uid)
+            needs = Needs.of(plan.spec, job.memory_factor, job.wall_factor, dict(local) if local else None)
+            fits = match(plan.spec, needs, self.sites.offers(), self.sites.ranking)
         needed = [one.name for one in fits.fitting] if fits else [attempt.backend] if attempt and not job.final else []
         span = Needs.of(plan.spec, job.memory_factor, job.wall_factor).wall_time if job.waiting else None
         lacks = {name: lack for name in needed if (lack := self.sites.lack(name, span)) is not None}

@@ -93,8 +93,8 @@ def _details(facts: Facts) -> list[str]:
     details += [f"waits for {name}: {state}" for name, state in facts.dependencies.items()]
     if job.state == JobState.JOB_STATE_PENDING and facts.match is not None:
         details.append(f"{facts.ahead} jobs are due before it")
-        details += [f"{name} excluded: {why}" for name, why in facts.match.excluded.items()]
         details += [facts.match.why] if facts.match.why else []
+        details += facts.match.others
     details += [f"{backend} is not asked: {lack.message}" for backend, lack in facts.lacks.items()]
     attempt = facts.attempt
     if attempt is not None:

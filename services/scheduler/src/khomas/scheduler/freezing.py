@@ -1,13 +1,15 @@
 """Resolves at the submission what must not change any more: which files a job reads."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from khomas.api.scheduler.v1.job_spec_pb2 import JobSpec
+from khomas.api.scheduler.v1.splitter_pb2 import FileSplitter
 from khomas.scheduler.blueprint import Blueprint, Identity, matches
 from khomas.scheduler.catalog import Catalog, Found, names_of
-from khomas.scheduler.errors import InputNotFound
+from khomas.scheduler.errors import InputNotFound, NoMatch
 from khomas.scheduler.frozen import Frozen
+from khomas.scheduler.locality import Locality
 from khomas.scheduler.splitters.files import InputFile, divide
 
 # Names of an array's inputs that are looked up at the submission; the others are when their turn comes.
@@ -22,8 +24,11 @@ class Source:
     files: Sequence[Found]
 
 
-async def freeze(catalog: Catalog, spec: JobSpec) -> Frozen:
-    """List the files of datasets and queries, and divide files among children. Raises `InputNotFound`."""
+async def freeze(catalog: Catalog, spec: JobSpec, locality: Locality) -> Frozen:
+    """List the files of datasets and queries, and divide files among children.
+
+    Raises `InputNotFound`, and `NoMatch` for files that cannot be at the site of the job.
+    """
     splits_files = spec.HasField("splitter") and spec.splitter.WhichOneof("kind") == "files"
     key = spec.splitter.files.group_key if splits_files else ""
     sources = await _listed(catalog, spec, key)
@@ -35,7 +40,24 @@ async def freeze(catalog: Catalog, spec: JobSpec) -> Frozen:
         for source in sorted(sources, key=lambda source: source.position)
         for one in source.files
     ]
+    if spec.splitter.files.grouping == FileSplitter.GROUPING_BY_SITE:
+        sites = await locality.sites_of([file.name for file in files])
+        files = [replace(file, sites=sites.get(file.name, frozenset())) for file in files]
+        if spec.placement.require_data_local:
+            _check_common_sites(files, bool(spec.splitter.files.group_key))
     return Frozen(groups=divide(spec.splitter.files, files))
+
+
+def _check_common_sites(files: Sequence[InputFile], grouped: bool) -> None:
+    """Raise `NoMatch` when files that belong together are at no common site."""
+    together: dict[str, list[InputFile]] = {}
+    for file in files:
+        together.setdefault(file.value if grouped else file.name, []).append(file)
+    apart = [some for some in together.values() if not frozenset.intersection(*[file.sites for file in some])]
+    if apart:
+        names = ", ".join(file.name for file in apart[0][:3])
+        which = f"{sum(map(len, apart))} of {len(files)} input files are at no common site, such as {names}"
+        raise NoMatch(needed=f"{which}; their jobs need all input at one site (require_data_local)")
 
 
 async def check_files(catalog: Catalog, blueprints: Iterable[Blueprint]) -> None:

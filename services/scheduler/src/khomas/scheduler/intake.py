@@ -16,9 +16,9 @@ from khomas.kit.ids import new_uids
 from khomas.kit.telemetry.trace import current_trace_id
 from khomas.scheduler import rights
 from khomas.scheduler.blueprint import Blueprint
-from khomas.scheduler.catalog import Catalog
 from khomas.scheduler.freezing import check_files, freeze, frozen_names, wanted_names
 from khomas.scheduler.frozen import Frozen
+from khomas.scheduler.locality import Locality
 from khomas.scheduler.matching import Offer, check_placement
 from khomas.scheduler.mergers import merger_spec
 from khomas.scheduler.records import FINAL, Dependency, Job
@@ -58,18 +58,18 @@ class Intake:
 
 
 async def take_in(
-    request: pb.BatchCreateJobsRequest, principal: Principal, catalog: Catalog, offers: Sequence[Offer]
+    request: pb.BatchCreateJobsRequest, principal: Principal, locality: Locality, offers: Sequence[Offer]
 ) -> Intake:
     """Check the jobs of a request and draft them, with the mergers of arrays. Changes nothing."""
     now = datetime.now(UTC)
     uids = new_uids(len(request.jobs) + sum(len(job.spec.mergers) for job in request.jobs))
     jobs = [
-        await _draft(wire, uid, f"jobs[{number}].spec", principal, catalog, now)
+        await _draft(wire, uid, f"jobs[{number}].spec", principal, locality, now)
         for number, (wire, uid) in enumerate(zip(request.jobs, uids, strict=False))
     ]
     rest = iter(uids[len(jobs) :])
     mergers = [
-        await _merger(array, position, next(rest), f"jobs[{number}].spec.mergers[{position}]", principal, catalog)
+        await _merger(array, position, next(rest), f"jobs[{number}].spec.mergers[{position}]", principal, locality)
         for number, array in enumerate(jobs)
         for position in range(len(array.blueprint.spec.mergers))
     ]
@@ -79,7 +79,7 @@ async def take_in(
         check_placement(spec, offers)
     for draft in intake.drafts:
         check_rights(principal, draft.blueprint)
-    await check_files(catalog, [draft.blueprint for draft in intake.drafts])
+    await check_files(locality.catalog, [draft.blueprint for draft in intake.drafts])
     return intake
 
 
@@ -94,10 +94,10 @@ def check_rights(principal: Principal, blueprint: Blueprint) -> None:
     rights.check_reads(principal, [*wanted_names(blueprint), *frozen_names(blueprint.frozen)])
 
 
-async def _draft(wire: WireJob, uid: str, field: str, principal: Principal, catalog: Catalog, now: datetime) -> Draft:
+async def _draft(wire: WireJob, uid: str, field: str, principal: Principal, locality: Locality, now: datetime) -> Draft:
     spec = wire.spec
     check_spec(spec, field)
-    blueprint = Blueprint(spec, await _frozen(catalog, spec))
+    blueprint = Blueprint(spec, await _frozen(locality, spec))
     total = check_size(blueprint)
     try_out(blueprint, uid, field)
     call = current_call()
@@ -107,17 +107,17 @@ async def _draft(wire: WireJob, uid: str, field: str, principal: Principal, cata
     return Draft(job, blueprint, dependencies, current_trace_id())
 
 
-async def _frozen(catalog: Catalog, spec: JobSpec) -> Frozen:
+async def _frozen(locality: Locality, spec: JobSpec) -> Frozen:
     if all(one.WhichOneof("source") in ("sandbox", "inline_content", "job_outputs") for one in spec.inputs):
         return Frozen()
-    return await freeze(catalog, spec)
+    return await freeze(locality.catalog, spec, locality)
 
 
-async def _merger(array: Draft, position: int, uid: str, field: str, principal: Principal, catalog: Catalog) -> Draft:
+async def _merger(array: Draft, position: int, uid: str, field: str, principal: Principal, locality: Locality) -> Draft:
     merger = array.blueprint.spec.mergers[position]
     spec = merger_spec(array.blueprint.spec, merger, array.job.name, field)
     wire = WireJob(spec=spec, origin=array.job.origin or array.job.uid)
-    draft = await _draft(wire, uid, field, principal, catalog, array.job.create_time)
+    draft = await _draft(wire, uid, field, principal, locality, array.job.create_time)
     on_array = Dependency(uid, array.job.uid, WireDependency.CONDITION_SUCCEEDED, merger.min_fraction)
     others = [one for one in draft.dependencies if one.target != array.job.uid]
     return replace(draft, job=replace(draft.job, merges=array.job.uid), dependencies=[on_array, *others])

@@ -2,22 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 
-from google.protobuf.duration_pb2 import Duration
 from google.rpc.status_pb2 import Status
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
 from khomas.api.scheduler.v1.job_pb2 import Job as WireJob
-from khomas.api.scheduler.v1.placement_pb2 import Backend
 from khomas.kit.boundary.status import status_of
 from khomas.kit.database import Database
 from khomas.scheduler.errors import JobNotFound
 from khomas.scheduler.messages import job_message
 from khomas.scheduler.names import uid_of
 from khomas.scheduler.records import Job
-from khomas.scheduler.sites import Site, Sites
+from khomas.scheduler.sites import Sites
 from khomas.scheduler.store.accounting import Accounting
 from khomas.scheduler.store.changes import read_attempts, read_counts
 from khomas.scheduler.store.listing import Listing
@@ -77,12 +74,6 @@ class Jobs:
         async with self.database.read() as connection:
             return pb.CountJobsResponse(counts=await self.listing.counts(connection, request))
 
-    async def backends(self, request: pb.ListBackendsRequest) -> pb.ListBackendsResponse:
-        """The backends with what is known of them."""
-        return pb.ListBackendsResponse(
-            backends=[_backend(site) for site in sorted(self.sites, key=lambda one: one.name)]
-        )
-
     async def shares(self) -> pb.ListSharesResponse:
         """The accounts with what they have and have used."""
         async with self.database.read() as connection:
@@ -109,32 +100,3 @@ class Jobs:
             )
             for job in jobs
         ]
-
-
-def _backend(site: Site) -> Backend:
-    known = site.resources
-    cpus = [one.cpu_milli for one in known if one.cpu_milli is not None]
-    free = [one.free_cpu_milli for one in known if one.free_cpu_milli is not None]
-    written = Backend(
-        name=f"backends/{site.name}",
-        kind=site.backend.capabilities.kind,
-        site=site.settings.site,
-        status=Backend.STATUS_UNREACHABLE if site.trouble else Backend.STATUS_PRODUCTION,
-        message=site.trouble or "; ".join(one.message for one in known if one.message),
-        cpus=sum(cpus) // 1000 if cpus else -1,
-        free_cpus=sum(free) // 1000 if free else -1,
-        running_jobs=sum(one.running_jobs or 0 for one in known),
-        queued_jobs=sum(one.queued_jobs or 0 for one in known),
-        max_memory_bytes=max((one.max_memory_bytes or 0 for one in known), default=0),
-        observe_time=site.observe_time,  # type: ignore[arg-type]  # protobuf takes datetimes
-    )
-    walls = [one.max_wall_time for one in known]
-    if walls and None not in walls:
-        written.max_wall_time.CopyFrom(_duration(max(wall for wall in walls if wall is not None)))
-    return written
-
-
-def _duration(value: timedelta) -> Duration:
-    duration = Duration()
-    duration.FromTimedelta(value)
-    return duration

@@ -1,13 +1,18 @@
 """Which backend a job goes to, and why."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from khomas.api.scheduler.v1.job_spec_pb2 import JobSpec
 from khomas.kit.filtering.fields import nearest
 from khomas.scheduler.backends.interface import ComputeResource
 from khomas.scheduler.errors import BackendUnknown, NativeOptionUnknown, NoMatch
+from khomas.scheduler.ranking import Facts, Rank, Ranking
+from khomas.scheduler.ranking.weighted import weighted
+
+# Of a job that does not say how long it runs.
+USUAL_LENGTH = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +30,26 @@ class Offer:
     trouble: str = ""
     # Names of the options in its own words that a job may give.
     native_options: frozenset[str] = frozenset()
+    priority: float = 1.0
+    # Of all its queues, beside what they declare.
+    platforms: Sequence[str] = ()
+    # As measured; None = not known.
+    expected_wait: timedelta | None = None
+    # Recent jobs that it brought to their end, of how many.
+    successes: int = 0
+    sample: int = 0
+    # Why it gets no new jobs; empty when it does.
+    closed: str = ""
+    # Test jobs go there all the same.
+    probed: bool = False
 
     @property
     def room(self) -> int:
         """How many more jobs it takes."""
-        return 0 if self.trouble else max(0, self.max_jobs - self.jobs)
+        if self.trouble or (self.closed and not self.probed):
+            return 0
+        free = max(0, self.max_jobs - self.jobs)
+        return min(1, free) if self.closed else free
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +59,34 @@ class Needs:
     cpu_milli: int
     memory_bytes: int
     wall_time: timedelta
+    # Share of its input bytes by site; None = it has none, or nobody knows.
+    local: Mapping[str, float] | None = None
+    # A test job: it may go where others may not.
+    probe: bool = False
 
     @classmethod
-    def of(cls, spec: JobSpec, memory_factor: float = 1.0, wall_factor: float = 1.0) -> "Needs":
+    def of(
+        cls,
+        spec: JobSpec,
+        memory_factor: float = 1.0,
+        wall_factor: float = 1.0,
+        local: Mapping[str, float] | None = None,
+        probe: bool = False,
+    ) -> "Needs":
         """What a spec asks for, grown after failures."""
         wanted = spec.resources
         return cls(
             wanted.cpu_milli or 1000,
             int(wanted.memory_bytes * memory_factor),
             wanted.wall_time.ToTimedelta() * wall_factor,
+            local,
+            probe,
         )
+
+    @property
+    def length(self) -> timedelta:
+        """How long it runs, as far as is known."""
+        return self.wall_time or USUAL_LENGTH
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +94,20 @@ class Match:
     """The backends that fit, the best first, and why the others do not."""
 
     fitting: Sequence[Offer]
+    # Never, as things are.
     excluded: Mapping[str, str]
     why: str = ""
+    # Those that would fit but get no new jobs now.
+    closed: Mapping[str, str] = field(default_factory=dict)
+    ranks: Mapping[str, Rank] = field(default_factory=dict)
+
+    @property
+    def others(self) -> list[str]:
+        """A line for each that was not chosen."""
+        lines = [f"{name} excluded: {why}" for name, why in (*self.excluded.items(), *self.closed.items())]
+        return lines + [
+            f"{offer.name} rank {self.ranks[offer.name].value:.3g} ({_load(offer)})" for offer in self.fitting[1:]
+        ]
 
 
 def check_placement(spec: JobSpec, offers: Sequence[Offer]) -> None:
@@ -74,40 +124,83 @@ def check_placement(spec: JobSpec, offers: Sequence[Offer]) -> None:
             close = ", ".join(nearest(option, sorted(known.get(kind, ())))) or "none"
             raise NativeOptionUnknown(backend=kind, option=option, nearest=close)
     found = match(spec, Needs.of(spec), offers)
-    if not found.fitting:
+    if not found.fitting and not found.closed:
         raise NoMatch(
             needed="; ".join(f"{name}: {why}" for name, why in found.excluded.items()) or "none is configured"
         )
 
 
-def match(spec: JobSpec, needs: Needs, offers: Sequence[Offer]) -> Match:
-    """Rank the backends that fit: room first, then free cores, then the order of their names."""
+def match(spec: JobSpec, needs: Needs, offers: Sequence[Offer], ranking: Ranking = weighted) -> Match:
+    """Rank the backends that fit: those with room first, then by rank and by how crowded they are."""
     excluded = {offer.name: why for offer in offers if (why := _excluded(spec, needs, offer))}
-    fitting = sorted((offer for offer in offers if offer.name not in excluded), key=_rank)
+    fitting = [offer for offer in offers if offer.name not in excluded]
+    closed = {one.name: one.closed for one in fitting if one.closed and not (needs.probe and one.probed)}
+    open_ones = [offer for offer in fitting if offer.name not in closed]
+    found = ranking([_facts(spec, needs, offer) for offer in open_ones], needs.length)
+    ranks = {offer.name: rank for offer, rank in zip(open_ones, found, strict=True)}
+    open_ones.sort(key=lambda offer: standing_in_line(offer, ranks[offer.name].value))
+    return Match(open_ones, excluded, _why(open_ones, ranks), closed, ranks)
+
+
+def standing_in_line(offer: Offer, rank: float, jobs: int | None = None) -> tuple[bool, float, float, str]:
+    """What backends are sorted by, the best first, when one has so many jobs of ours.
+
+    A rank counts less the more of our jobs there are for its cores, so that equal places fill evenly.
+    """
+    jobs = offer.jobs if jobs is None else jobs
+    full = offer.room - (jobs - offer.jobs) <= 0
+    return full, -rank / (1 + jobs / _capacity(offer)), jobs / offer.max_jobs, offer.name
+
+
+def _facts(spec: JobSpec, needs: Needs, offer: Offer) -> Facts:
+    waits = [one.expected_wait for one in _queues(spec, offer) if not _too_big(spec, needs, offer, one)]
+    known = [wait for wait in waits if wait is not None]
+    return Facts(
+        offer.name,
+        offer.priority,
+        min(known) if known else offer.expected_wait,
+        offer.successes,
+        offer.sample,
+        needs.local.get(offer.site, 0.0) if needs.local else None,
+    )
+
+
+def _why(fitting: Sequence[Offer], ranks: Mapping[str, Rank]) -> str:
     if not fitting:
-        return Match((), excluded)
+        return ""
     best = fitting[0]
-    free = _free_cores(best)
-    said = f"it has {best.jobs} of at most {best.max_jobs} jobs"
-    if free is not None:
-        said += f" and {free:g} free cores"
-    others = f"; best of {len(fitting)} that fit" if len(fitting) > 1 else "; it is the only one that fits"
-    return Match(fitting, excluded, f"{best.name}: {said}{others}")
+    others = f"best of {len(fitting)} that fit" if len(fitting) > 1 else "it is the only one that fits"
+    rank = ranks[best.name]
+    return f"{best.name}: rank {rank.value:.3g} = {rank.why}; it has {_load(best)}; {others}"
 
 
-def _rank(offer: Offer) -> tuple[bool, float, str]:
-    load = offer.jobs / offer.max_jobs
-    free = _free_cores(offer)
-    return offer.room == 0, load - (free or 0.0) / 1000, offer.name
+def _load(offer: Offer) -> str:
+    said = f"{offer.jobs} of at most {offer.max_jobs} jobs"
+    free = _sum([one.free_cpu_milli for one in offer.resources])
+    queued = _sum([one.queued_jobs for one in offer.resources])
+    said += f", {free / 1000:g} free cores" if free is not None else ""
+    said += f", {queued} queued" if queued is not None else ""
+    return f"{said}, and does not answer" if offer.trouble else said
 
 
-def _free_cores(offer: Offer) -> float | None:
-    known = [one.free_cpu_milli for one in offer.resources if one.free_cpu_milli is not None]
-    return sum(known) / 1000 if known else None
+def _capacity(offer: Offer) -> float:
+    """About how many jobs run there at a time."""
+    cores = _sum([one.cpu_milli for one in offer.resources])
+    return max(1.0, min(offer.max_jobs, (cores or offer.max_jobs * 1000) / 1000))
+
+
+def _sum(numbers: Sequence[int | None]) -> int | None:
+    known = [number for number in numbers if number is not None]
+    return sum(known) if known else None
 
 
 def _excluded(spec: JobSpec, needs: Needs, offer: Offer) -> str:
     """Why a backend is out of the question; empty when it is not."""
+    return _elsewhere(spec, needs, offer) or _no_queue(spec, needs, offer)
+
+
+def _elsewhere(spec: JobSpec, needs: Needs, offer: Offer) -> str:
+    """Why the job is not to go there, whatever it needs."""
     where = spec.placement
     if where.backends and offer.name not in where.backends:
         return f"only {', '.join(where.backends)} asked for"
@@ -115,14 +208,26 @@ def _excluded(spec: JobSpec, needs: Needs, offer: Offer) -> str:
         return "excluded by the job"
     if where.sites and offer.site not in where.sites:
         return f"its site is {offer.site}, wanted {', '.join(where.sites)}"
-    queues = [one for one in offer.resources if not where.queue or one.queue == where.queue]
+    if where.require_data_local and needs.local is not None and needs.local.get(offer.site, 0.0) < 1:
+        return f"only {needs.local.get(offer.site, 0.0):.0%} of the input is at its site {offer.site}"
+    return ""
+
+
+def _no_queue(spec: JobSpec, needs: Needs, offer: Offer) -> str:
+    """Why it fits no queue there."""
+    queues = _queues(spec, offer)
+    if not queues and spec.placement.queue and offer.resources:
+        return f"it has no queue {spec.placement.queue!r}"
     if not queues:
-        return f"it has no queue {where.queue!r}" if offer.resources else ""
-    reasons = [_too_big(needs, queue) for queue in queues]
-    return min(reasons, key=len)
+        return _no_platform(spec, offer.platforms)
+    return min((_too_big(spec, needs, offer, queue) for queue in queues), key=len)
 
 
-def _too_big(needs: Needs, queue: ComputeResource) -> str:
+def _queues(spec: JobSpec, offer: Offer) -> list[ComputeResource]:
+    return [one for one in offer.resources if not spec.placement.queue or one.queue == spec.placement.queue]
+
+
+def _too_big(spec: JobSpec, needs: Needs, offer: Offer, queue: ComputeResource) -> str:
     most = queue.max_cpu_milli or queue.cpu_milli
     if most is not None and needs.cpu_milli > most:
         return f"{needs.cpu_milli / 1000:g} cores wanted, it has {most / 1000:g}"
@@ -130,4 +235,11 @@ def _too_big(needs: Needs, queue: ComputeResource) -> str:
         return f"{needs.memory_bytes} bytes of memory wanted, it has {queue.max_memory_bytes}"
     if queue.max_wall_time is not None and needs.wall_time > queue.max_wall_time:
         return f"{needs.wall_time} of wall time wanted, at most {queue.max_wall_time}"
-    return ""
+    return _no_platform(spec, (*offer.platforms, *queue.platforms))
+
+
+def _no_platform(spec: JobSpec, declared: Sequence[str]) -> str:
+    wanted = spec.environment.platform
+    if not wanted or wanted in declared:
+        return ""
+    return f"platform {wanted} wanted, it declares {', '.join(dict.fromkeys(declared)) or 'none'}"

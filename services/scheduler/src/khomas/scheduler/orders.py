@@ -1,6 +1,6 @@
 """The calls that change something, each in one transaction that a repeated request finds done."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -11,9 +11,12 @@ from khomas.kit.boundary.call import current_principal
 from khomas.kit.database import Database, insert_many
 from khomas.kit.idempotency import Once, OnceTogether
 from khomas.scheduler import tables
-from khomas.scheduler.catalog import Catalog
-from khomas.scheduler.intake import Intake, check_rights, take_in
+from khomas.scheduler.blueprint import Blueprint
+from khomas.scheduler.intake import Draft, Intake, check_rights, take_in
+from khomas.scheduler.locality import Locality
+from khomas.scheduler.matching import Needs, match
 from khomas.scheduler.plans import plan
+from khomas.scheduler.profiles import Used, filled, kind_of_jobs
 from khomas.scheduler.sandboxes import Sandboxes
 from khomas.scheduler.signals import Signal
 from khomas.scheduler.sites import Sites
@@ -21,6 +24,7 @@ from khomas.scheduler.slow_jobs import SlowJobs
 from khomas.scheduler.store.accounting import Accounting
 from khomas.scheduler.store.blueprints import Blueprints
 from khomas.scheduler.store.control import Control
+from khomas.scheduler.store.profiles import read_uses
 from khomas.scheduler.store.retrying import Retrying
 from khomas.scheduler.store.submission import Submission
 
@@ -34,7 +38,7 @@ class Orders:
 
     database: Database
     once: Once
-    catalog: Catalog
+    locality: Locality
     sites: Sites
     submission: Submission
     control: Control
@@ -53,8 +57,8 @@ class Orders:
     async def submit(self, request: pb.BatchCreateJobsRequest) -> pb.BatchCreateJobsResponse:
         """Take jobs in, or say what would happen to them."""
         principal = current_principal()
-        intake = await take_in(request, principal, self.catalog, self.sites.offers())
-        intake = await self._charged(intake, principal)
+        intake = await take_in(request, principal, self.locality, self.sites.offers())
+        intake = await self._charged(await self._estimated(intake), principal)
         if request.validate_only:
             plans = [plan(draft, self.sites, request.render_scripts) for draft in intake.jobs]
             return pb.BatchCreateJobsResponse(warnings=intake.warnings, plans=plans)
@@ -70,6 +74,25 @@ class Orders:
         if any(draft.job.due is not None and draft.job.due <= draft.job.create_time for draft in intake.drafts):
             self.due.set()
         return answer
+
+    async def _estimated(self, intake: Intake) -> Intake:
+        """Fill the needs of jobs in from history that want it so."""
+        kinds = {kind_of_jobs(one.blueprint.spec) for one in intake.drafts if one.blueprint.spec.resources.automatic}
+        if not kinds:
+            return intake
+        async with self.database.read() as connection:
+            history = await read_uses(connection, kinds)
+        drafts = [self._filled(draft, history) for draft in intake.drafts]
+        return replace(intake, jobs=drafts[: len(intake.jobs)], mergers=drafts[len(intake.jobs) :])
+
+    def _filled(self, draft: Draft, history: Mapping[str, Sequence[Used]]) -> Draft:
+        spec = draft.blueprint.spec
+        if not spec.resources.automatic:
+            return draft
+        found = match(spec, Needs.of(spec), self.sites.offers(), self.sites.ranking)
+        best = found.fitting[0].name if found.fitting else ""
+        made = filled(spec, history[kind_of_jobs(spec)], best)
+        return replace(draft, blueprint=Blueprint(made, draft.blueprint.frozen))
 
     async def _charged(self, intake: Intake, principal: Principal) -> Intake:
         """Charge the jobs to their accounts, if there are any."""

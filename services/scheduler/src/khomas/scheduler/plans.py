@@ -17,13 +17,22 @@ _RENDERED_CHILDREN = 10
 def plan(draft: Draft, sites: Sites, with_scripts: bool) -> pb.Plan:
     """Choose a backend and write the scripts, of the first children of an array."""
     blueprint = draft.blueprint
-    found = match(blueprint.spec, Needs.of(blueprint.spec), sites.offers())
+    found = match(blueprint.spec, Needs.of(blueprint.spec), sites.offers(), sites.ranking)
     child = blueprint.child(0)
     values = blueprint.values(child, Identity(draft.job.uid))
     inputs = [one.lfn for one in blueprint.inputs(child, values, {}) if one.lfn]
-    best = found.fitting[0].name
+    best = found.fitting[0].name if found.fitting else next(iter(found.closed))
+    why = found.why or "; ".join(f"{name} is {closed}" for name, closed in found.closed.items())
     scripts = _scripts(draft, sites, best) if with_scripts else []
-    return pb.Plan(backend=best, why=found.why, jobs=len(blueprint), inputs=inputs, scripts=scripts)
+    return pb.Plan(
+        backend=best,
+        why=why,
+        jobs=len(blueprint),
+        inputs=inputs,
+        scripts=scripts,
+        resources=blueprint.spec.resources,
+        others=found.others,
+    )
 
 
 def _scripts(draft: Draft, sites: Sites, backend: str) -> list[pb.RenderedScript]:

@@ -6,9 +6,11 @@ from khomas.api.common.v1.event_pb2 import WatchEventsRequest, WatchEventsRespon
 from khomas.api.common.v1.explanation_pb2 import Explanation
 from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
 from khomas.api.scheduler.v1.job_pb2 import Job
+from khomas.api.scheduler.v1.placement_pb2 import Backend
 from khomas.api.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceServicer
 from khomas.kit.boundary.call import Context
 from khomas.kit.events import EventLog
+from khomas.scheduler.closing import Closing
 from khomas.scheduler.explaining import Explaining
 from khomas.scheduler.jobs import Jobs
 from khomas.scheduler.logs import Logs
@@ -26,6 +28,7 @@ class SchedulerServicer(SchedulerServiceServicer):
         logs: Logs,
         explaining: Explaining,
         slow_jobs: SlowJobs,
+        closing: Closing,
         events: EventLog,
     ) -> None:
         self._orders = orders
@@ -33,6 +36,7 @@ class SchedulerServicer(SchedulerServiceServicer):
         self._logs = logs
         self._explaining = explaining
         self._slow_jobs = slow_jobs
+        self._closing = closing
         self._events = events
 
     async def BatchCreateJobs(  # noqa: N802  names of the contract
@@ -115,7 +119,16 @@ class SchedulerServicer(SchedulerServiceServicer):
     async def ListBackends(  # noqa: N802
         self, request: pb.ListBackendsRequest, context: Context
     ) -> pb.ListBackendsResponse:
-        return await self._jobs.backends(request)
+        return await self._closing.page()
+
+    async def BanBackend(self, request: pb.BanBackendRequest, context: Context) -> Backend:  # noqa: N802
+        return await self._closing.ban(request)
+
+    async def DrainBackend(self, request: pb.DrainBackendRequest, context: Context) -> Backend:  # noqa: N802
+        return await self._closing.drain(request)
+
+    async def UnbanBackend(self, request: pb.UnbanBackendRequest, context: Context) -> Backend:  # noqa: N802
+        return await self._closing.unban(request)
 
     async def ListCredentials(  # noqa: N802
         self, request: pb.ListCredentialsRequest, context: Context

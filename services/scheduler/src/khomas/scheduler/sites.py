@@ -16,7 +16,10 @@ from khomas.scheduler.backends.interface import Backend, BackendPlugin, ComputeR
 from khomas.scheduler.config import BackendSettings, SchedulerSettings
 from khomas.scheduler.credentials import Lack, Wallet
 from khomas.scheduler.matching import Offer
+from khomas.scheduler.ranking import Ranking, load_ranking
+from khomas.scheduler.ranking.weighted import weighted
 from khomas.scheduler.signals import Signal
+from khomas.scheduler.standing import Record, Reputation, Standing
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +44,11 @@ class Site:
     handover: asyncio.Lock = field(default_factory=asyncio.Lock)
     # Set when it has got jobs.
     got_jobs: Signal = field(default_factory=Signal)
+    # What was decided about it, and what was written down of how it did; read again and again.
+    standing: Standing = field(default_factory=lambda: Standing(""))
+    record: Record = field(default_factory=Record)
+    # What this process has seen.
+    reputation: Reputation = field(default_factory=Reputation)
 
     def offer(self) -> Offer:
         """What the choice of a backend is made from."""
@@ -53,6 +61,13 @@ class Site:
             self.settings.max_jobs,
             self.trouble,
             self.backend.capabilities.native_options,
+            self.settings.priority,
+            self.settings.platforms,
+            self.record.expected_wait,
+            self.record.good,
+            self.record.sample,
+            self.standing.said,
+            self.standing.automatic,
         )
 
     async def look(self, deadline: float) -> None:
@@ -70,8 +85,9 @@ class Site:
 class Sites:
     """All configured backends by name."""
 
-    def __init__(self, sites: Iterable[Site], wallet: Wallet | None = None) -> None:
+    def __init__(self, sites: Iterable[Site], wallet: Wallet | None = None, ranking: Ranking = weighted) -> None:
         self._sites = {site.name: site for site in sites}
+        self.ranking = ranking
         self.wallet = wallet or Wallet(Credentials({}))
 
     def __getitem__(self, name: str) -> Site:
@@ -124,7 +140,8 @@ def open_sites(settings: SchedulerSettings, state: Path) -> Sites:
     configured = settings.backends or {"local": _LOCAL}
     credentials = Credentials(open_all(settings.credentials))
     wallet = Wallet(credentials, settings.keeper, settings.credential_margin)
-    return Sites([Site(name, one, _open(name, one, state, credentials)) for name, one in configured.items()], wallet)
+    sites = [Site(name, one, _open(name, one, state, credentials)) for name, one in configured.items()]
+    return Sites(sites, wallet, load_ranking(settings.ranking))
 
 
 def _open(name: str, settings: BackendSettings, state: Path, credentials: Credentials) -> Backend:

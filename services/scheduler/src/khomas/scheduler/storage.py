@@ -32,6 +32,17 @@ class Storage:
             found |= {download.name: download for download in answer.downloads}
         return found
 
+    async def sites(self) -> dict[str, str]:
+        """Where StorageElements are, by id."""
+        found: dict[str, str] = {}
+        request = pb.ListStorageElementsRequest(page_size=1000)
+        while True:
+            answer = await self._stub.ListStorageElements(request, timeout=self._deadline)
+            found |= {one.name.removeprefix("storageElements/"): one.site for one in answer.storage_elements}
+            if not answer.next_page_token:
+                return found
+            request.page_token = answer.next_page_token
+
     async def uploads(self, wanted: Sequence[Upload]) -> list[Upload]:
         """Open uploads, in the same order."""
         opened: list[Upload] = []

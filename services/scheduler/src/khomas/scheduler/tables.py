@@ -223,6 +223,40 @@ share_use = Table(
     Column("cpu_ms", BigInteger, nullable=False),
 )
 
+# Backends that were banned or drained, by people or by the service.
+backend = Table(
+    "backend",
+    metadata,
+    Column("backend", KeyText, primary_key=True),
+    Column("status", SmallInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("since", UtcTime),
+    Column("until", UtcTime),
+    Column("bans", Integer, nullable=False),
+)
+
+# How backends did, by hours since 1970.
+backend_tally = Table(
+    "backend_tally",
+    metadata,
+    Column("backend", KeyText, primary_key=True),
+    Column("hour", Integer, primary_key=True),
+    Column("what", KeyText, primary_key=True),
+    Column("number", BigInteger, nullable=False),
+)
+
+# What jobs of a kind used, as numbers of jobs by size (see profiles.py).
+usage_profile = Table(
+    "usage_profile",
+    metadata,
+    Column("profile", KeyText, primary_key=True),
+    Column("backend", KeyText, primary_key=True),
+    Column("what", KeyText, primary_key=True),
+    Column("bucket", Integer, primary_key=True),
+    Column("number", BigInteger, nullable=False),
+)
+
 # Which specs read an uploaded content.
 sandbox_use = Table(
     "sandbox_use",

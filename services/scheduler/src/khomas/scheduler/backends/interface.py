@@ -155,6 +155,13 @@ class ComputeResource:
     running_jobs: int | None = None
     queued_jobs: int | None = None
     message: str = ""
+    # Until a new job starts, where the system can tell.
+    expected_wait: timedelta | None = None
+    # What jobs find there: "x86_64-el9".
+    platforms: Sequence[str] = ()
+    power_per_core_hs23: float | None = None
+    # Closed by those who run it.
+    closed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

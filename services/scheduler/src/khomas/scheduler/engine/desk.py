@@ -14,6 +14,7 @@ from khomas.kit.database import Database
 from khomas.scheduler.backends.interface import Usage
 from khomas.scheduler.catalog import Catalog
 from khomas.scheduler.config import SchedulerSettings
+from khomas.scheduler.locality import Locality
 from khomas.scheduler.records import Attempt
 from khomas.scheduler.retry import Defaults
 from khomas.scheduler.sandboxes import Sandboxes
@@ -58,10 +59,13 @@ class Desk:
     catalog: Catalog
     sandboxes: Sandboxes
     accounting: Accounting
+    locality: Locality
     # Logs and sandbox outputs, by attempt.
     folder: Path
     # By attempt uid.
     open: dict[str, Open] = field(default_factory=dict)
+    # Attempts that ended and that nothing was learnt from yet.
+    ended: list[Attempt] = field(default_factory=list)
     # Uploads that nobody will commit.
     abandoned: list[str] = field(default_factory=list)
     due: Signal = field(default_factory=Signal)
@@ -87,19 +91,26 @@ class Desk:
         if known is None:
             self.open[attempt.uid] = Open(attempt, asyncio.get_running_loop().time())
         else:
+            self._started(known.attempt, attempt)
             known.attempt = attempt
         if attempt.backend in self.sites:
             self.sites[attempt.backend].attempts.add(attempt.uid)
 
     def closed(self, attempt: Attempt) -> None:
         """Note the end of an attempt: there is room for another."""
-        self.open.pop(attempt.uid, None)
+        if known := self.open.pop(attempt.uid, None):
+            self._started(known.attempt, attempt)
+            self.ended.append(attempt)
         # What the catalogue refused stays, so that it can be looked at.
         if attempt.upload and attempt.reason != Reason.REASON_DATA_REGISTER and not _committed(attempt):
             self.abandoned.append(attempt.upload)
         if attempt.backend in self.sites:
             self.sites[attempt.backend].attempts.discard(attempt.uid)
         self.due.set()
+
+    def _started(self, before: Attempt, after: Attempt) -> None:
+        if before.start_time is None and after.start_time is not None and after.backend in self.sites:
+            self.sites[after.backend].reputation.started(after)
 
     def open_at(self, site: str) -> Iterator[Open]:
         """Attempts that a backend has."""

@@ -14,7 +14,7 @@ from khomas.scheduler.engine.doubtful import NOT_FOUND_TIMES, Doubtful, accepted
 from khomas.scheduler.engine.failing import after_failures
 from khomas.scheduler.engine.preparation import Preparation, Prepared, Refused
 from khomas.scheduler.records import Attempt, Job
-from khomas.scheduler.sites import Site
+from khomas.scheduler.sites import Site, Sites
 from khomas.scheduler.store.changes import Change, ended_job, lock_jobs, moved
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,10 @@ class Dispatcher:
         """Hand over one batch; tell whether there was one."""
         found = await self._doubtful.step()
         offers = self._desk.sites.offers()
-        room = Room(min(_BATCH, sum(offer.room for offer in offers)), sum(offer.max_jobs for offer in offers))
+        free = sum(offer.room for offer in offers)
+        if all(offer.closed for offer in offers):
+            free = _BATCH  # test jobs go on, the others are told why they wait, each once
+        room = Room(min(_BATCH, free), sum(offer.max_jobs for offer in offers))
         if room.free == 0:
             return found
         moment = now()
@@ -140,6 +143,7 @@ class Dispatcher:
                 self._desk.opened(change.attempt)
         for attempt in ended:
             self._desk.closed(attempt)
+        _learn(self._desk.sites, prepared, outcomes)
         loop = asyncio.get_running_loop().time()
         for uid, outcome in told.items():
             if outcome.kind in (Submitted.UNKNOWN, Submitted.THROTTLED):
@@ -148,6 +152,17 @@ class Dispatcher:
                 open_one.find_at = loop + (pause.total_seconds() if pause else self._pause)
                 # Throttled ones are known not to be there.
                 open_one.not_found = NOT_FOUND_TIMES if outcome.kind is Submitted.THROTTLED else 0
+
+
+def _learn(sites: Sites, prepared: Sequence[Prepared], outcomes: Sequence[SubmitOutcome]) -> None:
+    """Note which submissions went wrong. A call without an answer is one, whatever it carried."""
+    reputation = sites[prepared[0].attempt.backend].reputation
+    if any(outcome.kind in (Submitted.ACCEPTED, Submitted.THROTTLED) for outcome in outcomes):
+        reputation.handed_over()
+        return
+    refused = [outcome.message for outcome in outcomes if outcome.kind is Submitted.REJECTED]
+    for message in refused or [outcomes[0].message]:
+        reputation.refuses(message)
 
 
 def _current(candidate: Candidate, rows: Mapping[str, Job], pages: Mapping[str, int]) -> Job | None:

@@ -8,6 +8,7 @@ from sqlalchemy import select
 
 from khomas.api.scheduler.v1.state_pb2 import JobState
 from khomas.scheduler import tables
+from khomas.scheduler.engine.care import Care
 from khomas.scheduler.engine.collect import Collector
 from khomas.scheduler.engine.credentials import CredentialKeeping
 from khomas.scheduler.engine.desk import Desk
@@ -34,6 +35,7 @@ class Engine:
         self.finisher = Finisher(desk)
         self.housekeeping = Housekeeping(desk)
         self.collector = Collector(desk)
+        self.care = Care(desk)
         self.credentials = CredentialKeeping(desk)
         self.slowness = Slowness(desk)
         self.retention = Retention(desk)
@@ -84,6 +86,7 @@ class Engine:
                 ("deadlines", self.housekeeping.deadlines),
                 ("abandon", self.housekeeping.abandon),
                 ("collect", self.collector.step),
+                ("care", self.care.step),
             ):
                 loops.create_task(_steady(name, _repeated(job, poll)))
             interval = self._desk.settings.usage_interval.total_seconds()

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -20,13 +20,15 @@ from khomas.kit.expressions import Scalar
 from khomas.kit.ids import new_uids
 from khomas.scheduler.backends.interface import SubmitItem
 from khomas.scheduler.blueprint import Blueprint, Identity, WantedFile
-from khomas.scheduler.credentials import Lack
 from khomas.scheduler.engine.candidates import Candidate
 from khomas.scheduler.engine.desk import Desk
 from khomas.scheduler.engine.produced import produced_files
+from khomas.scheduler.locality import Local, inputs_of
 from khomas.scheduler.manifest import Payload, is_sandbox, manifest, most_files, needs_upload
-from khomas.scheduler.matching import Needs, Offer, match
+from khomas.scheduler.matching import Match, Needs, Offer
+from khomas.scheduler.placing import Placing
 from khomas.scheduler.records import Attempt, Job, ReasonCode
+from khomas.scheduler.robot import ROBOT
 from khomas.scheduler.splitters import Child
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,8 @@ log = logging.getLogger(__name__)
 _PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)
 _AGAIN = timedelta(seconds=5)
 _NO_MATCH_AGAIN = timedelta(seconds=10)
+# They are woken when a backend is opened.
+_CLOSED_AGAIN = timedelta(minutes=10)
 _QUOTA_AGAIN = timedelta(seconds=15)
 # They are woken when a credential changes.
 _CREDENTIAL_AGAIN = timedelta(minutes=10)
@@ -87,8 +91,19 @@ class Preparation:
     ) -> tuple[list[Prepared], list[Refused]]:
         """Prepare new attempts of these jobs."""
         refused: list[Refused] = []
-        plans = self._placed(candidates, refused)
+        local = await self._local(candidates)
+        plans = self._placed(candidates, refused, local)
         return await self._ready(connection, plans, refused, now, {})
+
+    async def _local(self, candidates: Sequence[Candidate]) -> dict[str, Local]:
+        """Where the inputs lie, for jobs that it makes a difference to."""
+        one_place = len({site.settings.site for site in self._desk.sites}) < 2
+        inputs = {
+            one.job.uid: inputs_of(one.blueprint, one.job.index, one.job.parent or one.job.uid)
+            for one in candidates
+            if one.blueprint.spec.inputs and not (one_place and not one.blueprint.spec.placement.require_data_local)
+        }
+        return await self._desk.locality.shares({job: names for job, names in inputs.items() if names})
 
     async def prepare_again(
         self, connection: AsyncConnection, candidates: Sequence[Candidate], attempts: Sequence[Attempt], now: datetime
@@ -120,17 +135,19 @@ class Preparation:
         await self._inline(plans)
         return [self._prepared(plan, downloads, now, known.get(plan.attempt_uid)) for plan in plans], refused
 
-    def _placed(self, candidates: Sequence[Candidate], refused: list[Refused]) -> list[_Plan]:
+    def _placed(
+        self, candidates: Sequence[Candidate], refused: list[Refused], local: Mapping[str, Local]
+    ) -> list[_Plan]:
         """Choose a backend for each, filling them evenly."""
-        offers = {offer.name: offer for offer in self._desk.sites.offers()}
+        placing = Placing(self._desk.sites.offers(), self._desk.sites.ranking, self._desk.sites.lack)
         uids = iter(new_uids(len(candidates)))
         plans = []
         for one in candidates:
-            chosen = _choose(one, offers, self._desk.sites.lack)
+            chosen = _choose(one, placing, local.get(one.job.uid))
             if isinstance(chosen, Refused):
                 refused.append(chosen)
                 continue
-            offers[chosen] = replace(offers[chosen], jobs=offers[chosen].jobs + 1)
+            placing.took(chosen)
             number = one.job.attempt + 1
             try:
                 plans.append(_Plan(one, chosen, next(uids), number, *_special(one, number)))
@@ -215,26 +232,33 @@ def _special(one: Candidate, number: int) -> tuple[Child, dict[str, Scalar]]:
     return child, blueprint.values(child, Identity(job.parent or job.uid, job.index, number))
 
 
-def _choose(
-    one: Candidate, offers: Mapping[str, Offer], lack: Callable[[str, timedelta], Lack | None]
-) -> str | Refused:
+def _choose(one: Candidate, placing: Placing, local: Local | None) -> str | Refused:
     if one.over_quota:
         return Refused(one, Reason.REASON_WAIT_QUOTA, one.over_quota, _QUOTA_AGAIN)
     if one.throttled:
         why = "its array has as many running as its max_running allows"
         return Refused(one, Reason.REASON_WAIT_THROTTLED, why, timedelta(seconds=1))
     spec, job = one.blueprint.spec, one.job
-    needs = Needs.of(spec, job.memory_factor, job.wall_factor)
-    found = match(spec, needs, list(offers.values()))
-    if not found.fitting:
-        why = "; ".join(f"{name}: {reason}" for name, reason in found.excluded.items())
-        return Refused(one, Reason.REASON_WAIT_NO_MATCH, f"no backend fits: {why}", _NO_MATCH_AGAIN)
-    lacks = {offer.name: lack(offer.name, needs.wall_time) for offer in found.fitting}
-    best = next((offer for offer in found.fitting if lacks[offer.name] is None), None)
+    probe = job.owner == ROBOT
+    needs = Needs.of(spec, job.memory_factor, job.wall_factor, dict(local) if local else None, probe)
+    key = (one.blueprint.place_needs, job.memory_factor, job.wall_factor, local, probe)
+    group = placing.group(key, spec, needs)
+    if not group.match.fitting:
+        return _nowhere(one, group.match)
+    best = placing.best(group)
     if best is None:
-        why = "; ".join(f"{name}: {no.said}" for name, no in lacks.items() if no is not None)
+        why = "; ".join(f"{name}: {no.said}" for name, no in group.lacks.items())
         return Refused(one, Reason.REASON_WAIT_CREDENTIAL, why, _CREDENTIAL_AGAIN)
-    return best.name if best.room else _full(one, best)
+    offer, has_room = best
+    return offer.name if has_room else _full(one, offer)
+
+
+def _nowhere(one: Candidate, found: Match) -> Refused:
+    if found.closed:
+        why = "; ".join(f"{name} is {closed}" for name, closed in found.closed.items())
+        return Refused(one, Reason.REASON_WAIT_BACKEND, why, _CLOSED_AGAIN)
+    why = "; ".join(f"{name}: {reason}" for name, reason in found.excluded.items())
+    return Refused(one, Reason.REASON_WAIT_NO_MATCH, f"no backend fits: {why}", _NO_MATCH_AGAIN)
 
 
 def _full(one: Candidate, best: Offer) -> Refused:

@@ -1,5 +1,6 @@
 """Children by input files."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ class InputFile:
     size_bytes: int = 0
     # Value of the grouping key.
     value: str = ""
+    # Where it can be read.
+    sites: frozenset[str] = frozenset()
 
 
 class FileSplitter:
@@ -50,7 +53,12 @@ def divide(splitter: pb.FileSplitter, files: Sequence[InputFile]) -> Groups:
     starts: list[int] = []
     values: list[str] = []
     ordered: list[tuple[int, str]] = []
-    for value, members in _by_value(files, bool(splitter.group_key)).items():
+    groups = _by_value(files, bool(splitter.group_key)).items()
+    if splitter.grouping == pb.FileSplitter.GROUPING_BY_SITE:
+        parts = [(value, part) for value, members in groups for _, part in by_site(members)]
+    else:
+        parts = list(groups)
+    for value, members in parts:
         count = size = 0
         for file in members:
             over = splitter.bytes_per_job and size + file.size_bytes > splitter.bytes_per_job
@@ -72,4 +80,20 @@ def _by_value(files: Iterable[InputFile], grouped: bool) -> Mapping[str, list[In
     groups: dict[str, list[InputFile]] = {}
     for file in files:
         groups.setdefault(file.value if grouped else "", []).append(file)
+    return groups
+
+
+def by_site(files: Sequence[InputFile]) -> list[tuple[str, list[InputFile]]]:
+    """Group files so that each group is at one site, the sites that have most first.
+
+    Files that can be read at no site are the last group, at no site.
+    """
+    rest, groups = list(files), list[tuple[str, list[InputFile]]]()
+    while rest:
+        numbers = Counter(site for file in rest for site in sorted(file.sites))
+        if not numbers:
+            return [*groups, ("", rest)]
+        best = min(numbers, key=lambda site: (-numbers[site], site))
+        groups.append((best, [file for file in rest if best in file.sites]))
+        rest = [file for file in rest if best not in file.sites]
     return groups

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*khomas/api/scheduler/v1/error_reason.proto\x12\x17khomas.api.scheduler.v1*\xe4\x04\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_REASON_JOB_NOT_FOUND\x10\x01\x12 \n\x1c\x45RROR_REASON_BACKEND_UNKNOWN\x10\x02\x12\x19\n\x15\x45RROR_REASON_NO_MATCH\x10\x03\x12&\n\"ERROR_REASON_NATIVE_OPTION_UNKNOWN\x10\x04\x12#\n\x1f\x45RROR_REASON_EXPRESSION_INVALID\x10\x05\x12\x1e\n\x1a\x45RROR_REASON_TOO_MANY_JOBS\x10\x06\x12\x18\n\x14\x45RROR_REASON_NO_JOBS\x10\x07\x12 \n\x1c\x45RROR_REASON_INPUT_NOT_FOUND\x10\x08\x12\"\n\x1e\x45RROR_REASON_SANDBOX_NOT_FOUND\x10\t\x12!\n\x1d\x45RROR_REASON_SANDBOX_MISMATCH\x10\n\x12#\n\x1f\x45RROR_REASON_DEPENDENCY_INVALID\x10\x0b\x12\x1a\n\x16\x45RROR_REASON_JOB_STATE\x10\x0c\x12\x1e\n\x1a\x45RROR_REASON_LOG_NOT_FOUND\x10\r\x12\"\n\x1e\x45RROR_REASON_ATTEMPT_NOT_FOUND\x10\x0e\x12$\n ERROR_REASON_INPUT_PATH_CONFLICT\x10\x0f\x12\x1e\n\x1a\x45RROR_REASON_SHARE_UNKNOWN\x10\x14\x12\x1f\n\x1b\x45RROR_REASON_QUOTA_EXCEEDED\x10\x15\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*khomas/api/scheduler/v1/error_reason.proto\x12\x17khomas.api.scheduler.v1*\x88\x05\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_REASON_JOB_NOT_FOUND\x10\x01\x12 \n\x1c\x45RROR_REASON_BACKEND_UNKNOWN\x10\x02\x12\x19\n\x15\x45RROR_REASON_NO_MATCH\x10\x03\x12&\n\"ERROR_REASON_NATIVE_OPTION_UNKNOWN\x10\x04\x12#\n\x1f\x45RROR_REASON_EXPRESSION_INVALID\x10\x05\x12\x1e\n\x1a\x45RROR_REASON_TOO_MANY_JOBS\x10\x06\x12\x18\n\x14\x45RROR_REASON_NO_JOBS\x10\x07\x12 \n\x1c\x45RROR_REASON_INPUT_NOT_FOUND\x10\x08\x12\"\n\x1e\x45RROR_REASON_SANDBOX_NOT_FOUND\x10\t\x12!\n\x1d\x45RROR_REASON_SANDBOX_MISMATCH\x10\n\x12#\n\x1f\x45RROR_REASON_DEPENDENCY_INVALID\x10\x0b\x12\x1a\n\x16\x45RROR_REASON_JOB_STATE\x10\x0c\x12\x1e\n\x1a\x45RROR_REASON_LOG_NOT_FOUND\x10\r\x12\"\n\x1e\x45RROR_REASON_ATTEMPT_NOT_FOUND\x10\x0e\x12$\n ERROR_REASON_INPUT_PATH_CONFLICT\x10\x0f\x12\x1e\n\x1a\x45RROR_REASON_SHARE_UNKNOWN\x10\x14\x12\x1f\n\x1b\x45RROR_REASON_QUOTA_EXCEEDED\x10\x15\x12\"\n\x1e\x45RROR_REASON_BACKEND_NOT_FOUND\x10\x1e\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,5 +32,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'khomas.api.scheduler.v1.err
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ERRORREASON']._serialized_start=72
-  _globals['_ERRORREASON']._serialized_end=684
+  _globals['_ERRORREASON']._serialized_end=720
 # @@protoc_insertion_point(module_scope)

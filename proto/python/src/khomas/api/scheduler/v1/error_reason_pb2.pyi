@@ -58,6 +58,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT. An account that is not set up, or not for the caller. Metadata: share, nearest."""
     ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 21
     """RESOURCE_EXHAUSTED. More jobs would wait than the account may have. Metadata: share, queued, max_queued."""
+    ERROR_REASON_BACKEND_NOT_FOUND: _ErrorReason.ValueType  # 30
+    """NOT_FOUND. Metadata: name, nearest."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Reason of an error, found in google.rpc.ErrorInfo with domain "khomas.scheduler"."""
@@ -98,4 +100,6 @@ ERROR_REASON_SHARE_UNKNOWN: ErrorReason.ValueType  # 20
 """INVALID_ARGUMENT. An account that is not set up, or not for the caller. Metadata: share, nearest."""
 ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 21
 """RESOURCE_EXHAUSTED. More jobs would wait than the account may have. Metadata: share, queued, max_queued."""
+ERROR_REASON_BACKEND_NOT_FOUND: ErrorReason.ValueType  # 30
+"""NOT_FOUND. Metadata: name, nearest."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -62,6 +62,7 @@ class JobSpec(_message.Message):
     INPUTS_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
     LOGS_FIELD_NUMBER: _builtins.int
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
     SPLITTER_FIELD_NUMBER: _builtins.int
     MERGERS_FIELD_NUMBER: _builtins.int
     PLACEMENT_FIELD_NUMBER: _builtins.int
@@ -104,6 +105,10 @@ class JobSpec(_message.Message):
         """How much of the printed output is kept."""
 
     @_builtins.property
+    def environment(self) -> Global___SoftwareEnvironment:
+        """Software that the node must have."""
+
+    @_builtins.property
     def splitter(self) -> _splitter_pb2.Splitter:
         """Makes an array. Unset = one job."""
 
@@ -142,6 +147,7 @@ class JobSpec(_message.Message):
         inputs: _abc.Iterable[Global___Input] | None = ...,
         outputs: _abc.Iterable[Global___Output] | None = ...,
         logs: Global___LogPolicy | None = ...,
+        environment: Global___SoftwareEnvironment | None = ...,
         splitter: _splitter_pb2.Splitter | None = ...,
         mergers: _abc.Iterable[Global___Merger] | None = ...,
         placement: _placement_pb2.Placement | None = ...,
@@ -152,9 +158,9 @@ class JobSpec(_message.Message):
         share: _builtins.str = ...,
         retain_after_end: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "limits", b"limits", "logs", b"logs", "placement", b"placement", "resources", b"resources", "retain_after_end", b"retain_after_end", "retry", b"retry", "splitter", b"splitter"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "environment", b"environment", "limits", b"limits", "logs", b"logs", "placement", b"placement", "resources", b"resources", "retain_after_end", b"retain_after_end", "retry", b"retry", "splitter", b"splitter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "dependencies", b"dependencies", "display_name", b"display_name", "inputs", b"inputs", "limits", b"limits", "logs", b"logs", "mergers", b"mergers", "note", b"note", "outputs", b"outputs", "placement", b"placement", "priority", b"priority", "resources", b"resources", "retain_after_end", b"retain_after_end", "retry", b"retry", "share", b"share", "splitter", b"splitter", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "dependencies", b"dependencies", "display_name", b"display_name", "environment", b"environment", "inputs", b"inputs", "limits", b"limits", "logs", b"logs", "mergers", b"mergers", "note", b"note", "outputs", b"outputs", "placement", b"placement", "priority", b"priority", "resources", b"resources", "retain_after_end", b"retain_after_end", "retry", b"retry", "share", b"share", "splitter", b"splitter", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -243,12 +249,19 @@ class Resources(_message.Message):
     DISK_BYTES_FIELD_NUMBER: _builtins.int
     WALL_TIME_FIELD_NUMBER: _builtins.int
     CPU_TIME_FIELD_NUMBER: _builtins.int
+    AUTOMATIC_FIELD_NUMBER: _builtins.int
+    ESTIMATED_FIELD_NUMBER: _builtins.int
     cpu_milli: _builtins.int
     """Thousandths of a core. 0 = 1000."""
     memory_bytes: _builtins.int
     """Of the whole job. 0 = no limit."""
     disk_bytes: _builtins.int
     """Local scratch. 0 = no limit."""
+    automatic: _builtins.bool
+    """Memory, wall time, disk and CPU time come from what at least 30 jobs of the same kind used (99th percentile and a
+    tenth), in place of what is given here, and grow after LIMIT_MEMORY, LIMIT_WALL and LIMIT_CPU. Jobs are of the same
+    kind that have the same tags `application`, `version` and `cell`; without `application`, the same display_name.
+    """
     @_builtins.property
     def wall_time(self) -> _duration_pb2.Duration:
         """From start to end. Unset = no limit."""
@@ -256,6 +269,10 @@ class Resources(_message.Message):
     @_builtins.property
     def cpu_time(self) -> _duration_pb2.Duration:
         """Of all processes. Unset = no limit."""
+
+    @_builtins.property
+    def estimated(self) -> _containers.RepeatedCompositeFieldContainer[Global___Estimated]:
+        """Output only. What came from history."""
 
     def __init__(
         self,
@@ -265,14 +282,80 @@ class Resources(_message.Message):
         disk_bytes: _builtins.int = ...,
         wall_time: _duration_pb2.Duration | None = ...,
         cpu_time: _duration_pb2.Duration | None = ...,
+        automatic: _builtins.bool = ...,
+        estimated: _abc.Iterable[Global___Estimated] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cpu_time", b"cpu_time", "wall_time", b"wall_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_milli", b"cpu_milli", "cpu_time", b"cpu_time", "disk_bytes", b"disk_bytes", "memory_bytes", b"memory_bytes", "wall_time", b"wall_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["automatic", b"automatic", "cpu_milli", b"cpu_milli", "cpu_time", b"cpu_time", "disk_bytes", b"disk_bytes", "estimated", b"estimated", "memory_bytes", b"memory_bytes", "wall_time", b"wall_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Resources: _TypeAlias = Resources  # noqa: Y015
+
+@_typing.final
+class Estimated(_message.Message):
+    """A need that came from history."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    GIVEN_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    SAMPLE_SIZE_FIELD_NUMBER: _builtins.int
+    QUANTILE_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    """Field of Resources: "memory_bytes"."""
+    given: _builtins.float
+    """As it was before, in the unit of `value`; 0 = none was given."""
+    value: _builtins.float
+    """Bytes or seconds."""
+    sample_size: _builtins.int
+    """From how many jobs."""
+    quantile: _builtins.float
+    """Of what they used."""
+    profile: _builtins.str
+    """Which jobs: kind, and backend if only those of one."""
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        given: _builtins.float = ...,
+        value: _builtins.float = ...,
+        sample_size: _builtins.int = ...,
+        quantile: _builtins.float = ...,
+        profile: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "given", b"given", "profile", b"profile", "quantile", b"quantile", "sample_size", b"sample_size", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Estimated: _TypeAlias = Estimated  # noqa: Y015
+
+@_typing.final
+class SoftwareEnvironment(_message.Message):
+    """Software that a job needs from the node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLATFORM_FIELD_NUMBER: _builtins.int
+    platform: _builtins.str
+    """Only queues that declare this platform: "x86_64-el9". Empty = any."""
+    def __init__(
+        self,
+        *,
+        platform: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["platform", b"platform"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SoftwareEnvironment: _TypeAlias = SoftwareEnvironment  # noqa: Y015
 
 @_typing.final
 class Input(_message.Message):

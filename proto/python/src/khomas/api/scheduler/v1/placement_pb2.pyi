@@ -55,8 +55,11 @@ class Placement(_message.Message):
     SITES_FIELD_NUMBER: _builtins.int
     QUEUE_FIELD_NUMBER: _builtins.int
     NATIVE_FIELD_NUMBER: _builtins.int
+    REQUIRE_DATA_LOCAL_FIELD_NUMBER: _builtins.int
     queue: _builtins.str
     """Queue of the batch system. Empty = its default."""
+    require_data_local: _builtins.bool
+    """Only where all input files have a replica at the site."""
     @_builtins.property
     def backends(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Backends by name, "local". Empty = any."""
@@ -83,10 +86,11 @@ class Placement(_message.Message):
         sites: _abc.Iterable[_builtins.str] | None = ...,
         queue: _builtins.str = ...,
         native: _abc.Mapping[_builtins.str, _struct_pb2.Struct] | None = ...,
+        require_data_local: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backends", b"backends", "exclude", b"exclude", "native", b"native", "queue", b"queue", "sites", b"sites"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backends", b"backends", "exclude", b"exclude", "native", b"native", "queue", b"queue", "require_data_local", b"require_data_local", "sites", b"sites"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -241,6 +245,8 @@ class Backend(_message.Message):
         """Taken out by an operator."""
         STATUS_UNREACHABLE: Backend._Status.ValueType  # 4
         """Does not answer."""
+        STATUS_CLOSED: Backend._Status.ValueType  # 5
+        """Closed by those who run it."""
 
     class Status(_Status, metaclass=_StatusEnumTypeWrapper):
         """Whether a backend takes jobs."""
@@ -255,6 +261,8 @@ class Backend(_message.Message):
     """Taken out by an operator."""
     STATUS_UNREACHABLE: Backend.Status.ValueType  # 4
     """Does not answer."""
+    STATUS_CLOSED: Backend.Status.ValueType  # 5
+    """Closed by those who run it."""
 
     NAME_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
@@ -268,6 +276,13 @@ class Backend(_message.Message):
     MAX_WALL_TIME_FIELD_NUMBER: _builtins.int
     MAX_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     OBSERVE_TIME_FIELD_NUMBER: _builtins.int
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    RANK_WHY_FIELD_NUMBER: _builtins.int
+    RESPONSE_TIME_FIELD_NUMBER: _builtins.int
+    SUCCESS_RATE_FIELD_NUMBER: _builtins.int
+    SUCCESS_SAMPLE_FIELD_NUMBER: _builtins.int
+    CLOSURE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"backends/{id}"."""
     kind: _builtins.str
@@ -288,6 +303,14 @@ class Backend(_message.Message):
     """Our jobs that wait there."""
     max_memory_bytes: _builtins.int
     """Memory of the largest node. 0 = unknown."""
+    rank: _builtins.float
+    """Rank of its best queue."""
+    rank_why: _builtins.str
+    """The rank in words."""
+    success_rate: _builtins.float
+    """Share of recent jobs that the backend brought to their end, smoothed."""
+    success_sample: _builtins.int
+    """How many recent jobs that is from."""
     @_builtins.property
     def max_wall_time(self) -> _duration_pb2.Duration:
         """Largest wall time. Unset = no limit."""
@@ -295,6 +318,18 @@ class Backend(_message.Message):
     @_builtins.property
     def observe_time(self) -> _timestamp_pb2.Timestamp:
         """When it was asked."""
+
+    @_builtins.property
+    def resources(self) -> _containers.RepeatedCompositeFieldContainer[Global___ComputeResource]:
+        """Its queues, the best first."""
+
+    @_builtins.property
+    def response_time(self) -> _duration_pb2.Duration:
+        """Expected wait of a new job. Unset = unknown."""
+
+    @_builtins.property
+    def closure(self) -> Global___Closure:
+        """Set while it is banned or draining."""
 
     def __init__(
         self,
@@ -311,11 +346,197 @@ class Backend(_message.Message):
         max_wall_time: _duration_pb2.Duration | None = ...,
         max_memory_bytes: _builtins.int = ...,
         observe_time: _timestamp_pb2.Timestamp | None = ...,
+        resources: _abc.Iterable[Global___ComputeResource] | None = ...,
+        rank: _builtins.float = ...,
+        rank_why: _builtins.str = ...,
+        response_time: _duration_pb2.Duration | None = ...,
+        success_rate: _builtins.float = ...,
+        success_sample: _builtins.int = ...,
+        closure: Global___Closure | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["max_wall_time", b"max_wall_time", "observe_time", b"observe_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["closure", b"closure", "max_wall_time", b"max_wall_time", "observe_time", b"observe_time", "response_time", b"response_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpus", b"cpus", "free_cpus", b"free_cpus", "kind", b"kind", "max_memory_bytes", b"max_memory_bytes", "max_wall_time", b"max_wall_time", "message", b"message", "name", b"name", "observe_time", b"observe_time", "queued_jobs", b"queued_jobs", "running_jobs", b"running_jobs", "site", b"site", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closure", b"closure", "cpus", b"cpus", "free_cpus", b"free_cpus", "kind", b"kind", "max_memory_bytes", b"max_memory_bytes", "max_wall_time", b"max_wall_time", "message", b"message", "name", b"name", "observe_time", b"observe_time", "queued_jobs", b"queued_jobs", "rank", b"rank", "rank_why", b"rank_why", "resources", b"resources", "response_time", b"response_time", "running_jobs", b"running_jobs", "site", b"site", "status", b"status", "success_rate", b"success_rate", "success_sample", b"success_sample"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Backend: _TypeAlias = Backend  # noqa: Y015
+
+@_typing.final
+class ComputeResource(_message.Message):
+    """A queue of a backend as it is now: a row of the table of computing elements."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BACKEND_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
+    SITE_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    RESPONSE_TIME_FIELD_NUMBER: _builtins.int
+    CPUS_FIELD_NUMBER: _builtins.int
+    FREE_CPUS_FIELD_NUMBER: _builtins.int
+    RUNNING_JOBS_FIELD_NUMBER: _builtins.int
+    QUEUED_JOBS_FIELD_NUMBER: _builtins.int
+    OUR_RUNNING_JOBS_FIELD_NUMBER: _builtins.int
+    OUR_QUEUED_JOBS_FIELD_NUMBER: _builtins.int
+    MAX_WALL_TIME_FIELD_NUMBER: _builtins.int
+    MAX_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_CPUS_FIELD_NUMBER: _builtins.int
+    PLATFORMS_FIELD_NUMBER: _builtins.int
+    POWER_PER_CORE_HS23_FIELD_NUMBER: _builtins.int
+    SUCCESS_RATE_FIELD_NUMBER: _builtins.int
+    SUCCESS_SAMPLE_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    RANK_WHY_FIELD_NUMBER: _builtins.int
+    IN_USE_FIELD_NUMBER: _builtins.int
+    OBSERVE_TIME_FIELD_NUMBER: _builtins.int
+    backend: _builtins.str
+    """"backends/{id}"."""
+    queue: _builtins.str
+    """Name of the queue in the batch system; may be empty."""
+    site: _builtins.str
+    """Where it is."""
+    status: Global___Backend.Status.ValueType
+    """Whether jobs are given to it."""
+    cpus: _builtins.int
+    """Cores in all. Unset = unknown, as everywhere below."""
+    free_cpus: _builtins.int
+    """Cores free now."""
+    running_jobs: _builtins.int
+    """Jobs of everybody that run."""
+    queued_jobs: _builtins.int
+    """Jobs of everybody that wait."""
+    our_running_jobs: _builtins.int
+    """Jobs that run through us; of all queues of the backend where it does not tell them apart."""
+    our_queued_jobs: _builtins.int
+    """Jobs that wait through us; as above."""
+    max_memory_bytes: _builtins.int
+    """Largest memory of one job."""
+    max_cpus: _builtins.int
+    """Most cores of one job."""
+    power_per_core_hs23: _builtins.float
+    """Speed of one core."""
+    success_rate: _builtins.float
+    """Share of recent jobs that the backend brought to their end, smoothed."""
+    success_sample: _builtins.int
+    """How many recent jobs that is from."""
+    rank: _builtins.float
+    """By the configured ranking, for a job of one core and one hour without input."""
+    rank_why: _builtins.str
+    """The rank in words."""
+    in_use: _builtins.bool
+    """Whether new jobs may be given to it."""
+    @_builtins.property
+    def response_time(self) -> _duration_pb2.Duration:
+        """Expected wait until a new job starts. Unset = unknown."""
+
+    @_builtins.property
+    def max_wall_time(self) -> _duration_pb2.Duration:
+        """Largest wall time."""
+
+    @_builtins.property
+    def platforms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Platforms that jobs find, "x86_64-el9". Empty = not declared."""
+
+    @_builtins.property
+    def observe_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was asked."""
+
+    def __init__(
+        self,
+        *,
+        backend: _builtins.str = ...,
+        queue: _builtins.str = ...,
+        site: _builtins.str = ...,
+        status: Global___Backend.Status.ValueType = ...,
+        response_time: _duration_pb2.Duration | None = ...,
+        cpus: _builtins.int | None = ...,
+        free_cpus: _builtins.int | None = ...,
+        running_jobs: _builtins.int | None = ...,
+        queued_jobs: _builtins.int | None = ...,
+        our_running_jobs: _builtins.int = ...,
+        our_queued_jobs: _builtins.int = ...,
+        max_wall_time: _duration_pb2.Duration | None = ...,
+        max_memory_bytes: _builtins.int | None = ...,
+        max_cpus: _builtins.int | None = ...,
+        platforms: _abc.Iterable[_builtins.str] | None = ...,
+        power_per_core_hs23: _builtins.float | None = ...,
+        success_rate: _builtins.float = ...,
+        success_sample: _builtins.int = ...,
+        rank: _builtins.float = ...,
+        rank_why: _builtins.str = ...,
+        in_use: _builtins.bool = ...,
+        observe_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cpus", b"_cpus", "_free_cpus", b"_free_cpus", "_max_cpus", b"_max_cpus", "_max_memory_bytes", b"_max_memory_bytes", "_power_per_core_hs23", b"_power_per_core_hs23", "_queued_jobs", b"_queued_jobs", "_running_jobs", b"_running_jobs", "cpus", b"cpus", "free_cpus", b"free_cpus", "max_cpus", b"max_cpus", "max_memory_bytes", b"max_memory_bytes", "max_wall_time", b"max_wall_time", "observe_time", b"observe_time", "power_per_core_hs23", b"power_per_core_hs23", "queued_jobs", b"queued_jobs", "response_time", b"response_time", "running_jobs", b"running_jobs"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpus", b"_cpus", "_free_cpus", b"_free_cpus", "_max_cpus", b"_max_cpus", "_max_memory_bytes", b"_max_memory_bytes", "_power_per_core_hs23", b"_power_per_core_hs23", "_queued_jobs", b"_queued_jobs", "_running_jobs", b"_running_jobs", "backend", b"backend", "cpus", b"cpus", "free_cpus", b"free_cpus", "in_use", b"in_use", "max_cpus", b"max_cpus", "max_memory_bytes", b"max_memory_bytes", "max_wall_time", b"max_wall_time", "observe_time", b"observe_time", "our_queued_jobs", b"our_queued_jobs", "our_running_jobs", b"our_running_jobs", "platforms", b"platforms", "power_per_core_hs23", b"power_per_core_hs23", "queue", b"queue", "queued_jobs", b"queued_jobs", "rank", b"rank", "rank_why", b"rank_why", "response_time", b"response_time", "running_jobs", b"running_jobs", "site", b"site", "status", b"status", "success_rate", b"success_rate", "success_sample", b"success_sample"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cpus: _TypeAlias = _typing.Literal["cpus"]  # noqa: Y015
+    _WhichOneofArgType__cpus: _TypeAlias = _typing.Literal["_cpus", b"_cpus"]  # noqa: Y015
+    _WhichOneofReturnType__free_cpus: _TypeAlias = _typing.Literal["free_cpus"]  # noqa: Y015
+    _WhichOneofArgType__free_cpus: _TypeAlias = _typing.Literal["_free_cpus", b"_free_cpus"]  # noqa: Y015
+    _WhichOneofReturnType__max_cpus: _TypeAlias = _typing.Literal["max_cpus"]  # noqa: Y015
+    _WhichOneofArgType__max_cpus: _TypeAlias = _typing.Literal["_max_cpus", b"_max_cpus"]  # noqa: Y015
+    _WhichOneofReturnType__max_memory_bytes: _TypeAlias = _typing.Literal["max_memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__max_memory_bytes: _TypeAlias = _typing.Literal["_max_memory_bytes", b"_max_memory_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__power_per_core_hs23: _TypeAlias = _typing.Literal["power_per_core_hs23"]  # noqa: Y015
+    _WhichOneofArgType__power_per_core_hs23: _TypeAlias = _typing.Literal["_power_per_core_hs23", b"_power_per_core_hs23"]  # noqa: Y015
+    _WhichOneofReturnType__queued_jobs: _TypeAlias = _typing.Literal["queued_jobs"]  # noqa: Y015
+    _WhichOneofArgType__queued_jobs: _TypeAlias = _typing.Literal["_queued_jobs", b"_queued_jobs"]  # noqa: Y015
+    _WhichOneofReturnType__running_jobs: _TypeAlias = _typing.Literal["running_jobs"]  # noqa: Y015
+    _WhichOneofArgType__running_jobs: _TypeAlias = _typing.Literal["_running_jobs", b"_running_jobs"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cpus) -> _WhichOneofReturnType__cpus | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__free_cpus) -> _WhichOneofReturnType__free_cpus | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_cpus) -> _WhichOneofReturnType__max_cpus | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_memory_bytes) -> _WhichOneofReturnType__max_memory_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__power_per_core_hs23) -> _WhichOneofReturnType__power_per_core_hs23 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__queued_jobs) -> _WhichOneofReturnType__queued_jobs | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__running_jobs) -> _WhichOneofReturnType__running_jobs | None: ...
+
+Global___ComputeResource: _TypeAlias = ComputeResource  # noqa: Y015
+
+@_typing.final
+class Closure(_message.Message):
+    """Why a backend gets no new jobs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """As given, or what went wrong."""
+    actor: _builtins.str
+    """Subject of the token; empty when the service did it by itself."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ends by itself, or is tried again. Unset = when somebody ends it."""
+
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "end_time", b"end_time", "reason", b"reason", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Closure: _TypeAlias = Closure  # noqa: Y015

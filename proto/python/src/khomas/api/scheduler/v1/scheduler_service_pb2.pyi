@@ -12,6 +12,7 @@ from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
 from khomas.api.scheduler.v1 import credential_pb2 as _credential_pb2
 from khomas.api.scheduler.v1 import job_pb2 as _job_pb2
+from khomas.api.scheduler.v1 import job_spec_pb2 as _job_spec_pb2
 from khomas.api.scheduler.v1 import placement_pb2 as _placement_pb2
 from khomas.api.scheduler.v1 import share_pb2 as _share_pb2
 from khomas.api.scheduler.v1 import slow_job_pb2 as _slow_job_pb2
@@ -116,6 +117,8 @@ class Plan(_message.Message):
     JOBS_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
     SCRIPTS_FIELD_NUMBER: _builtins.int
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    OTHERS_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
     """Name of the backend that would be chosen."""
     why: _builtins.str
@@ -130,6 +133,14 @@ class Plan(_message.Message):
     def scripts(self) -> _containers.RepeatedCompositeFieldContainer[Global___RenderedScript]:
         """With render_scripts: runnable files."""
 
+    @_builtins.property
+    def resources(self) -> _job_spec_pb2.Resources:
+        """What it may use; `estimated` tells what was filled in from history."""
+
+    @_builtins.property
+    def others(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why not the others: excluded ones with the reason, then the ranks of those that fit."""
+
     def __init__(
         self,
         *,
@@ -138,10 +149,12 @@ class Plan(_message.Message):
         jobs: _builtins.int = ...,
         inputs: _abc.Iterable[_builtins.str] | None = ...,
         scripts: _abc.Iterable[Global___RenderedScript] | None = ...,
+        resources: _job_spec_pb2.Resources | None = ...,
+        others: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "inputs", b"inputs", "jobs", b"jobs", "scripts", b"scripts", "why", b"why"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "inputs", b"inputs", "jobs", b"jobs", "others", b"others", "resources", b"resources", "scripts", b"scripts", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1060,6 +1073,98 @@ class ListBackendsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListBackendsResponse: _TypeAlias = ListBackendsResponse  # noqa: Y015
+
+@_typing.final
+class BanBackendRequest(_message.Message):
+    """See BanBackend."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"backends/{id}"."""
+    reason: _builtins.str
+    """Why; shown to everybody."""
+    request_id: _builtins.str
+    """UUID4 of this request."""
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """How long. Unset = until UnbanBackend."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        duration: _duration_pb2.Duration | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "name", b"name", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BanBackendRequest: _TypeAlias = BanBackendRequest  # noqa: Y015
+
+@_typing.final
+class DrainBackendRequest(_message.Message):
+    """See DrainBackend."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"backends/{id}"."""
+    reason: _builtins.str
+    """Why; shown to everybody."""
+    request_id: _builtins.str
+    """UUID4 of this request."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainBackendRequest: _TypeAlias = DrainBackendRequest  # noqa: Y015
+
+@_typing.final
+class UnbanBackendRequest(_message.Message):
+    """See UnbanBackend."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"backends/{id}"."""
+    request_id: _builtins.str
+    """UUID4 of this request."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnbanBackendRequest: _TypeAlias = UnbanBackendRequest  # noqa: Y015
 
 @_typing.final
 class ListSlowJobsRequest(_message.Message):

@@ -6,6 +6,7 @@ import warnings
 from khomas.api.common.v1 import event_pb2 as khomas_dot_api_dot_common_dot_v1_dot_event__pb2
 from khomas.api.common.v1 import explanation_pb2 as khomas_dot_api_dot_common_dot_v1_dot_explanation__pb2
 from khomas.api.scheduler.v1 import job_pb2 as khomas_dot_api_dot_scheduler_dot_v1_dot_job__pb2
+from khomas.api.scheduler.v1 import placement_pb2 as khomas_dot_api_dot_scheduler_dot_v1_dot_placement__pb2
 from khomas.api.scheduler.v1 import scheduler_service_pb2 as khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2
 
 GRPC_GENERATED_VERSION = '1.74.0'
@@ -131,6 +132,21 @@ class SchedulerServiceStub(object):
                 '/khomas.api.scheduler.v1.SchedulerService/ListBackends',
                 request_serializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListBackendsRequest.SerializeToString,
                 response_deserializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListBackendsResponse.FromString,
+                _registered_method=True)
+        self.BanBackend = channel.unary_unary(
+                '/khomas.api.scheduler.v1.SchedulerService/BanBackend',
+                request_serializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.BanBackendRequest.SerializeToString,
+                response_deserializer=khomas_dot_api_dot_scheduler_dot_v1_dot_placement__pb2.Backend.FromString,
+                _registered_method=True)
+        self.DrainBackend = channel.unary_unary(
+                '/khomas.api.scheduler.v1.SchedulerService/DrainBackend',
+                request_serializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.DrainBackendRequest.SerializeToString,
+                response_deserializer=khomas_dot_api_dot_scheduler_dot_v1_dot_placement__pb2.Backend.FromString,
+                _registered_method=True)
+        self.UnbanBackend = channel.unary_unary(
+                '/khomas.api.scheduler.v1.SchedulerService/UnbanBackend',
+                request_serializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.UnbanBackendRequest.SerializeToString,
+                response_deserializer=khomas_dot_api_dot_scheduler_dot_v1_dot_placement__pb2.Backend.FromString,
                 _registered_method=True)
         self.ListCredentials = channel.unary_unary(
                 '/khomas.api.scheduler.v1.SchedulerService/ListCredentials',
@@ -283,6 +299,28 @@ class SchedulerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BanBackend(self, request, context):
+        """Gives a backend no new jobs for a while; what it has goes on. It is returned to by itself when the time is over.
+        Banning again replaces reason and end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainBackend(self, request, context):
+        """Gives a backend no new jobs until UnbanBackend: before a shutdown.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnbanBackend(self, request, context):
+        """Ends a ban, also one that the service made by itself, or a drain. No error when there is none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListCredentials(self, request, context):
         """Lists the credentials that backends are used with, with how long they last.
         """
@@ -391,6 +429,21 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.ListBackends,
                     request_deserializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListBackendsRequest.FromString,
                     response_serializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListBackendsResponse.SerializeToString,
+            ),
+            'BanBackend': grpc.unary_unary_rpc_method_handler(
+                    servicer.BanBackend,
+                    request_deserializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.BanBackendRequest.FromString,
+                    response_serializer=khomas_dot_api_dot_scheduler_dot_v1_dot_placement__pb2.Backend.SerializeToString,
+            ),
+            'DrainBackend': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainBackend,
+                    request_deserializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.DrainBackendRequest.FromString,
+                    response_serializer=khomas_dot_api_dot_scheduler_dot_v1_dot_placement__pb2.Backend.SerializeToString,
+            ),
+            'UnbanBackend': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnbanBackend,
+                    request_deserializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.UnbanBackendRequest.FromString,
+                    response_serializer=khomas_dot_api_dot_scheduler_dot_v1_dot_placement__pb2.Backend.SerializeToString,
             ),
             'ListCredentials': grpc.unary_unary_rpc_method_handler(
                     servicer.ListCredentials,
@@ -894,6 +947,87 @@ class SchedulerService(object):
             '/khomas.api.scheduler.v1.SchedulerService/ListBackends',
             khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListBackendsRequest.SerializeToString,
             khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListBackendsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BanBackend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/khomas.api.scheduler.v1.SchedulerService/BanBackend',
+            khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.BanBackendRequest.SerializeToString,
+            khomas_dot_api_dot_scheduler_dot_v1_dot_placement__pb2.Backend.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainBackend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/khomas.api.scheduler.v1.SchedulerService/DrainBackend',
+            khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.DrainBackendRequest.SerializeToString,
+            khomas_dot_api_dot_scheduler_dot_v1_dot_placement__pb2.Backend.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnbanBackend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/khomas.api.scheduler.v1.SchedulerService/UnbanBackend',
+            khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.UnbanBackendRequest.SerializeToString,
+            khomas_dot_api_dot_scheduler_dot_v1_dot_placement__pb2.Backend.FromString,
             options,
             channel_credentials,
             insecure,

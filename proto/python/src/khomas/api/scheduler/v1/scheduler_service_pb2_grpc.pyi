@@ -8,6 +8,7 @@ from grpc import aio as _aio
 from khomas.api.common.v1 import event_pb2 as _event_pb2
 from khomas.api.common.v1 import explanation_pb2 as _explanation_pb2
 from khomas.api.scheduler.v1 import job_pb2 as _job_pb2
+from khomas.api.scheduler.v1 import placement_pb2 as _placement_pb2
 from khomas.api.scheduler.v1 import scheduler_service_pb2 as _scheduler_service_pb2
 import abc as _abc_1
 
@@ -68,6 +69,14 @@ class SchedulerServiceStub:
     """Streams a small file: one that was uploaded, or a sandbox output of an attempt."""
     ListBackends: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.ListBackendsRequest, _scheduler_service_pb2.ListBackendsResponse]
     """Lists the backends with what is known of them now."""
+    BanBackend: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.BanBackendRequest, _placement_pb2.Backend]
+    """Gives a backend no new jobs for a while; what it has goes on. It is returned to by itself when the time is over.
+    Banning again replaces reason and end.
+    """
+    DrainBackend: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.DrainBackendRequest, _placement_pb2.Backend]
+    """Gives a backend no new jobs until UnbanBackend: before a shutdown."""
+    UnbanBackend: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.UnbanBackendRequest, _placement_pb2.Backend]
+    """Ends a ban, also one that the service made by itself, or a drain. No error when there is none."""
     ListCredentials: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.ListCredentialsRequest, _scheduler_service_pb2.ListCredentialsResponse]
     """Lists the credentials that backends are used with, with how long they last."""
     WatchEvents: _aio.UnaryStreamMultiCallable[_event_pb2.WatchEventsRequest, _event_pb2.WatchEventsResponse]
@@ -235,6 +244,32 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_scheduler_service_pb2.ListBackendsRequest, _abc.Awaitable[_scheduler_service_pb2.ListBackendsResponse]],
     ) -> _abc.Awaitable[_scheduler_service_pb2.ListBackendsResponse]:
         """Lists the backends with what is known of them now."""
+
+    @_abc_1.abstractmethod
+    def BanBackend(
+        self,
+        request: _scheduler_service_pb2.BanBackendRequest,
+        context: _aio.ServicerContext[_scheduler_service_pb2.BanBackendRequest, _abc.Awaitable[_placement_pb2.Backend]],
+    ) -> _abc.Awaitable[_placement_pb2.Backend]:
+        """Gives a backend no new jobs for a while; what it has goes on. It is returned to by itself when the time is over.
+        Banning again replaces reason and end.
+        """
+
+    @_abc_1.abstractmethod
+    def DrainBackend(
+        self,
+        request: _scheduler_service_pb2.DrainBackendRequest,
+        context: _aio.ServicerContext[_scheduler_service_pb2.DrainBackendRequest, _abc.Awaitable[_placement_pb2.Backend]],
+    ) -> _abc.Awaitable[_placement_pb2.Backend]:
+        """Gives a backend no new jobs until UnbanBackend: before a shutdown."""
+
+    @_abc_1.abstractmethod
+    def UnbanBackend(
+        self,
+        request: _scheduler_service_pb2.UnbanBackendRequest,
+        context: _aio.ServicerContext[_scheduler_service_pb2.UnbanBackendRequest, _abc.Awaitable[_placement_pb2.Backend]],
+    ) -> _abc.Awaitable[_placement_pb2.Backend]:
+        """Ends a ban, also one that the service made by itself, or a drain. No error when there is none."""
 
     @_abc_1.abstractmethod
     def ListCredentials(

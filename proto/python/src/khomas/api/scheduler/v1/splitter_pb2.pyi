@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -305,9 +306,33 @@ class FileSplitter(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _Grouping:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _GroupingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[FileSplitter._Grouping.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        GROUPING_UNSPECIFIED: FileSplitter._Grouping.ValueType  # 0
+        """Nothing."""
+        GROUPING_BY_SITE: FileSplitter._Grouping.ValueType  # 1
+        """All files of a child have a replica at one site. Those at no common site are children of their own, or with
+        `placement.require_data_local` the array is refused.
+        """
+
+    class Grouping(_Grouping, metaclass=_GroupingEnumTypeWrapper):
+        """What else keeps files together."""
+
+    GROUPING_UNSPECIFIED: FileSplitter.Grouping.ValueType  # 0
+    """Nothing."""
+    GROUPING_BY_SITE: FileSplitter.Grouping.ValueType  # 1
+    """All files of a child have a replica at one site. Those at no common site are children of their own, or with
+    `placement.require_data_local` the array is refused.
+    """
+
     FILES_PER_JOB_FIELD_NUMBER: _builtins.int
     BYTES_PER_JOB_FIELD_NUMBER: _builtins.int
     GROUP_KEY_FIELD_NUMBER: _builtins.int
+    GROUPING_FIELD_NUMBER: _builtins.int
     files_per_job: _builtins.int
     """At most so many files a child. 0 = 1."""
     bytes_per_job: _builtins.int
@@ -316,16 +341,19 @@ class FileSplitter(_message.Message):
     """Files with the same value of this metadata key stay together; "fits.object" is also the key "{fits_object}".
     Empty = none.
     """
+    grouping: Global___FileSplitter.Grouping.ValueType
+    """What else keeps files together."""
     def __init__(
         self,
         *,
         files_per_job: _builtins.int = ...,
         bytes_per_job: _builtins.int = ...,
         group_key: _builtins.str = ...,
+        grouping: Global___FileSplitter.Grouping.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_job", b"bytes_per_job", "files_per_job", b"files_per_job", "group_key", b"group_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_job", b"bytes_per_job", "files_per_job", b"files_per_job", "group_key", b"group_key", "grouping", b"grouping"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
