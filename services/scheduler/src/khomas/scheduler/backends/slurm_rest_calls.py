@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 from yarl import URL
@@ -210,15 +210,25 @@ def _said(status: int, document: answers.Document, method: str) -> str:
     return f"{certain}slurmrestd answered {status}: {wrong or 'and said nothing'}"
 
 
+class Rest(Protocol):
+    """A server whose calls stand for commands."""
+
+    async def command(self, argv: Sequence[str], seconds: float) -> dict[str, Any]:
+        """Make a call; the answer looks like that of a command."""
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+
+
 class RestHost:
-    """This machine, with calls of slurmrestd as its commands: the keeper works in threads of this process."""
+    """This machine, with calls of a server as its commands: the keeper works in threads of this process."""
 
     local = True
 
-    def __init__(self, rest: SlurmRest) -> None:
+    def __init__(self, rest: Rest) -> None:
         self._rest = rest
         self._files = LocalHost()
-        self._threads = ThreadPoolExecutor(_AT_ONCE, "slurm-rest")
+        self._threads = ThreadPoolExecutor(_AT_ONCE, "rest-host")
         self.python = self._files.python
 
     async def run(self, argv: Sequence[str], stdin: bytes, seconds: float) -> Result:
