@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from khomas.api.scheduler.v1.splitter_pb2 import FileSplitter as Wire
 from khomas.scheduler.frozen import Frozen, Groups, Picks
-from khomas.scheduler.splitters.files import FileSplitter, InputFile, divide
+from khomas.scheduler.splitters.files import FileSplitter, InputFile, by_site, divide
 
 FILES = [InputFile(0, f"/hess/run_{n}", size, value) for n, (size, value) in enumerate([(5, "b"), (5, "a"), (9, "b")])]
 
@@ -32,6 +32,26 @@ def test_files_of_one_value_stay_together_in_the_order_of_the_first_ones() -> No
     ]
     splitter = FileSplitter(Wire(group_key="fits.object"), groups)
     assert splitter.child(0).values == {"input": "run_0", "input_stem": "run_0", "fits_object": "b"}
+
+
+def at(name: str, *sites: str) -> InputFile:
+    return InputFile(0, name, sites=frozenset(sites))
+
+
+def test_files_of_a_job_are_at_one_site_and_those_at_none_form_their_own() -> None:
+    files = [at("/a", "lyon"), at("/b"), at("/c", "lyon", "kiel"), at("/d", "kiel"), at("/e", "lyon")]
+    assert [(site, [one.name for one in some]) for site, some in by_site(files)] == [
+        ("lyon", ["/a", "/c", "/e"]),
+        ("kiel", ["/d"]),
+        ("", ["/b"]),
+    ]
+    groups = divide(Wire(grouping=Wire.GROUPING_BY_SITE, files_per_job=2), files)
+    assert [[name for _, name in groups[index]] for index in range(len(groups))] == [
+        ["/a", "/c"],
+        ["/e"],
+        ["/d"],
+        ["/b"],
+    ]
 
 
 @given(

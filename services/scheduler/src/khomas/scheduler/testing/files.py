@@ -2,7 +2,7 @@
 
 import hashlib
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import grpc
@@ -11,11 +11,12 @@ from aiohttp import web
 from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
 from khomas.api.catalog.v1 import catalog_service_pb2_grpc as catalog_grpc
 from khomas.api.catalog.v1.dataset_pb2 import MetadataKey
-from khomas.api.catalog.v1.file_pb2 import File
+from khomas.api.catalog.v1.file_pb2 import File, Replica
 from khomas.api.common.v1.checksum_pb2 import Checksums
 from khomas.api.storage.v1 import storage_service_pb2 as storage_pb
 from khomas.api.storage.v1 import storage_service_pb2_grpc as storage_grpc
 from khomas.api.storage.v1.grant_pb2 import AccessGrant
+from khomas.api.storage.v1.storage_element_pb2 import StorageElement
 from khomas.kit.boundary.call import Context
 from khomas.kit.boundary.status import status_of
 from khomas.kit.config import ServiceSettings
@@ -47,10 +48,15 @@ class Files:
     troubles: list[DomainError] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
 
-    def put(self, name: str, content: bytes, **metadata: object) -> None:
-        """Store a file."""
+    # Where StorageElements are.
+    sites: dict[str, str] = field(default_factory=dict)
+
+    def put(self, name: str, content: bytes, elements: Sequence[str] = (), **metadata: object) -> None:
+        """Store a file, with replicas on these StorageElements."""
         sums = Checksums(adler32=f"{zlib.adler32(content):08x}", sha256=hashlib.sha256(content).hexdigest())
         file = File(name=name, uid=new_uid(), size_bytes=len(content), checksums=sums)
+        for element in elements:
+            file.replicas.add(storage_element=element, path=name[1:], state=Replica.STATE_AVAILABLE)
         for key, value in metadata.items():
             file.metadata[key].text = str(value)
         self.files[name], self.content[name] = file, content
@@ -136,6 +142,15 @@ class _Storage(storage_grpc.StorageServiceServicer):
     ) -> storage_pb.BatchCreateDownloadsResponse:
         self._files.calls.append("BatchCreateDownloads")
         return storage_pb.BatchCreateDownloadsResponse(downloads=[self._download(name) for name in request.names])
+
+    async def ListStorageElements(  # noqa: N802
+        self, request: storage_pb.ListStorageElementsRequest, context: Context
+    ) -> storage_pb.ListStorageElementsResponse:
+        self._files.calls.append("ListStorageElements")
+        elements = [
+            StorageElement(name=f"storageElements/{element}", site=site) for element, site in self._files.sites.items()
+        ]
+        return storage_pb.ListStorageElementsResponse(storage_elements=elements)
 
     def _download(self, name: str) -> storage_pb.Download:
         if name not in self._files.files:
