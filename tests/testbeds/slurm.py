@@ -4,6 +4,7 @@ import os
 import pwd
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -138,9 +139,11 @@ class Slurm:
         return done.stdout
 
     def start(self, name: str) -> None:
-        """Start a server by the name that it has in `commands`."""
+        """Start a server by its name; whoever calls slurmrestd need not wait for it."""
         argv = [*self.prefix, *self._argv(name)]
         self.servers[name] = self.processes.start(argv, name=name, env=self._environment(name))
+        if name == "slurmrestd":
+            until(self._rest_listens, 60, name, self.processes)
 
     def stop(self, name: str) -> None:
         """Stop a server; jobs on the nodes go on."""
@@ -158,6 +161,10 @@ class Slurm:
         """Wait until the controller answers and the nodes are up."""
         until(lambda: answers([*self.prefix, "scontrol", "ping"], self.environment), 60, "slurmctld", self.processes)
         until(self._nodes_up, 60, "the nodes of Slurm", self.processes)
+
+    def _rest_listens(self) -> bool:
+        with socket.create_connection(("127.0.0.1", self.ports["rest"]), timeout=5):
+            return True
 
     def _nodes_up(self) -> bool:
         told = self.command("sinfo", "-h", "-N", "-o", "%N %T").split("\n")
