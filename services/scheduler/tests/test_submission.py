@@ -121,7 +121,8 @@ async def test_plan_says_where_and_why_and_gives_scripts(scheduler: Scheduler) -
     answer = await scheduler.stub.BatchCreateJobs(request_of(spec, validate_only=True, render_scripts=True))
     [plan] = answer.plans
     assert (plan.backend, plan.jobs, len(plan.scripts)) == ("local", 30, 10)
-    assert plan.why.startswith("local: it has 0 of at most 1000 jobs")
+    assert plan.why.startswith("local: rank 0.9 = priority 1 x success rate 0.900 (no recent jobs)")
+    assert "it has 0 of at most 1000 jobs" in plan.why
     assert plan.scripts[3].content.startswith(b"#!/bin/sh")
     assert b"echo 3" in plan.scripts[3].content
     assert not (await scheduler.stub.ListJobs(pb.ListJobsRequest())).jobs

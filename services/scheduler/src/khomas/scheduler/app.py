@@ -42,6 +42,8 @@ from khomas.scheduler.store.submission import Submission
 
 # A backend that is slow to answer must not keep the service from starting.
 _FIRST_LOOK_SECONDS = 5.0
+# What the engine of another process decided about backends; our own reads it all the time.
+_REFRESH = timedelta(seconds=10)
 _MIGRATIONS = "khomas.scheduler:migrations"
 
 
@@ -98,7 +100,7 @@ async def start_with(settings: SchedulerSettings, host: Host, sites: Sites) -> R
         add_to=add_to,
         background={
             **({"engine": parts.engine.run} if settings.engine else {}),
-            "backends": every(settings.poll, parts.closing.refresh),
+            "backends": every(_REFRESH, parts.closing.refresh),
             "credentials": every(settings.keeper.look, sites.wallet.credentials.refresh),
             "housekeeping": every(timedelta(hours=1), parts.once.prune, parts.events.prune, parts.closing.prune),
         },
