@@ -135,13 +135,13 @@ class ArcSuite(BackendConformance):
         stranger = open_arc(other)
         item = job("true")
         for call in (
-            stranger.submit([item]),
-            stranger.poll([native_id]),
-            stranger.cancel([native_id], timedelta()),
-            stranger.find([item.token]),
+            lambda: stranger.submit([item]),
+            lambda: stranger.poll([native_id]),
+            lambda: stranger.cancel([native_id], timedelta()),
+            lambda: stranger.find([item.token]),
         ):
             with pytest.raises(ArcRefusedError, match=r"renew|put|cannot be"):
-                await call
+                await call()
         await stranger.aclose()
         assert await backend.find([item.token]) == {}
         assert (await self.ended(backend, native_id)).state == State.SUCCEEDED

@@ -1,6 +1,8 @@
 """What the backend makes of the answers of a CE, also of those that a real one seldom gives."""
 
 import asyncio
+import base64
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -14,7 +16,7 @@ from aiohttp import web
 from khomas.scheduler.backends.arc import open_arc
 from khomas.scheduler.backends.arc.answers import job_name, resources, usage_of, versions
 from khomas.scheduler.backends.arc.backend import ArcBackend
-from khomas.scheduler.backends.arc.client import ArcError, ArcUnreachableError
+from khomas.scheduler.backends.arc.client import ArcError, ArcRefusedError, ArcUnreachableError
 from khomas.scheduler.backends.arc.description import descriptions, script
 from khomas.scheduler.backends.arc.settings import ArcSettings
 from khomas.scheduler.backends.interface import Seen, State, SubmitItem, Submitted
@@ -133,6 +135,14 @@ async def test_token_is_read_for_every_call(ce: ComputingElement, backend: ArcBa
     (tmp_path / "token").write_text("")
     with pytest.raises(ArcError, match="holds no token"):
         await backend.list_resources()
+
+
+async def test_token_that_has_expired_is_not_sent(ce: ComputingElement, backend: ArcBackend, tmp_path: Path) -> None:
+    claims = base64.urlsafe_b64encode(json.dumps({"exp": 1_700_000_000}).encode()).decode().rstrip("=")
+    (tmp_path / "token").write_text(f"e30.{claims}.sig")
+    with pytest.raises(ArcRefusedError, match="expired at 2023-11-14"):
+        await backend.submit([job("true")])
+    assert ce.calls == []
 
 
 async def test_ce_that_is_not_there_is_an_error(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """HTTPS to the REST interface of an ARC CE, on connections that are kept."""
 
 import asyncio
+import base64
 import json
 import ssl
 import time
@@ -207,6 +208,12 @@ class ArcClient:
             raise ArcRefusedError(f"the token {self._settings.token} cannot be read: {error.strerror}") from error
         if not token or not token.isprintable() or not token.isascii():
             raise ArcRefusedError(f"{self._settings.token} holds no token: put a bearer token there")
+        # ARC 7 answers a token that has expired with 500 and no word.
+        end = expiry(token)
+        if end is not None and end <= datetime.now(UTC):
+            raise ArcRefusedError(
+                f"the token in {self._settings.token} expired at {end:%Y-%m-%d %H:%M} UTC: renew it"
+            )
         return {"Authorization": f"Bearer {token}"}
 
     async def _opened(self) -> aiohttp.ClientSession:
@@ -229,6 +236,16 @@ class ArcClient:
         if self._settings.certificate is not None:
             context.load_cert_chain(self._settings.certificate, self._settings.key)
         return context
+
+
+def expiry(token: str) -> datetime | None:
+    """When a token ends, as it says itself; None when it does not say so."""
+    try:
+        body = token.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+        return datetime.fromtimestamp(float(claims["exp"]), UTC)
+    except (IndexError, KeyError, TypeError, ValueError, OverflowError, OSError):
+        return None
 
 
 def _session(native_id: str, name: str) -> str:
