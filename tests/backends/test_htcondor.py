@@ -102,7 +102,7 @@ class TestHtcondorAlone:
         [outcome] = await backend.submit([item])
         await backend.hold([outcome.native_id], True)
         waiting = (await backend.poll([outcome.native_id])).observations[0]
-        assert (waiting.state, waiting.native_state) == (State.QUEUED, "HELD (ordered by Khomas)")
+        assert (waiting.state, waiting.native_state[:24]) == (State.QUEUED, "HELD (ordered by Khomas ")
         await backend.hold([outcome.native_id], False)
         await until(backend, outcome.native_id, State.SUCCEEDED)
 
@@ -155,6 +155,18 @@ def test_reasons_of_holds_are_translated() -> None:
         (State.FAILED, "INFRA_ENVIRONMENT"),
         (State.FAILED, "LIMIT_MEMORY"),
         (State.FAILED, "LIMIT_WALL"),
+    ]
+
+
+def test_job_that_htcondor_took_out_has_failed_and_one_that_a_person_removed_has_not() -> None:
+    ad = {"ClusterId": 7, "ProcId": 0, "JobStatus": 3, "RemoveReason": "via condor_rm (by user khomas-prod)"}
+    removed = {**ad, "RemoveReason": "The job attribute PeriodicRemove expression 'x' evaluated to TRUE"}
+    held = {**removed, "LastHoldReason": "too much memory", "LastHoldReasonCode": 34}
+    told = [htcondor_answers.past_of(one) for one in (ad, removed, held)]
+    assert [(one.state, one.reason) for one in told] == [
+        (State.CANCELLED, ""),
+        (State.FAILED, "INFRA_ENVIRONMENT"),
+        (State.FAILED, "LIMIT_MEMORY"),
     ]
 
 

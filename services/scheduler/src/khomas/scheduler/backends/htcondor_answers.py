@@ -27,6 +27,8 @@ PAST = (
     "ExitBySignal",
     "ExitSignal",
     "RemoveReason",
+    "LastHoldReason",
+    "LastHoldReasonCode",
     "RemoteWallClockTime",
     "RemoteUserCpu",
     "RemoteSysCpu",
@@ -101,13 +103,19 @@ def _held(ad: Ad) -> Status:
 def past_of(ad: Ad) -> Status:
     """How a job left the queue."""
     if ad["JobStatus"] == _REMOVED:
-        if ad.get("HoldReason") and ad.get("HoldReasonCode") not in _PATIENT:
-            return _held(ad)
-        return _ended(ad, State.CANCELLED, str(ad.get("RemoveReason", "")))
+        why = str(ad.get("RemoveReason", ""))
+        return _given_up(ad) if "PeriodicRemove" in why else _ended(ad, State.CANCELLED, why)
     if ad.get("ExitBySignal"):
         return _ended(ad, State.FAILED, f"ended by signal {ad.get('ExitSignal')}")
     good = ad.get("ExitCode") == 0
     return _ended(ad, State.SUCCEEDED if good else State.FAILED, f"exit code {ad.get('ExitCode')}")
+
+
+def _given_up(ad: Ad) -> Status:
+    """A job that its own rule took out: HTCondor held it, or would have begun it a second time."""
+    code = ad.get("HoldReasonCode", ad.get("LastHoldReasonCode", 0))
+    why = ad.get("HoldReason", ad.get("LastHoldReason", "it was begun, and came back to the queue without an end"))
+    return _held({**ad, "HoldReasonCode": 0 if code in _PATIENT else code, "HoldReason": why})
 
 
 def _ended(ad: Ad, state: State, message: str) -> Status:
