@@ -152,7 +152,7 @@ class BackendConformance:
             while any(outcome.kind is Submitted.UNKNOWN for outcome in outcomes):
                 await asyncio.sleep(pause(backend))
                 outcomes = await backend.submit(items)
-            assert {outcome.kind for outcome in outcomes} == {Submitted.ACCEPTED}
+            assert {outcome.kind for outcome in outcomes} == {Submitted.ACCEPTED}, outcomes
             for outcome in outcomes:
                 assert (await self.ended(backend, outcome.native_id)).state == State.SUCCEEDED
             await self.run(backend, job("true"))
