@@ -9,16 +9,23 @@ from khomas.scheduler.backends.commands import recording
 from khomas.scheduler.backends.interface import Backend
 from khomas.scheduler.backends.slurm import SlurmSettings, open_slurm
 from khomas.scheduler.conformance import BackendConformance, OpenBackend, job
+from tests.backends.conftest import shared_folder
 from tests.testbeds.slurm import Slurm
 from tests.testbeds.ssh import Ssh
 
 
 @pytest.fixture
+def tmp_path() -> Path:
+    """A folder where the user of the host may leave marks."""
+    folder = shared_folder("marks")
+    folder.chmod(0o777)
+    return folder
+
+
+@pytest.fixture
 def settings(slurm: Slurm, ssh: Ssh, tmp_path: Path) -> SlurmSettings:
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o777)  # jobs run as another user, and leave marks there
     return SlurmSettings(
-        spool=Path(ssh.user.pw_dir) / "khomas-tests" / tmp_path.parent.name / tmp_path.name,
+        spool=tmp_path / "spool",
         env=slurm.environment,
         ssh=ssh.address,
         ssh_key=ssh.key,

@@ -11,15 +11,22 @@ from khomas.scheduler.backends.commands import CommandFailedError
 from khomas.scheduler.backends.interface import Backend, State, Submitted
 from khomas.scheduler.backends.ssh import SshSettings, open_ssh
 from khomas.scheduler.conformance import GRACE, BackendConformance, OpenBackend, job, shell
+from tests.backends.conftest import shared_folder
 from tests.testbeds.ssh import Ssh
 
 
 @pytest.fixture
+def tmp_path() -> Path:
+    """A folder where the user of the host may leave marks."""
+    folder = shared_folder("marks")
+    folder.chmod(0o777)
+    return folder
+
+
+@pytest.fixture
 def settings(ssh: Ssh, tmp_path: Path) -> SshSettings:
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o777)  # jobs run as another user, and leave marks there
     return SshSettings(
-        spool=Path(ssh.user.pw_dir) / "khomas-tests" / tmp_path.parent.name / tmp_path.name,
+        spool=tmp_path / "spool",
         ssh=ssh.address,
         ssh_key=ssh.key,
         ssh_known_hosts=ssh.known_hosts,
