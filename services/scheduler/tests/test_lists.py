@@ -5,6 +5,7 @@ import pytest
 
 from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
 from khomas.kit.boundary.status import reason_of
+from khomas.kit.database import count_statements
 from khomas.kit.testing import serve
 from khomas.scheduler.app import service
 from khomas.scheduler.testing import Scheduler, shell, states
@@ -84,3 +85,15 @@ async def test_backends_are_listed_with_what_is_free(scheduler: Scheduler) -> No
     await scheduler.run(shell("true"))
     [backend] = (await scheduler.stub.ListBackends(pb.ListBackendsRequest())).backends
     assert (backend.name, backend.kind, backend.cpus > 0) == ("backends/local", "local", True)
+
+
+async def test_page_is_read_in_the_order_of_an_index(scheduler: Scheduler) -> None:
+    database = scheduler.parts.database
+    with count_statements(database) as statements:
+        await scheduler.stub.ListJobs(pb.ListJobsRequest(page_size=100))
+    [query] = [one for one in statements if "ORDER BY job.create_time DESC" in one]
+    async with database.read() as connection:
+        plan = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}", (None,) * query.count("?"))
+        steps = [row.detail for row in plan.all()]
+    assert len(steps) == 1, steps
+    assert "job_newest" in steps[0]

@@ -93,7 +93,8 @@ job = Table(
 )
 # Lists leave the children of arrays out.
 TOP = job.c.parent == literal_column("''")
-Index("job_newest", job.c.create_time, job.c.uid, sqlite_where=TOP, postgresql_where=TOP)
+# `parent` comes first although it is always the same: SQLite would rather sort all jobs that `job_children` finds.
+Index("job_newest", job.c.parent, job.c.create_time, job.c.uid, sqlite_where=TOP, postgresql_where=TOP)
 Index(
     "job_due",
     job.c.priority.desc(),

@@ -62,6 +62,14 @@ def upgrade() -> None:
             sqlite_where=sa.text("parent = ''"),
             postgresql_where=sa.text("parent = ''"),
         )
+        batch_op.drop_index("job_newest")
+        batch_op.create_index(
+            "job_newest",
+            ["parent", "create_time", "uid"],
+            unique=False,
+            sqlite_where=sa.text("parent = ''"),
+            postgresql_where=sa.text("parent = ''"),
+        )
         batch_op.create_index(
             "job_retained",
             ["retain_s", "end_time"],
