@@ -260,7 +260,7 @@ async def kill_wrapper(settings: SlurmRestSettings, token: str) -> None:
     """End the wrapper of a job as a machine that runs out of memory does."""
     started = settings.spool / "jobs" / token / "started"
     async with asyncio.timeout(60):
-        while not started.exists() or not started.read_text():  # noqa: ASYNC110
+        while not started.exists() or not started.read_text():
             await asyncio.sleep(0.05)
     os.kill(json.loads(started.read_text())["pid"], signal.SIGKILL)
 

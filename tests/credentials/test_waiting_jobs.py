@@ -50,7 +50,7 @@ async def _scheduler(state: Path, system: BatchSystem, credential: dict[str, Any
 
 async def _waits(scheduler: Scheduler, name: str) -> str:
     async with asyncio.timeout(20):
-        while (job := await scheduler.get(name)).status.reason != Reason.REASON_WAIT_CREDENTIAL:  # noqa: ASYNC110
+        while (job := await scheduler.get(name)).status.reason != Reason.REASON_WAIT_CREDENTIAL:
             await asyncio.sleep(0.05)
     return job.status.message
 
@@ -115,7 +115,7 @@ async def test_jobs_wait_for_new_tickets_and_nothing_is_lost(realm: KerberosBed,
         for job in late:
             assert "before a wall time of 0:10:00 would end" in await _waits(scheduler, job.name)
         async with asyncio.timeout(30):
-            while "EXPIRED" not in (shown := await _command(scheduler, "credentials")):  # noqa: ASYNC110
+            while "EXPIRED" not in (shown := await _command(scheduler, "credentials")):
                 await asyncio.sleep(0.2)
         assert kerberos.PERSON in shown
         why = await _command(scheduler, "why", late[0].name.removeprefix("jobs/"))

@@ -83,7 +83,7 @@ class Watcher:
         while not self._stop.is_set():
             following = asyncio.create_task(self._follow(until_now=False))
             # The flag is set by another thread.
-            while not following.done() and not self._stop.is_set():  # noqa: ASYNC110
+            while not following.done() and not self._stop.is_set():
                 await asyncio.sleep(0.05)
             following.cancel()
             (ended,) = await asyncio.gather(following, return_exceptions=True)

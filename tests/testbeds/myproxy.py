@@ -51,9 +51,14 @@ class Door:
                 return
             with connection, self._log.open("ab") as log:
                 subprocess.run(
-                    self._argv, stdin=connection.fileno(), stdout=connection.fileno(), stderr=log, env=self._env, timeout=_SECONDS,
+                    self._argv,
+                    stdin=connection.fileno(),
+                    stdout=connection.fileno(),
+                    stderr=log,
+                    env=self._env,
+                    timeout=_SECONDS,
                     check=False,
-                )  # fmt: skip
+                )
 
 
 @dataclass(frozen=True, slots=True)

@@ -244,7 +244,7 @@ async def applied(database: Database) -> list[str]:
 
 
 async def until_applied(database: Database, count: int) -> None:
-    while len(await applied(database)) < count:  # noqa: ASYNC110  the effect is in the database only
+    while len(await applied(database)) < count:
         await asyncio.sleep(0.01)
 
 

@@ -73,7 +73,7 @@ async def scheduler(tmp_path: Path, token: TokenFile, system: BatchSystem) -> As
 async def _waits(scheduler: Scheduler, name: str) -> str:
     """Wait until a job waits for a credential; the sentence."""
     async with asyncio.timeout(10):
-        while (job := await scheduler.get(name)).status.reason != Reason.REASON_WAIT_CREDENTIAL:  # noqa: ASYNC110
+        while (job := await scheduler.get(name)).status.reason != Reason.REASON_WAIT_CREDENTIAL:
             await asyncio.sleep(0.02)
     assert job.status.state == JobState.JOB_STATE_PENDING
     return job.status.message
@@ -161,7 +161,7 @@ async def test_handover_of_unknown_outcome_is_not_repeated_while_the_credential_
     system.handover = Handover.ANSWER_LOST
     job, *_ = await scheduler.submit(shell("true", resources={"wall_time": "1s"}))
     async with asyncio.timeout(10):
-        while not system.submitted:  # noqa: ASYNC110
+        while not system.submitted:
             await asyncio.sleep(0.005)
     hidden = dict(system.state)
     system.state.clear()
@@ -219,7 +219,7 @@ async def test_credentials_are_listed_with_what_uses_them(scheduler: Scheduler, 
     assert (found.name, found.kind, found.subject) == ("credentials/grid", "bearer", "robot")
     assert (list(found.can), list(found.used_by)) == (["compute.create"], ["backends/memory"])
     assert abs(found.expire_time.seconds - time.time() - 3600) < 30
-    os.chmod(token.path, 0o644)  # noqa: PTH101
+    os.chmod(token.path, 0o644)
     exposed = await _credential(scheduler, Credential.STATE_MISSING)
     assert exposed.remedy == f"chmod 600 {token.path}"
     assert "can be used by others (mode 644)" in exposed.message
@@ -264,7 +264,7 @@ async def test_time_that_is_left_is_a_metric(tmp_path: Path, token: TokenFile, s
 
 
 def _scraped(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310  # our own loopback address
+    with urllib.request.urlopen(url, timeout=5) as answer:  # our own loopback address
         return str(answer.read().decode())
 
 
@@ -303,7 +303,7 @@ async def test_many_waiting_jobs_are_woken_together(
     began = time.monotonic()
     token.write(3600)
     async with asyncio.timeout(30):
-        while len(system.submitted) < 900:  # noqa: ASYNC110
+        while len(system.submitted) < 900:
             await asyncio.sleep(0.02)
     assert len(set(system.submitted)) == 900
     assert time.monotonic() - began < 20

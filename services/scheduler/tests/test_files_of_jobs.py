@@ -72,7 +72,7 @@ async def test_output_that_the_catalogue_refuses_fails_the_job_and_keeps_the_fil
 async def test_upload_of_a_failed_job_is_given_up(with_files: Scheduler, files: Files) -> None:
     [job] = await with_files.run(shell("exit 1", outputs=[{"glob": "o", "name_pattern": "/hess/o"}]))
     async with asyncio.timeout(5):
-        while not files.abandoned:  # noqa: ASYNC110  a loop of the service does it
+        while not files.abandoned:
             await asyncio.sleep(0.02)
     assert files.abandoned == list(files.uploads)
     assert states([job]) == ["FAILED"]

@@ -20,7 +20,7 @@ QUEUED, RUNNING = JobState.JOB_STATE_QUEUED, JobState.JOB_STATE_RUNNING
 
 async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110  a loop of the service makes it true
+        while not condition():
             await asyncio.sleep(0.01)
 
 
@@ -119,7 +119,7 @@ async def test_lost_call_is_repeated_under_the_same_token(with_system: Scheduler
     system.handover = Handover.CALL_LOST
     [job] = await with_system.submit(shell("true"))
     async with asyncio.timeout(5):
-        while (await with_system.get(job.name)).status.reason != Reason.REASON_INFRA_SUBMIT_UNKNOWN:  # noqa: ASYNC110
+        while (await with_system.get(job.name)).status.reason != Reason.REASON_INFRA_SUBMIT_UNKNOWN:
             await asyncio.sleep(0.01)
     system.handover = Handover.ACCEPT
     queued = await with_system.wait(job.name, [QUEUED])

@@ -125,7 +125,8 @@ def test_full_places_come_last_and_say_so() -> None:
     assert placing.best(group) == (replace(SMALL, max_jobs=1), True)
     placing.took("small")
     best = placing.best(group)
-    assert best is not None and not best[1]
+    assert best is not None
+    assert not best[1]
 
 
 def test_what_does_not_fit_is_excluded_with_its_reason() -> None:

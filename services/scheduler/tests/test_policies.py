@@ -27,7 +27,7 @@ SETTINGS = {
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.01)
 
 
@@ -77,7 +77,7 @@ async def test_life_of_a_workflow_under_all_policies(tmp_path: Path, database_ur
                 system.end(token)
             await asyncio.sleep(0.1)
         async with asyncio.timeout(20):
-            while (await stub.ListJobs(pb.ListJobsRequest())).jobs:  # noqa: ASYNC110
+            while (await stub.ListJobs(pb.ListJobsRequest())).jobs:
                 await asyncio.sleep(0.05)  # all of them are over and forgotten
 
         shares = {one.name: one for one in (await stub.ListShares(pb.ListSharesRequest())).shares}

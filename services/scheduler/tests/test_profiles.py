@@ -73,7 +73,7 @@ async def test_history_fills_the_needs_and_the_dry_run_tells_from_how_many(
     jobs = await with_system.submit(*[spec] * 32)
     usage = {"wall_s": 60.0, "max_memory_bytes": GIB, "cpu_user_s": 50.0, "cpu_system_s": 1.0}
     async with asyncio.timeout(30):
-        while len(system.submitted) < len(jobs):  # noqa: ASYNC110  it is elsewhere
+        while len(system.submitted) < len(jobs):
             await asyncio.sleep(0.02)
     for token in system.going:
         system.end(token, usage=usage)

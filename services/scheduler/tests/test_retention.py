@@ -31,7 +31,7 @@ def settings() -> dict[str, Any]:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.01)
 
 
@@ -49,7 +49,7 @@ async def rows(scheduler: Scheduler) -> dict[str, int]:
 
 async def gone(scheduler: Scheduler, name: str, seconds: float = 10) -> None:
     async with asyncio.timeout(seconds):
-        while (await scheduler.stub.BatchGetJobs(pb.BatchGetJobsRequest(names=[name]))).results[0].HasField("job"):  # noqa: ASYNC110
+        while (await scheduler.stub.BatchGetJobs(pb.BatchGetJobsRequest(names=[name]))).results[0].HasField("job"):
             await asyncio.sleep(0.02)
 
 

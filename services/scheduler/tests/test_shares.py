@@ -138,7 +138,7 @@ def settings() -> dict[str, Any]:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.01)
 
 
@@ -154,7 +154,7 @@ async def test_account_over_its_running_jobs_waits_with_the_reason(with_system: 
     [array] = await with_system.submit(shell("true", splitter={"count": {"count": 4}}))
     await until(lambda: len(system.going) == 2)
     async with asyncio.timeout(10):
-        while (await with_system.get(array.name)).status.reason != Reason.REASON_WAIT_QUOTA:  # noqa: ASYNC110
+        while (await with_system.get(array.name)).status.reason != Reason.REASON_WAIT_QUOTA:
             await asyncio.sleep(0.02)
     waiting = [await with_system.get(job.name) for job in jobs]
     late = [job for job in waiting if job.status.state == JobState.JOB_STATE_PENDING]

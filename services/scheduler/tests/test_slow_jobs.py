@@ -36,7 +36,7 @@ def settings() -> dict[str, Any]:
 
 async def slow_jobs(scheduler: Scheduler, number: int = 1, seconds: float = 15) -> pb.ListSlowJobsResponse:
     async with asyncio.timeout(seconds):
-        while len((found := await scheduler.stub.ListSlowJobs(pb.ListSlowJobsRequest())).jobs) < number:  # noqa: ASYNC110
+        while len((found := await scheduler.stub.ListSlowJobs(pb.ListSlowJobsRequest())).jobs) < number:
             await asyncio.sleep(0.05)
     return found
 
@@ -120,7 +120,7 @@ async def test_child_that_runs_much_longer_than_its_siblings_is_shown(
 ) -> None:
     [array] = await with_system.submit(shell("true", splitter={"count": {"count": 12}}))
     async with asyncio.timeout(10):
-        while len(system.submitted) < 12:  # noqa: ASYNC110
+        while len(system.submitted) < 12:
             await asyncio.sleep(0.01)
     for token in system.submitted:
         system.start(token)

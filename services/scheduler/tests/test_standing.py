@@ -100,7 +100,7 @@ class Desk:
 
     async def until(self, status: "Backend.Status.ValueType", seconds: float = 20) -> Backend:
         async with asyncio.timeout(seconds):
-            while (found := await self.backend()).status != status:  # noqa: ASYNC110  it is elsewhere
+            while (found := await self.backend()).status != status:
                 await asyncio.sleep(0.02)
         return found
 
@@ -183,8 +183,8 @@ async def test_unknown_backend_is_not_found_with_the_nearest(desk: Desk) -> None
 
 async def test_ban_needs_a_reason_and_a_time_that_is_not_over(desk: Desk) -> None:
     for wrong in ({"reason": ""}, {"reason": "x", "duration": Duration(seconds=0)}):
+        request = pb.BanBackendRequest(name="backends/memory", request_id=str(uuid4()), **wrong)
         with pytest.raises(grpc.aio.AioRpcError) as error:
-            request = pb.BanBackendRequest(name="backends/memory", request_id=str(uuid4()), **wrong)
             await desk.scheduler.stub.BanBackend(request)
         assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
@@ -198,10 +198,11 @@ async def test_wait_and_success_are_measured(desk: Desk) -> None:
     desk.system.end(desk.system.going[0])
     await desk.scheduler.wait(job.name)
     async with asyncio.timeout(10):
-        while (found := await desk.backend()).success_sample != 1:  # noqa: ASYNC110  it is elsewhere
+        while (found := await desk.backend()).success_sample != 1:
             await asyncio.sleep(0.02)
     (row,) = found.resources
-    assert row.HasField("response_time") and row.success_rate == pytest.approx(5.5 / 6)
+    assert row.HasField("response_time")
+    assert row.success_rate == pytest.approx(5.5 / 6)
     assert "(1 of 1 recent jobs)" in row.rank_why
 
 
@@ -221,7 +222,7 @@ async def test_backend_that_refuses_everything_is_banned_for_a_while(desk: Desk)
 )
 async def test_banned_backend_is_tried_by_test_jobs_only_until_one_succeeds(desk: Desk) -> None:
     async with asyncio.timeout(20):
-        while not desk.system.going:  # noqa: ASYNC110  it is elsewhere
+        while not desk.system.going:
             await asyncio.sleep(0.02)
     desk.system.end(desk.system.going[0])
     desk.system.handover = Handover.REJECT
@@ -230,7 +231,7 @@ async def test_banned_backend_is_tried_by_test_jobs_only_until_one_succeeds(desk
     before = len(desk.system.submitted)
     desk.system.handover = Handover.ACCEPT
     async with asyncio.timeout(20):
-        while not desk.system.going:  # noqa: ASYNC110  it is elsewhere
+        while not desk.system.going:
             await asyncio.sleep(0.02)
     (token,) = desk.system.going
     tests = await desk.tests()

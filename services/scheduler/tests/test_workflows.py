@@ -20,7 +20,7 @@ from khomas.scheduler.testing.backend import BatchSystem
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(15):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.01)
 
 

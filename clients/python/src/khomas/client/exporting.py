@@ -25,6 +25,9 @@ def document_of_spec(spec: Any) -> dict[str, Any]:
         "outputs": [_output(one) for one in spec.outputs],
         "on": list(spec.placement.backends),
         "queue": spec.placement.queue,
+        "native": {kind: dict(options) for kind, options in spec.placement.native.items()},
+        "require_local_data": spec.placement.require_data_local,
+        "platform": spec.environment.platform,
         "priority": spec.priority,
         **_resources(spec.resources),
     }

@@ -63,27 +63,40 @@ def job_spec(content: object, sandboxes: Sandboxes, place: str = "job") -> job.J
         spec.splitter.CopyFrom(splitter(split))
     for one in document.list("merge"):
         spec.mergers.append(_merger(Document(one, f"{place}.merge"), sandboxes))
-    spec.placement.backends.extend(str(backend) for backend in document.list("on"))
-    spec.placement.queue = document.text("queue")
-    spec.placement.require_data_local = bool(document.take("require_local_data", False))
-    if platform := document.text("platform"):
-        spec.environment.platform = platform
+    _placement(document, spec)
     for one in document.list("after"):
         spec.dependencies.add(job=_job_name(str(one)))
     if (retry := document.inner("retry")) is not None:
         spec.retry.CopyFrom(_retry(retry))
     spec.priority = count(document.take("priority", 0), "priority")
+    _limits(document, spec)
+    spec.share = document.text("share")
+    if (keep := document.take("retain")) is not None:
+        spec.retain_after_end.CopyFrom(_seconds(keep, "retain"))
+    document.done()
+    return spec
+
+
+def _placement(document: Document, spec: job.JobSpec) -> None:
+    spec.placement.backends.extend(str(backend) for backend in document.list("on"))
+    spec.placement.queue = document.text("queue")
+    spec.placement.require_data_local = bool(document.take("require_local_data", False))
+    if platform := document.text("platform"):
+        spec.environment.platform = platform
+    native = document.take("native", {})
+    if not isinstance(native, Mapping) or not all(isinstance(options, Mapping) for options in native.values()):
+        raise UsageError(f"{document.place}: native takes options by the kind of backend: {{slurm: {{qos: long}}}}")
+    for kind, options in native.items():
+        spec.placement.native[str(kind)].update({str(name): value for name, value in options.items()})
+
+
+def _limits(document: Document, spec: job.JobSpec) -> None:
     if (log := document.take("max_log")) is not None:
         spec.logs.max_bytes = size(log, "max_log")
     if (grace := document.take("kill_grace")) is not None:
         spec.limits.kill_grace.CopyFrom(_seconds(grace, "kill_grace"))
     if (slow := document.inner("slow")) is not None:
         _slow(slow, spec.limits)
-    spec.share = document.text("share")
-    if (keep := document.take("retain")) is not None:
-        spec.retain_after_end.CopyFrom(_seconds(keep, "retain"))
-    document.done()
-    return spec
 
 
 def _command(document: Document) -> job.Command:
@@ -298,7 +311,7 @@ def _slow(document: Document, limits: job.Limits) -> None:
 
 def reason(name: str) -> state_pb2.Reason.ValueType:
     """Read "LIMIT_MEMORY"; raises UsageError with the nearest names."""
-    names = [known.removeprefix("REASON_") for known in state_pb2.Reason.keys()]  # noqa: SIM118  protobuf's keys()
+    names = [known.removeprefix("REASON_") for known in state_pb2.Reason.keys()]
     if name.upper() not in names:
         near = ", ".join(difflib.get_close_matches(name.upper(), names, 3)) or "`khomas explain` lists them"
         raise UsageError(f"there is no reason {name}; did you mean: {near}?")

@@ -28,7 +28,7 @@ class Request(Protocol):
 
     request_id: str
 
-    def SerializeToString(self, *, deterministic: bool = ...) -> bytes:  # noqa: N802  protobuf's name
+    def SerializeToString(self, *, deterministic: bool = ...) -> bytes:
         """Return the wire form."""
 
 

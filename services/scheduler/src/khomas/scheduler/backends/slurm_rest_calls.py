@@ -250,7 +250,8 @@ class RestHost:
         except FileNotFoundError:
             raise  # the spool is gone; whoever asked makes it again
         except OSError as error:
-            raise CommandFailedError(f"the spool could not be worked on: {error or 'no answer in time'}") from error
+            said = str(error) or "no answer in time"
+            raise CommandFailedError(f"the spool could not be worked on: {said}") from error
 
     async def install(self, folder: str, files: Mapping[str, bytes]) -> None:
         """Write files that are not there yet."""

@@ -211,9 +211,7 @@ class ArcClient:
         # ARC 7 answers a token that has expired with 500 and no word.
         end = expiry(token)
         if end is not None and end <= datetime.now(UTC):
-            raise ArcRefusedError(
-                f"the token in {self._settings.token} expired at {end:%Y-%m-%d %H:%M} UTC: renew it"
-            )
+            raise ArcRefusedError(f"the token in {self._settings.token} expired at {end:%Y-%m-%d %H:%M} UTC: renew it")
         return {"Authorization": f"Bearer {token}"}
 
     async def _opened(self) -> aiohttp.ClientSession:
