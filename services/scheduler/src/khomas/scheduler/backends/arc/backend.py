@@ -134,7 +134,7 @@ class ArcBackend:
             raise ArcRefusedError(f"{self._settings.credential} cannot be read: {error.strerror}") from error
         try:
             async with asyncio.timeout(self._settings.deadline_s):
-                while not _locked(lock):
+                while not _locked(lock):  # noqa: ASYNC110  another process cannot tell us
                     await asyncio.sleep(0.02)
             yield
         finally:
