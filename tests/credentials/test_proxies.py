@@ -86,7 +86,7 @@ async def test_myproxy_renews_with_a_passphrase(bed: MyProxyBed, tmp_path: Path)
     assert _hours(_left(proxy)) == 12.0
     assert proxy.status().subject == bed.voms.user
     assert path.stat().st_mode & 0o777 == 0o600
-    assert sorted(os.listdir(tmp_path)) == ["proxy"]
+    assert sorted(os.listdir(tmp_path)) == ["proxy"]  # noqa: PTH208
 
 
 async def test_myproxy_gives_a_proxy_where_there_is_none(bed: MyProxyBed, tmp_path: Path) -> None:

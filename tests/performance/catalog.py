@@ -136,7 +136,7 @@ class _BareSqlite:
         for table in _TABLES:
             columns = [*_COLUMNS[table], *(("create_time", "update_time") if table == "file" else ())]
             marks = ", ".join("?" * len(columns))
-            statement = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})"
+            statement = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608
             self._connection.executemany(statement, rows[table])
         self._connection.execute("COMMIT")
         return time.perf_counter() - begin

@@ -38,7 +38,7 @@ EDGES = [
 
 
 class _Bookkeeping(bookkeeping_service_pb2_grpc.BookkeepingServiceServicer):
-    async def GetTrace(self, request: Any, context: Any) -> Trace:
+    async def GetTrace(self, request: Any, context: Any) -> Trace:  # noqa: N802  the contract's name
         if request.id != ATTEMPT:
             raise NotFound(name=request.id)
         return Trace(subject=RUN, nodes=NODES, edges=EDGES)

@@ -65,7 +65,7 @@ async def explanation(archive: Archive) -> Explanation:
 
 
 class _Away(storage_service_pb2_grpc.StorageServiceServicer):
-    async def BatchCreateDownloads(self, request: Any, context: Any) -> Any:
+    async def BatchCreateDownloads(self, request: Any, context: Any) -> Any:  # noqa: N802  the contract's name
         raise UpstreamUnavailable(service="disks")
 
 

@@ -24,7 +24,7 @@ class Forgetful(FakeScheduler):
 
     answers = False
 
-    async def BatchCreateJobs(
+    async def BatchCreateJobs(  # noqa: N802  the contract's name
         self, request: scheduler_pb.BatchCreateJobsRequest, context: Context
     ) -> scheduler_pb.BatchCreateJobsResponse:
         answer = await super().BatchCreateJobs(request, context)

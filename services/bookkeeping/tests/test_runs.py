@@ -59,7 +59,7 @@ async def test_a_run_is_read_as_it_was_made_known(client: Client) -> None:
     await client.stub.BatchCreateRuns(known(one_run(23523)))
     seen = await client.stub.GetRun(pb.GetRunRequest(name="runs/23523"))
     assert (seen.target, list(seen.files), seen.attributes["zenith"].number) == ("Crab", ["/hess/run_23523.fits"], 47.5)
-    assert seen.start_time.ToDatetime() == datetime(2004, 12, 4, 22, 3)
+    assert seen.start_time.ToDatetime() == datetime(2004, 12, 4, 22, 3)  # noqa: DTZ001
 
 
 async def test_a_run_that_is_known_with_the_same_facts_is_no_error(client: Client) -> None:

@@ -30,7 +30,7 @@ class Tree(storage_service_pb2_grpc.StorageServiceServicer):
     files: list[storage_pb.ScannedFile] = field(default_factory=list)
     break_after: int = 0
 
-    async def ScanTree(
+    async def ScanTree(  # noqa: N802  the contract's name
         self, request: storage_pb.ScanTreeRequest, context: Context
     ) -> AsyncIterator[storage_pb.ScanTreeResponse]:
         """Stream the files one by one."""

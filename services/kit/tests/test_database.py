@@ -298,7 +298,7 @@ async def test_rows_get_different_values_by_one_statement(database: Database) ->
 async def test_moment_without_zone_is_refused(database: Database) -> None:
     with pytest.raises(Exception, match="no time zone"):
         async with database.write() as connection:
-            await connection.execute(insert(thing).values(name="a", made=datetime(2024, 1, 1)))
+            await connection.execute(insert(thing).values(name="a", made=datetime(2024, 1, 1)))  # noqa: DTZ001
 
 
 async def test_moment_comes_back_in_utc(database: Database) -> None:

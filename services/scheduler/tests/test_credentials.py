@@ -219,7 +219,7 @@ async def test_credentials_are_listed_with_what_uses_them(scheduler: Scheduler, 
     assert (found.name, found.kind, found.subject) == ("credentials/grid", "bearer", "robot")
     assert (list(found.can), list(found.used_by)) == (["compute.create"], ["backends/memory"])
     assert abs(found.expire_time.seconds - time.time() - 3600) < 30
-    os.chmod(token.path, 0o644)
+    os.chmod(token.path, 0o644)  # noqa: PTH101
     exposed = await _credential(scheduler, Credential.STATE_MISSING)
     assert exposed.remedy == f"chmod 600 {token.path}"
     assert "can be used by others (mode 644)" in exposed.message
@@ -264,7 +264,7 @@ async def test_time_that_is_left_is_a_metric(tmp_path: Path, token: TokenFile, s
 
 
 def _scraped(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=5) as answer:  # our own loopback address
+    with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310  # our own loopback address
         return str(answer.read().decode())
 
 

@@ -62,7 +62,7 @@ async def test_file_changed_after_its_put_is_summed_again(storage: Storage) -> N
 
 async def test_linked_file_is_not_committed(storage: Storage) -> None:
     upload = await storage.open()
-    Path(upload.grant.local_path, "0").symlink_to("/etc/passwd")
+    Path(upload.grant.local_path, "0").symlink_to("/etc/passwd")  # noqa: ASYNC240  a test may block
     wanted = pb.UploadCommit(upload=upload.name, name="/hess/passwd", size_bytes=-1)
 
     assert await refusal(storage.commit(wanted)) == (grpc.StatusCode.INVALID_ARGUMENT, "PATH_REFUSED")
@@ -71,7 +71,7 @@ async def test_linked_file_is_not_committed(storage: Storage) -> None:
 async def test_hard_linked_file_is_not_committed(storage: Storage, tmp_path: Path) -> None:
     upload = await storage.open()
     (tmp_path / "mine").write_bytes(b"bytes")
-    Path(upload.grant.local_path, "0").hardlink_to(tmp_path / "mine")
+    Path(upload.grant.local_path, "0").hardlink_to(tmp_path / "mine")  # noqa: ASYNC240  a test may block
 
     call = storage.commit(storage.wanted(upload, "/hess/file", b"bytes"))
 

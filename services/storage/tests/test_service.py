@@ -55,7 +55,7 @@ async def test_whole_way_of_a_file_on_postgresql(postgresql_url: str, tmp_path: 
             )
         ).uploads
         for upload in uploads:
-            Path(upload.grant.local_path, "0").write_bytes(b"bytes")
+            Path(upload.grant.local_path, "0").write_bytes(b"bytes")  # noqa: ASYNC240  a test may block
         files = [Storage.wanted(upload, f"/hess/{n}", b"bytes") for n, upload in enumerate(uploads)]
         await stub.BatchCommitUploads(pb.BatchCommitUploadsRequest(files=files, request_id=str(uuid4())))
         element = await stub.GetStorageElement(pb.GetStorageElementRequest(name="storageElements/local"))

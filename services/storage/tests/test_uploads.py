@@ -108,7 +108,7 @@ async def test_full_disk_refuses_the_put_and_leaves_nothing(storage: Storage, sm
     status, answer = await storage.put(upload, b"x" * 3_000_000)
 
     assert (status, answer["reason"]) == (507, "NO_SPACE")
-    assert not [path for path in small_disk.rglob("*") if path.is_file()]
+    assert not [path for path in small_disk.rglob("*") if path.is_file()]  # noqa: ASYNC240  a test may block
     assert (await storage.put(upload, b"fits"))[0] == 201
 
 
@@ -121,7 +121,7 @@ async def test_abandoned_upload_is_gone_and_may_be_given_up_again(storage: Stora
         await storage.stub.BatchAbandonUploads(request)
 
     assert (await storage.uploads(upload))[0].state == grant_pb2.Upload.STATE_ABANDONED
-    assert not Path(upload.grant.local_path).exists()
+    assert not Path(upload.grant.local_path).exists()  # noqa: ASYNC240  a test may block
     assert (await storage.put(upload, b"more"))[0] == 409
 
 
@@ -146,7 +146,7 @@ async def test_expired_upload_is_given_up(storage: Storage) -> None:
         return (await storage.uploads(upload))[0].state == grant_pb2.Upload.STATE_ABANDONED
 
     await until(abandoned)
-    assert not Path(upload.grant.local_path).exists()
+    assert not Path(upload.grant.local_path).exists()  # noqa: ASYNC240  a test may block
 
 
 async def test_final_uploads_are_forgotten_after_a_week(storage: Storage) -> None:

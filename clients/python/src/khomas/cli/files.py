@@ -168,7 +168,7 @@ def _row(one: Any) -> dict[str, Any]:
 @click.command("dir")
 @click.argument("directory", default="/")
 @listing
-def dir(directory: str, **options: Any) -> None:
+def dir(directory: str, **options: Any) -> None:  # noqa: A001  the command's name
     """List a directory."""
     form = format_of(options)
     entries = with_client(lambda client: client.files.list_directory(directory))

@@ -68,7 +68,7 @@ def _kit(module: str, *arguments: str) -> None:
     if not there:
         talk("This needs the services, which are not installed here: install khomas-kit and the services you want.")
         sys.exit(5)
-    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606  this very program
 
 
 @click.command()

@@ -64,7 +64,7 @@ class Client:
         message = self.run(self.asynchronous.jobs.get(name))
         return Job(self, document_of_spec(message.spec), message)
 
-    def jobs(self, *, state: str = "", tags: dict[str, Any] | None = None, filter: str = "") -> "JobList":
+    def jobs(self, *, state: str = "", tags: dict[str, Any] | None = None, filter: str = "") -> "JobList":  # noqa: A002
         """Search jobs by state, tags and an AIP-160 filter."""
         terms = [f"state = {state.upper()}"] if state else []
         terms += [f'tags.{key} = "{value}"' for key, value in (tags or {}).items()]

@@ -62,7 +62,7 @@ class Connection:
                 asked = retry_pause(error)
                 if attempt == _ATTEMPTS or not _worth_it(error, asked):
                     raise from_call(error, self.endpoint) from None
-                await asyncio.sleep(asked if asked is not None else pause * random.uniform(0.5, 1))
+                await asyncio.sleep(asked if asked is not None else pause * random.uniform(0.5, 1))  # noqa: S311
                 pause *= 2
         raise AssertionError("the last attempt returns or raises")
 

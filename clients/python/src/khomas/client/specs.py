@@ -311,7 +311,7 @@ def _slow(document: Document, limits: job.Limits) -> None:
 
 def reason(name: str) -> state_pb2.Reason.ValueType:
     """Read "LIMIT_MEMORY"; raises UsageError with the nearest names."""
-    names = [known.removeprefix("REASON_") for known in state_pb2.Reason.keys()]
+    names = [known.removeprefix("REASON_") for known in state_pb2.Reason.keys()]  # noqa: SIM118  protobuf's keys()
     if name.upper() not in names:
         near = ", ".join(difflib.get_close_matches(name.upper(), names, 3)) or "`khomas explain` lists them"
         raise UsageError(f"there is no reason {name}; did you mean: {near}?")

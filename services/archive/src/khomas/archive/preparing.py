@@ -113,7 +113,7 @@ class Preparing:
             await self._fail(row, refused.problems)
         except LeaseLost:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  any other is told, and must not hold up other releases
             if isinstance(error, grpc.aio.AioRpcError) and not is_passing(error):
                 await self._fail(row, [error.details() or error.code().name])
                 return

@@ -67,7 +67,7 @@ def product_row(release_uid: str, one: Checked, size_bytes: int, adler32: str) -
 
 def product_message(row: Mapping[str, Any] | Row[Any]) -> pb.Product:
     """Return a product."""
-    values = row if isinstance(row, Mapping) else row._mapping
+    values = row if isinstance(row, Mapping) else row._mapping  # noqa: SLF001  SQLAlchemy's public name
     fields = (field.name for field in pb.Product.DESCRIPTOR.fields)
     return pb.Product(**{field: values[field] for field in fields})
 
@@ -81,7 +81,7 @@ def record_row(release_uid: str, record: Mapping[str, Any]) -> dict[str, Any]:
 
 def record_message(row: AnyRow) -> obscore_pb2.ObsCoreRecord:
     """Return a record; what is NULL is not set."""
-    values = row._mapping
+    values = row._mapping  # noqa: SLF001  SQLAlchemy's public name
     return obscore_pb2.ObsCoreRecord(
         **{column.name: values[column.name] for column in COLUMNS if values[column.name] is not None}
     )

@@ -1,6 +1,7 @@
 """The rpcs: each reads its request, asks one thing, builds its answer."""
 
 # The names of the methods are the contract's.
+# ruff: noqa: N802
 
 from collections.abc import AsyncIterator
 

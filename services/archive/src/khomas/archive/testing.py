@@ -147,7 +147,7 @@ class Archive:
         commits = []
         for index, (name, path) in enumerate(files.items()):
             content = path.read_bytes()
-            Path(upload.grant.local_path, str(index)).write_bytes(content)
+            Path(upload.grant.local_path, str(index)).write_bytes(content)  # noqa: ASYNC240  a test may block
             sums = checksum_pb2.Checksums(adler32=f"{zlib.adler32(content):08x}")
             commits.append(
                 storage_pb.UploadCommit(

@@ -36,6 +36,7 @@ class FakeScheduler(SchedulerServiceServicer):
     """Keeps jobs in memory, also over a restart of the service that calls it."""
 
     # The contract gives the methods their names.
+    # ruff: noqa: N802
 
     def __init__(self) -> None:
         # Jobs and arrays as they were asked for, by name.

@@ -1,6 +1,7 @@
 """The rpcs: each reads its request, asks one thing, builds its answer."""
 
 # The contract gives the methods their names.
+# ruff: noqa: N802
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass

@@ -113,7 +113,7 @@ class _Compiler:
         self.names: set[str] = set()
         self._indent = len(source) - len(source.lstrip())
 
-    def build(self, node: ast.expr, depth: int) -> Evaluator:
+    def build(self, node: ast.expr, depth: int) -> Evaluator:  # noqa: PLR0911  one a kind of node
         if depth > _MAX_DEPTH:
             raise self._error(node, "nested too deeply")
         match node:

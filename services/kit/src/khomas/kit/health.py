@@ -16,11 +16,11 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the libra
         self._inner = health.aio.HealthServicer()
         self._watches: set[asyncio.Timeout] = set()
 
-    async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> Any:  # gRPC's name
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> Any:  # noqa: N802  # gRPC's name
         """Tell the state of a service."""
         return await self._inner.Check(request, context)
 
-    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:  # noqa: N802
         """Tell the state of a service and its changes."""
         try:
             async with asyncio.timeout(None) as timeout:

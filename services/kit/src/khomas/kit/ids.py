@@ -41,7 +41,7 @@ def uid_time(uid: str) -> datetime:
 
 def _reserve(count: int) -> int:
     """Take `count` positions; a position is milliseconds and counter as one number (RFC 9562, method 1)."""
-    global _last_ms, _counter
+    global _last_ms, _counter  # noqa: PLW0603  the counter is what makes the uids ascend
     with _lock:
         now_ms = time.time_ns() // 1_000_000
         if now_ms > _last_ms:

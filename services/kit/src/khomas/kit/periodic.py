@@ -12,7 +12,7 @@ def every(pause: timedelta, *jobs: Callable[[], Awaitable[object]]) -> Callable[
     async def loop() -> None:
         while True:
             # Replicas of a service that start together shall not do it together.
-            await asyncio.sleep(pause.total_seconds() * random.uniform(0.5, 1))
+            await asyncio.sleep(pause.total_seconds() * random.uniform(0.5, 1))  # noqa: S311
             for job in jobs:
                 await job()
 

@@ -101,7 +101,7 @@ class Server(grpc.aio.Server):
         if self._probes is not None:
             await self._probes.stop(None)
 
-    async def wait_for_termination(self, timeout: float | None = None) -> bool:  # as in grpc
+    async def wait_for_termination(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109  # as in grpc
         """Wait until the server has stopped."""
         return await self._inner.wait_for_termination(timeout)
 

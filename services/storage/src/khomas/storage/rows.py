@@ -8,7 +8,7 @@ from sqlalchemy import Result, Row
 
 def mapping(row: Row[Any]) -> Mapping[str, Any]:
     """Return a row by column name."""
-    return {str(key): value for key, value in row._mapping.items()}
+    return {str(key): value for key, value in row._mapping.items()}  # noqa: SLF001  SQLAlchemy's public name
 
 
 def mappings(result: Result[Any]) -> Sequence[Mapping[str, Any]]:

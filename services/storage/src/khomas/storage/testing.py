@@ -1,6 +1,7 @@
 """For tests: a small catalogue in memory behind a real server, and a running storage with ways to talk to it."""
 
 # The names of the methods are the contract's.
+# ruff: noqa: N802
 
 import asyncio
 import itertools

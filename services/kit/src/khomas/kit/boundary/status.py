@@ -120,7 +120,7 @@ def unregistered_reasons(area: str) -> list[str]:
     The area "" stands for the common errors.
     """
     module = importlib.import_module(f"khomas.api.{area or 'common'}.v1.error_reason_pb2")
-    registered = {name.removeprefix("ERROR_REASON_") for name in module.ErrorReason.keys()}
+    registered = {name.removeprefix("ERROR_REASON_") for name in module.ErrorReason.keys()}  # noqa: SIM118
     classes = {cls for cls in _subclasses(DomainError) if cls.area == area and hasattr(cls, "reason")}
     return sorted(
         f"{cls.__module__}.{cls.__qualname__}: {cls.reason}" for cls in classes if cls.reason not in registered

@@ -71,7 +71,7 @@ class BearerToken:
         runtime = self._environment.get("XDG_RUNTIME_DIR")
         # The second path is the specification's; the owner is checked because anybody may write there.
         usual = [Path(runtime, name)] if runtime else []
-        usual.append(Path("/tmp", name))
+        usual.append(Path("/tmp", name))  # noqa: S108
         return next((path for path in usual if path.exists()), usual[0])
 
     def _read(self, content: bytes, found: os.stat_result) -> Credential:

@@ -41,7 +41,7 @@ class KerberosCache:
         self._options = options
         named = environment.get("KRB5CCNAME", "")
         # The usual path; who owns the file is checked.
-        usual = named.removeprefix("FILE:") or f"/tmp/krb5cc_{os.geteuid()}"
+        usual = named.removeprefix("FILE:") or f"/tmp/krb5cc_{os.geteuid()}"  # noqa: S108
         self._path = options.cache or Path(usual)
         remedy = options.told or shlex.join(self._kinit(self._path, anew=True))
         self._file = SecretFile(self._read, remedy, group_readable=options.group_readable)

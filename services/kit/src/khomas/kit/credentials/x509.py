@@ -58,7 +58,7 @@ class ProxyFile:
         self.name = name
         self._options = options
         # The usual path; who owns the file is checked.
-        usual = environment.get("X509_USER_PROXY") or f"/tmp/x509up_u{os.geteuid()}"
+        usual = environment.get("X509_USER_PROXY") or f"/tmp/x509up_u{os.geteuid()}"  # noqa: S108
         self._path = options.file or Path(usual)
         remedy = options.told or _logon(options.myproxy, self._path) or f"voms-proxy-init -rfc -out {self._path}"
         self._file = SecretFile(self._read, remedy, group_readable=options.group_readable)

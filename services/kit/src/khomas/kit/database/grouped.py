@@ -60,7 +60,7 @@ class Grouped(Generic[Item, Result]):
         try:
             async with self._database.write() as connection:
                 results = await self._write(connection, [one.item for one in group])
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  given to whom it concerns
             if len(group) > 1:
                 for one in group:
                     await self._write_group([one])

@@ -55,7 +55,7 @@ async def follow(watch: Watch, cursor: str, filter_text: str = "") -> AsyncGener
                 raise
         finally:
             call.cancel()
-        await asyncio.sleep(pause * random.uniform(0.5, 1))
+        await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311  spreads reconnects, hides nothing
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 

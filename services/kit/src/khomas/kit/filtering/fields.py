@@ -33,7 +33,7 @@ class Unfit(ValueError):
 class EnumType(Protocol):
     """A protobuf enum as the generated code has it."""
 
-    def Name(self, number: Any) -> str:
+    def Name(self, number: Any) -> str:  # noqa: N802  protobuf's name
         """Return the name of a value."""
         ...
 

@@ -32,7 +32,7 @@ def _session() -> tuple[Any, str]:
 
         session = drmaa.Session()
         session.initialize()
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  whatever it is, nothing was submitted
         return None, f"no DRMAA session: {error}"
     return session, ""
 

@@ -12,7 +12,7 @@ import pytest
 # Failures tell the values that they compare, as in a test file.
 pytest.register_assert_rewrite("khomas.scheduler.conformance.suite")
 
-from khomas.scheduler.conformance.jobs import GRACE, MIB, OpenBackend, job, shell, token
-from khomas.scheduler.conformance.suite import BackendConformance
+from khomas.scheduler.conformance.jobs import GRACE, MIB, OpenBackend, job, shell, token  # noqa: E402
+from khomas.scheduler.conformance.suite import BackendConformance  # noqa: E402
 
 __all__ = ["GRACE", "MIB", "BackendConformance", "OpenBackend", "job", "shell", "token"]

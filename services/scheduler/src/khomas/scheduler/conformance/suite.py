@@ -146,7 +146,7 @@ class BackendConformance:
         for number, seconds in enumerate((0.0, 0.05, 0.15, 0.4)):
             ran = tmp_path / f"ran-{number}"
             items = [shell(f"echo {n} >> {ran}") for n in range(4)]
-            await asyncio.to_thread(kill_while, lambda: open_backend().submit(items), seconds)
+            await asyncio.to_thread(kill_while, lambda: open_backend().submit(items), seconds)  # noqa: B023
             backend = open_backend()
             outcomes = await backend.submit(items)
             while any(outcome.kind is Submitted.UNKNOWN for outcome in outcomes):

@@ -83,7 +83,7 @@ def _alive(owner: str) -> bool:
 def _started(pid: int) -> str:
     """Start of a process in clock ticks since boot, empty when there is none."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as stream:
+        with open(f"/proc/{pid}/stat", "rb") as stream:  # noqa: PTH123  a line of /proc
             return stream.read().rpartition(b")")[2].split()[19].decode()
     except OSError:
         return ""

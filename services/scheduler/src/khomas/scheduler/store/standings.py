@@ -28,7 +28,7 @@ async def read_standings(connection: AsyncConnection) -> dict[str, Standing]:
 async def write_standing(connection: AsyncConnection, standing: Standing) -> None:
     """Write what was decided."""
     await connection.execute(delete(tables.backend).where(tables.backend.c.backend == standing.backend))
-    row = {name: getattr(standing, name) for name in tables.backend.c.keys()}
+    row = {name: getattr(standing, name) for name in tables.backend.c.keys()}  # noqa: SIM118  columns, no dict
     if standing.status != Status.PRODUCTION or standing.bans:
         await insert_many(connection, tables.backend, [row])
 

@@ -62,7 +62,7 @@ class Scheduler:
         """Wait until a job is in one of these states."""
         wanted = frozenset(states)
         async with asyncio.timeout(seconds):
-            while (job := await self.get(name)).status.state not in wanted:
+            while (job := await self.get(name)).status.state not in wanted:  # noqa: ASYNC110  it is elsewhere
                 await asyncio.sleep(pause)
         return job
 

@@ -70,20 +70,22 @@ class _Catalog(catalog_grpc.CatalogServiceServicer):
     def __init__(self, files: Files) -> None:
         self._files = files
 
-    async def BatchGetFiles(
+    async def BatchGetFiles(  # noqa: N802
         self, request: catalog_pb.BatchGetFilesRequest, context: Context
     ) -> catalog_pb.BatchGetFilesResponse:
         self._files.calls.append("BatchGetFiles")
         return catalog_pb.BatchGetFilesResponse(results=[self._result(name) for name in request.names])
 
-    async def ListFiles(self, request: catalog_pb.ListFilesRequest, context: Context) -> catalog_pb.ListFilesResponse:
+    async def ListFiles(  # noqa: N802
+        self, request: catalog_pb.ListFilesRequest, context: Context
+    ) -> catalog_pb.ListFilesResponse:
         """Datasets are directories here, and a filter is the beginning of a name."""
         self._files.calls.append("ListFiles")
         start = request.filter or f"/{request.dataset.removeprefix('datasets/')}/"
         found = [file for name, file in sorted(self._files.files.items()) if name.startswith(start)]
         return catalog_pb.ListFilesResponse(files=found)
 
-    async def ListMetadataKeys(
+    async def ListMetadataKeys(  # noqa: N802
         self, request: catalog_pb.ListMetadataKeysRequest, context: Context
     ) -> catalog_pb.ListMetadataKeysResponse:
         keys = [MetadataKey(name=f"metadataKeys/{key}", type=kind) for key, kind in self._files.keys.items()]
@@ -100,7 +102,7 @@ class _Storage(storage_grpc.StorageServiceServicer):
         self._files = files
         self._url = http_url
 
-    async def BatchCreateUploads(
+    async def BatchCreateUploads(  # noqa: N802
         self, request: storage_pb.BatchCreateUploadsRequest, context: Context
     ) -> storage_pb.BatchCreateUploadsResponse:
         self._files.calls.append("BatchCreateUploads")
@@ -112,7 +114,7 @@ class _Storage(storage_grpc.StorageServiceServicer):
             self._files.uploads[upload.name] = {}
         return answer
 
-    async def BatchCommitUploads(
+    async def BatchCommitUploads(  # noqa: N802
         self, request: storage_pb.BatchCommitUploadsRequest, context: Context
     ) -> storage_pb.BatchCommitUploadsResponse:
         if self._files.troubles:
@@ -129,19 +131,19 @@ class _Storage(storage_grpc.StorageServiceServicer):
             answer.files.add(name=one.name, uid=file.uid, size_bytes=len(content), storage_element="local")
         return answer
 
-    async def BatchAbandonUploads(
+    async def BatchAbandonUploads(  # noqa: N802
         self, request: storage_pb.BatchAbandonUploadsRequest, context: Context
     ) -> storage_pb.BatchAbandonUploadsResponse:
         self._files.abandoned += request.names
         return storage_pb.BatchAbandonUploadsResponse()
 
-    async def BatchCreateDownloads(
+    async def BatchCreateDownloads(  # noqa: N802
         self, request: storage_pb.BatchCreateDownloadsRequest, context: Context
     ) -> storage_pb.BatchCreateDownloadsResponse:
         self._files.calls.append("BatchCreateDownloads")
         return storage_pb.BatchCreateDownloadsResponse(downloads=[self._download(name) for name in request.names])
 
-    async def ListStorageElements(
+    async def ListStorageElements(  # noqa: N802
         self, request: storage_pb.ListStorageElementsRequest, context: Context
     ) -> storage_pb.ListStorageElementsResponse:
         self._files.calls.append("ListStorageElements")

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # Runs on Python 3.6 and newer with the standard library alone, hence:
-
+# ruff: noqa: BLE001, PTH, T201, UP
 """Run the jobs of a spool folder on this machine: `python3 khomas_runner.py SPOOL`.
 
 A small fork server that outlives whoever started it. One process a spool (a lock), no threads.
@@ -33,9 +33,9 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Set
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-import ctypes
-import gzip
-import urllib.request
+import ctypes  # noqa: F401  what the wrapper imports late: here once, not once a job
+import gzip  # noqa: F401
+import urllib.request  # noqa: F401
 
 if TYPE_CHECKING:
     from khomas.scheduler.wrapper import khomas_job

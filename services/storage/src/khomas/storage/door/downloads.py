@@ -23,7 +23,7 @@ class PlainFile(web.FileResponse):
             headers["Digest"] = f"adler32={adler32}"
         super().__init__(path, headers=headers)
 
-    def _make_response(self, request: web.BaseRequest, accept_encoding: str):  # type: ignore[no-untyped-def]
+    def _make_response(self, request: web.BaseRequest, accept_encoding: str):  # type: ignore[no-untyped-def]  # noqa: ANN202  the base class's private types
         return super()._make_response(request, "")
 
 
