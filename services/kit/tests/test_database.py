@@ -115,6 +115,24 @@ async def test_cancelled_writer_changes_nothing_and_lets_the_next_one_in(databas
     assert await names(database) == ["b"]
 
 
+async def test_writers_that_are_cancelled_in_a_statement_keep_nobody_out(database: Database) -> None:
+    async def write(number: int) -> None:
+        async with database.write() as connection:
+            rows = [{"id": 1000 * number + index, "name": f"{number}/{index}"} for index in range(50)]
+            await connection.execute(insert(thing), rows)
+
+    other = Database(database.url.render_as_string(hide_password=False), metadata=metadata, migrations="")
+    for number in range(40):
+        writers = [asyncio.create_task(write(4 * number + part)) for part in range(4)]
+        await asyncio.sleep(number * 0.0001)
+        for writer in writers:
+            writer.cancel()
+        await asyncio.gather(*writers, return_exceptions=True)
+        async with asyncio.timeout(5), other.write() as connection:
+            await connection.execute(update(thing).values(size=number))
+    await other.close()
+
+
 async def test_parallel_writers_lose_no_update(database: Database) -> None:
     async with database.write() as connection:
         await connection.execute(insert(thing).values(name="a", size=0))

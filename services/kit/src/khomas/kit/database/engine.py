@@ -1,5 +1,7 @@
 """One service's database: a serialised writer and parallel readers on SQLite, a pool on PostgreSQL."""
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -197,5 +199,20 @@ def _sqlite_engine(url: str, pragmas: Sequence[str], *, connections: int) -> Asy
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
+    rollbacks: set[asyncio.Task[None]] = set()
+
+    def end(connection: Any, record: object, error: object) -> None:
+        # A cancelled statement makes SQLAlchemy close the connection as it is. SQLite keeps a closed connection with
+        # its locks while a cursor is left anywhere, so the transaction is ended first: the driver keeps the order.
+        task = asyncio.get_running_loop().create_task(_end_transaction(connection.driver_connection))
+        rollbacks.add(task)
+        task.add_done_callback(rollbacks.discard)
+
     event.listen(engine.sync_engine, "connect", prepare)
+    event.listen(engine.sync_engine, "invalidate", end)
     return engine
+
+
+async def _end_transaction(driver: Any) -> None:
+    with contextlib.suppress(Exception):
+        await driver.rollback()
