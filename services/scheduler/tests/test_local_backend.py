@@ -66,6 +66,8 @@ def open_backend(spool: Path) -> OpenBackend:
 class TestLocalBackend(BackendConformance):
     """The local backend keeps the contract."""
 
+    many_run = 1000
+
     async def test_runner_that_was_killed_is_replaced_and_nothing_runs_twice(
         self, backend: Backend, spool: Path, tmp_path: Path
     ) -> None:
