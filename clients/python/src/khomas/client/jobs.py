@@ -236,6 +236,19 @@ class Jobs:
         parts = self._connection.stream("scheduler", "ReadSandbox", pb.ReadSandboxRequest(output=output))
         return b"".join([part.data async for part in parts])
 
+    async def commands(self, name: str, attempt: int = 0) -> list[Any]:
+        """What was said to batch systems about a job, or about one of its attempts, the oldest first."""
+        from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
+
+        request = pb.ListJobCommandsRequest(name=job_name(name), attempt=attempt, page_size=1000)
+        found: list[Any] = []
+        while True:
+            answer = await self._connection.call("scheduler", "ListJobCommands", request)
+            found += answer.commands
+            if not answer.next_page_token:
+                return found
+            request.page_token = answer.next_page_token
+
     async def slow(self, owner: str = "") -> Any:
         """Return the ListSlowJobsResponse: jobs that get on too slowly, and how many there are by cause."""
         from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb

@@ -19,7 +19,9 @@ from khomas.scheduler.closing import Closing
 from khomas.scheduler.config import SchedulerSettings
 from khomas.scheduler.engine.desk import Desk
 from khomas.scheduler.engine.engine import Engine
+from khomas.scheduler.engine.transcript import Transcript
 from khomas.scheduler.explaining import Explaining
+from khomas.scheduler.job_commands import JobCommands
 from khomas.scheduler.jobs import Jobs
 from khomas.scheduler.locality import Locality
 from khomas.scheduler.logs import Logs
@@ -61,6 +63,7 @@ class Parts:
     async def close(self) -> None:
         """Let the next process work at once, then close everything. Jobs go on."""
         await self.desk.leadership.give_up()
+        await self.desk.transcript.write()
         await self.desk.sites.close()
         await self.database.close()
 
@@ -128,6 +131,7 @@ def build(settings: SchedulerSettings, host: Host, database: Database, sites: Si
         accounting=Accounting(Tree(settings.shares, settings.default_share), settings.share_half_life),
         locality=Locality(catalog, storage),
         folder=(host.state / "jobs").absolute(),
+        transcript=Transcript(database),
     )
     once = Once(database, tables.answer)
     return Parts(database, events, once, desk, Engine(desk), Closing(database, once, events, sites, desk.due))
@@ -155,7 +159,8 @@ def _servicer(parts: Parts) -> SchedulerServicer:
     )
     jobs = Jobs(desk.database, lookup, Listing(desk.blueprints), desk.sites, desk.accounting)
     explaining = Explaining(desk.database, lookup, desk.sites, logs, desk.locality)
-    return SchedulerServicer(orders, jobs, logs, explaining, slow_jobs, parts.closing, parts.events)
+    commands = JobCommands(desk.database, lookup)
+    return SchedulerServicer(orders, jobs, logs, explaining, slow_jobs, commands, parts.closing, parts.events)
 
 
 service = Service("scheduler", SchedulerSettings, start, migrate)

@@ -103,6 +103,8 @@ class SchedulerSettings(ServiceSettings, env_prefix="KHOMAS_SCHEDULER_"):
     retain: timedelta | None = None
     # Uploaded contents are kept so long after no job reads them any more. Unset = for ever.
     retain_sandboxes: timedelta | None = None
+    # What was said to batch systems is kept so long.
+    retain_commands: timedelta = Field(default=timedelta(days=30), gt=timedelta(0))
     # How often old ones are looked for.
     retention_pause: timedelta = timedelta(minutes=10)
     # Whether this process takes part in working on jobs; one that does not only answers calls.

@@ -12,6 +12,7 @@ from khomas.kit.boundary.call import Context
 from khomas.kit.events import EventLog
 from khomas.scheduler.closing import Closing
 from khomas.scheduler.explaining import Explaining
+from khomas.scheduler.job_commands import JobCommands
 from khomas.scheduler.jobs import Jobs
 from khomas.scheduler.logs import Logs
 from khomas.scheduler.orders import Orders
@@ -28,6 +29,7 @@ class SchedulerServicer(SchedulerServiceServicer):
         logs: Logs,
         explaining: Explaining,
         slow_jobs: SlowJobs,
+        commands: JobCommands,
         closing: Closing,
         events: EventLog,
     ) -> None:
@@ -36,6 +38,7 @@ class SchedulerServicer(SchedulerServiceServicer):
         self._logs = logs
         self._explaining = explaining
         self._slow_jobs = slow_jobs
+        self._commands = commands
         self._closing = closing
         self._events = events
 
@@ -78,6 +81,11 @@ class SchedulerServicer(SchedulerServiceServicer):
 
     async def ExplainJob(self, request: pb.ExplainJobRequest, context: Context) -> Explanation:  # noqa: N802
         return await self._explaining.explain(request.name)
+
+    async def ListJobCommands(  # noqa: N802
+        self, request: pb.ListJobCommandsRequest, context: Context
+    ) -> pb.ListJobCommandsResponse:
+        return await self._commands.page(request)
 
     async def ListSlowJobs(  # noqa: N802
         self, request: pb.ListSlowJobsRequest, context: Context

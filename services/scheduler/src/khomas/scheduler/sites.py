@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from khomas.api.scheduler.v1.job_command_pb2 import JobCommand
 from khomas.kit import plugins
 from khomas.kit.config import ConfigError
 from khomas.kit.credentials import CredentialProvider, Credentials, open_all
@@ -25,6 +27,15 @@ log = logging.getLogger(__name__)
 
 PLUGINS = "khomas.scheduler.backends"
 _LOCAL = BackendSettings(kind="local")
+Operation = JobCommand.Operation
+
+# Notes what is said to a backend meanwhile.
+Watch = Callable[[str, Operation.ValueType], AbstractContextManager[None]]
+
+
+def unwatched(_backend: str, _operation: Operation.ValueType) -> AbstractContextManager[None]:
+    """Note nothing."""
+    return nullcontext()
 
 
 @dataclass(slots=True)
@@ -70,11 +81,12 @@ class Site:
             self.standing.automatic,
         )
 
-    async def look(self, deadline: float) -> None:
+    async def look(self, deadline: float, watch: Watch = unwatched) -> None:
         """Ask for its resources; an error marks it as not answering."""
         try:
-            async with asyncio.timeout(deadline):
-                self.resources = await self.backend.list_resources()
+            with watch(self.name, Operation.OPERATION_RESOURCES):
+                async with asyncio.timeout(deadline):
+                    self.resources = await self.backend.list_resources()
             self.trouble = ""
         except Exception as error:
             log.warning("backend.unreachable", exc_info=True, extra={"backend": self.name})
@@ -121,13 +133,13 @@ class Sites:
         credential = self._sites[name].settings.credential if name in self._sites else ""
         return self.wallet.lack(credential, span) if credential else None
 
-    async def look(self, deadline: float) -> None:
+    async def look(self, deadline: float, watch: Watch = unwatched) -> None:
         """Ask those backends for their resources that we can show what they want to see."""
         await self.wallet.credentials.refresh()
         lacking = {name for name in self._sites if self.lack(name) is not None}
         for name in lacking:
             self._sites[name].trouble = ""  # what is wrong is the credential, and that is told
-        await asyncio.gather(*[site.look(deadline) for site in self if site.name not in lacking])
+        await asyncio.gather(*[site.look(deadline, watch) for site in self if site.name not in lacking])
 
     async def close(self) -> None:
         """Let go of all connections; jobs go on."""

@@ -5,6 +5,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Float,
     Index,
     Integer,
@@ -256,6 +257,41 @@ usage_profile = Table(
     Column("what", KeyText, primary_key=True),
     Column("bucket", Integer, primary_key=True),
     Column("number", BigInteger, nullable=False),
+)
+
+# What was said to batch systems.
+command = Table(
+    "command",
+    metadata,
+    Column("uid", KeyText, primary_key=True),
+    # Commands of one call of a backend have this in common.
+    Column("call", KeyText, nullable=False),
+    Column("backend", KeyText, nullable=False),
+    Column("operation", SmallInteger, nullable=False),
+    # Of the one attempt that it names; empty = it is about all of the call.
+    Column("attempt", KeyText, nullable=False),
+    # Looks at a backend as a whole are found by backend and time, not by attempt.
+    Column("look", Boolean, nullable=False),
+    Column("failed", Boolean, nullable=False),
+    Column("argv", JSON, nullable=False),
+    Column("exit_code", Integer),
+    Column("stderr", Text, nullable=False),
+    Column("start_time", UtcTime, nullable=False),
+    Column("duration_us", BigInteger, nullable=False),
+    Column("jobs", Integer, nullable=False),
+    Index("command_call", "call"),
+    Index("command_start", "start_time"),
+)
+LOOK: ColumnElement[bool] = literal_column("look")
+Index("command_look", command.c.backend, command.c.failed, command.c.uid, sqlite_where=LOOK, postgresql_where=LOOK)
+
+# Attempts that a call of a backend was about.
+attempt_call = Table(
+    "attempt_call",
+    metadata,
+    Column("attempt", KeyText, primary_key=True),
+    Column("call", KeyText, primary_key=True),
+    Index("attempt_call_call", "call"),
 )
 
 # Which specs read an uploaded content.

@@ -10,6 +10,7 @@ from sqlalchemy import select
 
 from khomas.scheduler import tables
 from khomas.scheduler.engine.desk import Desk, now
+from khomas.scheduler.engine.transcript import Operation
 from khomas.scheduler.records import Attempt
 from khomas.scheduler.store.bulk import update_many
 
@@ -47,8 +48,9 @@ class Collector:
         if self._desk.sites.lack(attempt.backend) is not None:
             return False
         try:
-            for stream in STREAMS:
-                await self._copy(attempt, stream)
+            with self._desk.transcript.of(attempt.backend, Operation.OPERATION_FETCH, [attempt.uid]):
+                for stream in STREAMS:
+                    await self._copy(attempt, stream)
         except Exception:
             log.exception("collect.failed", extra={"attempt": attempt.uid})
             return False
@@ -69,13 +71,15 @@ class Collector:
         await aiofiles.os.replace(hidden, folder / stream)
 
     async def _purge(self, attempts: Sequence[Attempt]) -> None:
-        by_site: dict[str, list[str]] = {}
+        by_site: dict[str, list[Attempt]] = {}
         for attempt in attempts:
             if attempt.native_id and attempt.backend in self._desk.sites:
-                by_site.setdefault(attempt.backend, []).append(attempt.native_id)
-        for site, ids in by_site.items():
+                by_site.setdefault(attempt.backend, []).append(attempt)
+        for site, some in by_site.items():
+            ids, uids = [one.native_id for one in some], [one.uid for one in some]
             try:
-                async with asyncio.timeout(self._desk.settings.backend_deadline.total_seconds()):
-                    await self._desk.sites[site].backend.purge(ids)
+                with self._desk.transcript.of(site, Operation.OPERATION_PURGE, uids):
+                    async with asyncio.timeout(self._desk.settings.backend_deadline.total_seconds()):
+                        await self._desk.sites[site].backend.purge(ids)
             except Exception:
                 log.exception("purge.failed", extra={"backend": site, "jobs": len(ids)})

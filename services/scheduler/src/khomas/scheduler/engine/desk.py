@@ -14,6 +14,7 @@ from khomas.kit.database import Database
 from khomas.scheduler.backends.interface import Usage
 from khomas.scheduler.catalog import Catalog
 from khomas.scheduler.config import SchedulerSettings
+from khomas.scheduler.engine.transcript import Transcript
 from khomas.scheduler.locality import Locality
 from khomas.scheduler.records import Attempt
 from khomas.scheduler.retry import Defaults
@@ -62,6 +63,7 @@ class Desk:
     locality: Locality
     # Logs and sandbox outputs, by attempt.
     folder: Path
+    transcript: Transcript
     # By attempt uid.
     open: dict[str, Open] = field(default_factory=dict)
     # Attempts that ended and that nothing was learnt from yet.

@@ -13,6 +13,7 @@ from khomas.scheduler.engine.desk import Desk, now
 from khomas.scheduler.engine.doubtful import NOT_FOUND_TIMES, Doubtful, accepted
 from khomas.scheduler.engine.failing import after_failures
 from khomas.scheduler.engine.preparation import Preparation, Prepared, Refused
+from khomas.scheduler.engine.transcript import Operation
 from khomas.scheduler.records import Attempt, Job
 from khomas.scheduler.sites import Site, Sites
 from khomas.scheduler.store.changes import Change, ended_job, lock_jobs, moved
@@ -113,9 +114,11 @@ class Dispatcher:
                 self._desk.open[one.attempt.uid].find_at = asyncio.get_running_loop().time() + self._pause
 
     async def _submit(self, site: Site, prepared: Sequence[Prepared]) -> list[SubmitOutcome]:
+        uids = [one.attempt.uid for one in prepared]
         try:
-            async with asyncio.timeout(self._desk.settings.backend_deadline.total_seconds()):
-                return await site.backend.submit([one.item for one in prepared])
+            with self._desk.transcript.of(site.name, Operation.OPERATION_SUBMIT, uids):
+                async with asyncio.timeout(self._desk.settings.backend_deadline.total_seconds()):
+                    return await site.backend.submit([one.item for one in prepared])
         except Exception as error:
             log.exception("submit.unknown", extra={"backend": site.name, "jobs": len(prepared)})
             message = f"{type(error).__name__}: {error}"

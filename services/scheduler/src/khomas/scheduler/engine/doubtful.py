@@ -12,6 +12,7 @@ from khomas.scheduler.engine.candidates import Candidate
 from khomas.scheduler.engine.desk import Desk, now
 from khomas.scheduler.engine.failing import after_failures
 from khomas.scheduler.engine.preparation import Preparation, Prepared
+from khomas.scheduler.engine.transcript import Operation
 from khomas.scheduler.records import Attempt, Job, uid_of_token
 from khomas.scheduler.sites import Site
 from khomas.scheduler.store.bulk import update_many
@@ -50,9 +51,11 @@ class Doubtful:
     async def _find_at(self, site: Site, attempts: Sequence[Attempt]) -> None:
         loop = asyncio.get_running_loop().time()
         doubtful = [one for one in attempts if self._desk.open[one.uid].not_found < NOT_FOUND_TIMES]
+        uids = [attempt.uid for attempt in doubtful]
         try:
-            async with asyncio.timeout(self._desk.settings.backend_deadline.total_seconds()):
-                known = await site.backend.find([attempt.token for attempt in doubtful]) if doubtful else {}
+            with self._desk.transcript.of(site.name, Operation.OPERATION_FIND, uids):
+                async with asyncio.timeout(self._desk.settings.backend_deadline.total_seconds()):
+                    known = await site.backend.find([attempt.token for attempt in doubtful]) if doubtful else {}
         except Exception:
             log.exception("find.failed", extra={"backend": site.name, "jobs": len(doubtful)})
             for attempt in attempts:

@@ -87,6 +87,7 @@ class Engine:
                 ("abandon", self.housekeeping.abandon),
                 ("collect", self.collector.step),
                 ("care", self.care.step),
+                ("transcript", self._desk.transcript.write),
             ):
                 loops.create_task(_steady(name, _repeated(job, poll)))
             interval = self._desk.settings.usage_interval.total_seconds()

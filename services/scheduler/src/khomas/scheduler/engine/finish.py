@@ -14,6 +14,7 @@ from khomas.scheduler.blueprint import Blueprint, Identity
 from khomas.scheduler.engine.desk import Desk, now
 from khomas.scheduler.engine.failing import after_failures, read_logs
 from khomas.scheduler.engine.observe import job_after
+from khomas.scheduler.engine.transcript import Operation
 from khomas.scheduler.outputs import MetadataUnfit, catalogued, commits, kept, output_files
 from khomas.scheduler.records import Attempt, Job
 from khomas.scheduler.store.changes import Change, lock_jobs, read_jobs
@@ -136,8 +137,9 @@ class Finisher:
             if await aiofiles.os.path.exists(target):
                 continue
             await aiofiles.os.makedirs(target.parent, mode=0o700, exist_ok=True)
-            async with asyncio.timeout(self._desk.settings.backend_deadline.total_seconds()):
-                await backend.fetch_output(attempt.native_id, made["location"], str(target))
+            with self._desk.transcript.of(attempt.backend, Operation.OPERATION_FETCH, [attempt.uid]):
+                async with asyncio.timeout(self._desk.settings.backend_deadline.total_seconds()):
+                    await backend.fetch_output(attempt.native_id, made["location"], str(target))
 
     async def _key_types(self) -> Mapping[str, int]:
         """Declared metadata keys, looked up once a minute."""

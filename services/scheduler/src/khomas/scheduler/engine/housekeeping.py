@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from khomas.api.scheduler.v1.state_pb2 import DesiredState, JobState, Reason
 from khomas.scheduler import tables
 from khomas.scheduler.engine.desk import Desk, Open, now
+from khomas.scheduler.engine.transcript import Operation
 from khomas.scheduler.manifest import grace_seconds
 from khomas.scheduler.records import Job
 from khomas.scheduler.store.blueprints import Blueprints
@@ -59,9 +60,11 @@ class Housekeeping:
         ids = [one.attempt.native_id for one in some]
         if self._desk.sites.lack(site) is not None:
             return  # the next look at what is to end comes soon
+        uids = [one.attempt.uid for one in some]
         try:
-            async with asyncio.timeout(self._desk.settings.backend_deadline.total_seconds()):
-                await self._desk.sites[site].backend.cancel(ids, timedelta(seconds=grace))
+            with self._desk.transcript.of(site, Operation.OPERATION_CANCEL, uids):
+                async with asyncio.timeout(self._desk.settings.backend_deadline.total_seconds()):
+                    await self._desk.sites[site].backend.cancel(ids, timedelta(seconds=grace))
         except Exception:
             log.exception("cancel.failed", extra={"backend": site, "jobs": len(ids)})
             return
@@ -88,7 +91,7 @@ class Housekeeping:
         """Ask backends for their resources, again and again."""
         while True:
             deadline = self._desk.settings.backend_deadline.total_seconds()
-            await self._desk.sites.look(deadline)
+            await self._desk.sites.look(deadline, self._desk.transcript.look)
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def abandon(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from khomas.scheduler.engine.desk import Desk
+from khomas.scheduler.engine.transcript import Operation
 from khomas.scheduler.records import Attempt
 from khomas.scheduler.sites import Site
 
@@ -17,9 +18,11 @@ async def with_accounts(desk: Desk, site: Site, attempts: Sequence[Attempt]) -> 
     lost = [one.native_id for one in attempts if one.final and 400 <= one.reason < 500 and not one.usage]
     if not lost:
         return list(attempts)
+    uids = [one.uid for one in attempts if one.native_id in lost]
     try:
-        async with asyncio.timeout(desk.settings.backend_deadline.total_seconds()):
-            known = await site.backend.usage(lost)
+        with desk.transcript.of(site.name, Operation.OPERATION_USAGE, uids):
+            async with asyncio.timeout(desk.settings.backend_deadline.total_seconds()):
+                known = await site.backend.usage(lost)
     except Exception:
         log.exception("usage.failed", extra={"backend": site.name, "jobs": len(lost)})
         return list(attempts)

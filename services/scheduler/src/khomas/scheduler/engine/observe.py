@@ -13,6 +13,7 @@ from khomas.scheduler.backends.interface import State as Native
 from khomas.scheduler.engine.desk import Desk, Open, now
 from khomas.scheduler.engine.failing import after_failures, read_logs
 from khomas.scheduler.engine.lost import with_accounts
+from khomas.scheduler.engine.transcript import Operation
 from khomas.scheduler.records import Attempt, Job, State
 from khomas.scheduler.sites import Site
 from khomas.scheduler.store.changes import Change, lock_jobs, moved
@@ -92,8 +93,9 @@ class Observer:
         full = not self._site.backend.capabilities.incremental_poll or loop.time() >= self._full_at
         async with self._site.handover:
             try:
-                async with asyncio.timeout(self._desk.settings.backend_deadline.total_seconds()):
-                    result = await self._site.backend.poll(ids, "" if full else self._cursor)
+                with self._desk.transcript.look(self._site.name, Operation.OPERATION_POLL, len(ids)):
+                    async with asyncio.timeout(self._desk.settings.backend_deadline.total_seconds()):
+                        result = await self._site.backend.poll(ids, "" if full else self._cursor)
             except Exception as error:
                 log.warning("poll.failed", exc_info=True, extra={"backend": self._site.name})
                 self._site.trouble = f"{type(error).__name__}: {error}"

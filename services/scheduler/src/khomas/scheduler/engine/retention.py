@@ -52,6 +52,7 @@ class Retention:
         if uids:
             log.info("jobs.forgotten", extra={"jobs": len(uids)})
         await self._contents()
+        await self._desk.transcript.prune(now() - self._desk.settings.retain_commands)
 
     async def _over(self, connection: AsyncConnection, moment: datetime) -> list[str]:
         """Jobs and arrays whose time is over."""

@@ -11,6 +11,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
 from khomas.api.scheduler.v1 import credential_pb2 as _credential_pb2
+from khomas.api.scheduler.v1 import job_command_pb2 as _job_command_pb2
 from khomas.api.scheduler.v1 import job_pb2 as _job_pb2
 from khomas.api.scheduler.v1 import job_spec_pb2 as _job_spec_pb2
 from khomas.api.scheduler.v1 import placement_pb2 as _placement_pb2
@@ -1165,6 +1166,68 @@ class UnbanBackendRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UnbanBackendRequest: _TypeAlias = UnbanBackendRequest  # noqa: Y015
+
+@_typing.final
+class ListJobCommandsRequest(_message.Message):
+    """See ListJobCommands."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"jobs/{uid}" or "jobs/{uid}/{index}". An array has none itself, its children have."""
+    attempt: _builtins.int
+    """Only those of this attempt. 0 = of all."""
+    page_size: _builtins.int
+    """Default 100, maximum 1000."""
+    page_token: _builtins.str
+    """From the page before."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "name", b"name", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListJobCommandsRequest: _TypeAlias = ListJobCommandsRequest  # noqa: Y015
+
+@_typing.final
+class ListJobCommandsResponse(_message.Message):
+    """See ListJobCommands."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMANDS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def commands(self) -> _containers.RepeatedCompositeFieldContainer[_job_command_pb2.JobCommand]:
+        """The oldest first."""
+
+    def __init__(
+        self,
+        *,
+        commands: _abc.Iterable[_job_command_pb2.JobCommand] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListJobCommandsResponse: _TypeAlias = ListJobCommandsResponse  # noqa: Y015
 
 @_typing.final
 class ListSlowJobsRequest(_message.Message):

@@ -88,6 +88,11 @@ class SchedulerServiceStub(object):
                 request_serializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.RetryJobsRequest.SerializeToString,
                 response_deserializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.RetryJobsResponse.FromString,
                 _registered_method=True)
+        self.ListJobCommands = channel.unary_unary(
+                '/khomas.api.scheduler.v1.SchedulerService/ListJobCommands',
+                request_serializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListJobCommandsRequest.SerializeToString,
+                response_deserializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListJobCommandsResponse.FromString,
+                _registered_method=True)
         self.ListSlowJobs = channel.unary_unary(
                 '/khomas.api.scheduler.v1.SchedulerService/ListSlowJobs',
                 request_serializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListSlowJobsRequest.SerializeToString,
@@ -231,6 +236,14 @@ class SchedulerServiceServicer(object):
         """Submits again what FAILED or was CANCELLED: makes new jobs (or one array with just those children) from the
         same specs with changed resources, whose origin is the old job. Final states never change; the old jobs keep
         their logs and point to the new ones.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListJobCommands(self, request, context):
+        """What was said to batch systems about a job or child, in the order of time: the commands and REST calls of its
+        attempts with their exit codes and stderr. Empty for backends that run none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -384,6 +397,11 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.RetryJobs,
                     request_deserializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.RetryJobsRequest.FromString,
                     response_serializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.RetryJobsResponse.SerializeToString,
+            ),
+            'ListJobCommands': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListJobCommands,
+                    request_deserializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListJobCommandsRequest.FromString,
+                    response_serializer=khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListJobCommandsResponse.SerializeToString,
             ),
             'ListSlowJobs': grpc.unary_unary_rpc_method_handler(
                     servicer.ListSlowJobs,
@@ -704,6 +722,33 @@ class SchedulerService(object):
             '/khomas.api.scheduler.v1.SchedulerService/RetryJobs',
             khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.RetryJobsRequest.SerializeToString,
             khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.RetryJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListJobCommands(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/khomas.api.scheduler.v1.SchedulerService/ListJobCommands',
+            khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListJobCommandsRequest.SerializeToString,
+            khomas_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListJobCommandsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,6 +51,10 @@ class SchedulerServiceStub:
     same specs with changed resources, whose origin is the old job. Final states never change; the old jobs keep
     their logs and point to the new ones.
     """
+    ListJobCommands: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.ListJobCommandsRequest, _scheduler_service_pb2.ListJobCommandsResponse]
+    """What was said to batch systems about a job or child, in the order of time: the commands and REST calls of its
+    attempts with their exit codes and stderr. Empty for backends that run none.
+    """
     ListSlowJobs: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.ListSlowJobsRequest, _scheduler_service_pb2.ListSlowJobsResponse]
     """Jobs that get on too slowly, with the cause, and how many there are by cause, owner and site."""
     KeepSlowJobs: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.KeepSlowJobsRequest, _scheduler_service_pb2.KeepSlowJobsResponse]
@@ -171,6 +175,16 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Submits again what FAILED or was CANCELLED: makes new jobs (or one array with just those children) from the
         same specs with changed resources, whose origin is the old job. Final states never change; the old jobs keep
         their logs and point to the new ones.
+        """
+
+    @_abc_1.abstractmethod
+    def ListJobCommands(
+        self,
+        request: _scheduler_service_pb2.ListJobCommandsRequest,
+        context: _aio.ServicerContext[_scheduler_service_pb2.ListJobCommandsRequest, _abc.Awaitable[_scheduler_service_pb2.ListJobCommandsResponse]],
+    ) -> _abc.Awaitable[_scheduler_service_pb2.ListJobCommandsResponse]:
+        """What was said to batch systems about a job or child, in the order of time: the commands and REST calls of its
+        attempts with their exit codes and stderr. Empty for backends that run none.
         """
 
     @_abc_1.abstractmethod
