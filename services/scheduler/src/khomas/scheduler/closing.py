@@ -35,14 +35,14 @@ class Closing:
 
     async def page(self) -> pb.ListBackendsResponse:
         """All backends with what is known of them now."""
-        async with self.database.read() as connection:
-            await self._read(connection)
+        async with self.sites.deciding, self.database.read() as connection:
+            await read_into(connection, self.sites)
             return pb.ListBackendsResponse(backends=backend_messages(self.sites, await our_jobs(connection)))
 
     async def refresh(self) -> None:
         """Read what was decided and written down, by whatever process."""
-        async with self.database.read() as connection:
-            await self._read(connection)
+        async with self.sites.deciding, self.database.read() as connection:
+            await read_into(connection, self.sites)
 
     async def prune(self) -> None:
         """Forget what happened too long ago to count."""
@@ -85,14 +85,12 @@ class Closing:
             await write_standing(connection, decide(name, datetime.now(UTC), current_principal().subject))
             return await tell(connection, self.events, self.sites, name)
 
-        return await self.once(request, Backend, work)
-
-    async def _read(self, connection: AsyncConnection) -> None:
-        await read_into(connection, self.sites)
+        async with self.sites.deciding:
+            return await self.once(request, Backend, work)
 
 
 async def read_into(connection: AsyncConnection, sites: Sites) -> None:
-    """Read what was decided about backends and how they did."""
+    """Read what was decided about backends and how they did; whoever calls it holds `sites.deciding`."""
     standings, records = await read_standings(connection), await read_records(connection)
     for site in sites:
         site.standing = standings.get(site.name, Standing(site.name))

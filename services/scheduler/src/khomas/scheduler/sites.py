@@ -101,6 +101,8 @@ class Sites:
         self._sites = {site.name: site for site in sites}
         self.ranking = ranking
         self.wallet = wallet or Wallet(Credentials({}))
+        # Held while decisions are made or read, so that no older one is put in the place of a newer one.
+        self.deciding = asyncio.Lock()
 
     def __getitem__(self, name: str) -> Site:
         return self._sites[name]

@@ -58,12 +58,13 @@ class Care:
     async def step(self) -> None:
         """Learn from what ended, decide, and send test jobs that are due."""
         await self._learn()
-        async with self.desk.database.read() as connection:
-            await read_into(connection, self.desk.sites)
-        moment = now()
-        for site in self.desk.sites:
-            rules, probed = self.desk.settings.bans, self._tested(site)
-            await self._decide(site, judged(site.standing, site.reputation, rules, probed, moment))
+        async with self.desk.sites.deciding:
+            async with self.desk.database.read() as connection:
+                await read_into(connection, self.desk.sites)
+            moment = now()
+            for site in self.desk.sites:
+                rules, probed = self.desk.settings.bans, self._tested(site)
+                await self._decide(site, judged(site.standing, site.reputation, rules, probed, moment))
         await self._wake(moment)
         await self._test(moment)
 
@@ -108,7 +109,7 @@ class Care:
         return jobs, uses(ended, kinds)
 
     async def _decide(self, site: Site, standing: Standing) -> None:
-        """Write a decision down, if it is one."""
+        """Write a decision down, if it is one; whoever calls it holds `sites.deciding`."""
         if standing == site.standing:
             return
         log.warning("backend.decided", extra={"backend": site.name, "said": standing.said or "open"})
@@ -134,8 +135,9 @@ class Care:
 
     async def _answered(self, site: Site, good: bool, message: str) -> None:
         site.reputation.ended(good)
-        if site.standing.automatic:
-            await self._decide(site, after_probe(site.standing, good, message, self.desk.settings.bans, now()))
+        async with self.desk.sites.deciding:
+            if site.standing.automatic:
+                await self._decide(site, after_probe(site.standing, good, message, self.desk.settings.bans, now()))
 
     async def _test(self, moment: datetime) -> None:
         await self._give_up(moment)
