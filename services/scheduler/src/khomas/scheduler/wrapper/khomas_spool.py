@@ -374,7 +374,7 @@ class Spool:
 
     def purge(self, request: Record) -> Record:
         """Delete the folders of jobs that have ended; `gone` ones are known not to run."""
-        refused, gone = [], set(request.get("gone", ()))
+        refused, gone, batches = [], set(request.get("gone", ())), set()
         for token in request["tokens"]:
             folder = self.path("jobs", token)
             if os.path.isdir(folder) and token not in gone and self.record(token) is None:
@@ -384,7 +384,9 @@ class Spool:
             shutil.rmtree(folder, ignore_errors=True)
             remove(self.path("ended", token))
             if place is not None:
-                self.forget_batch(place["batch"])
+                batches.add(place["batch"])
+        for batch in batches:
+            self.forget_batch(batch)
         return {"refused": refused}
 
     def forget_batch(self, batch: str) -> None:
