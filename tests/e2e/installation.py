@@ -21,6 +21,8 @@ class Installation:
     state: Path
     process: subprocess.Popen[bytes] | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    # Of the services, as environment variables.
+    settings: dict[str, str] = field(default_factory=dict)
 
     def start(self) -> None:
         """Start it and wait until it answers."""
@@ -29,7 +31,10 @@ class Installation:
         command = [str(BIN / "khomas"), "up", "--state", str(self.state / "services"), "--port", "0", "--vo", "hess"]
         with (self.state / "services.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, "--ready-file", str(ready)], stdout=log, stderr=subprocess.STDOUT, env=self._clean()
+                [*command, "--ready-file", str(ready)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._clean() | self.settings,
             )
         end = time.monotonic() + PATIENCE
         while not ready.exists():
