@@ -29,7 +29,7 @@ def events(area: str, cursor: str, filter_text: str, until_now: bool) -> None:
 
     async def work(client: "AsyncClient") -> None:
         request = WatchEventsRequest(cursor=cursor, filter=filter_text, until_now=until_now)
-        async for batch in client.connection.stream(area, "WatchEvents", request):
+        async for batch in client.connection.stream(area, "WatchEvents", request, quiet_seconds=None):
             for event in batch.events:
                 sys.stdout.write(json.dumps(_event(event)) + "\n")
             sys.stdout.flush()

@@ -1,6 +1,6 @@
 """The asynchronous client: everything by area."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,6 +34,18 @@ class AsyncClient:
         """Submit a program with the keys of a job file as options; returns the Job message."""
         spec, contents = spec_of(document_of(run, options))
         return (await self.jobs.submit([spec], contents)).jobs[0]
+
+    async def submit_many(self, documents: Sequence[Mapping[str, Any]], *, folder: Path | None = None) -> list[Any]:
+        """Submit job documents in one call; returns the Job messages in their order.
+
+        Files that the documents name are looked for from `folder`, else from the current one.
+        """
+        specs, contents = [], {}
+        for document in documents:
+            spec, files = spec_of(document, folder)
+            specs.append(spec)
+            contents.update(files)
+        return list((await self.jobs.submit(specs, contents)).jobs) if specs else []
 
     def watch(self, job: Any, cursor: str = "") -> AsyncIterator[JobChange]:
         """Follow the steps of a job given by name or message; goes on by itself after a disconnect."""

@@ -5,7 +5,8 @@ import inspect
 import sys
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -58,6 +59,18 @@ class Client:
     def submit(self, *run: str, **options: Any) -> "Job":
         """Submit a program with the keys of a job file as options: `memory="2 GiB", on="local"`."""
         return Job(self, document_of(run, options)).submit()
+
+    def submit_many(self, documents: Sequence[Mapping[str, Any]], *, folder: Path | None = None) -> list["Job"]:
+        """Submit job documents in one call: `[{"run": ["fit", str(run)], "wall_time": "1h"} for run in runs]`."""
+        messages = self.run(self.asynchronous.submit_many(documents, folder=folder))
+        return [Job(self, dict(document), message) for document, message in zip(documents, messages, strict=True)]
+
+    def wait(self, jobs: Sequence["Job"], timeout: float | None = None) -> list["Job"]:
+        """Wait until all are final; they are looked at together."""
+        waiting = self.asynchronous.jobs.wait([job.name for job in jobs], timeout=timeout)
+        for job, message in zip(jobs, self.run(waiting), strict=True):
+            job.message = message
+        return list(jobs)
 
     def job(self, name: str) -> "Job":
         """Return a job by its id."""
@@ -201,7 +214,7 @@ class JobList:
         return (Job(self._client, {}, message) for message in found)
 
     def __len__(self) -> int:
-        return len(self._client.run(self._client.asynchronous.jobs.find(self._filter)))
+        return sum(self._client.run(self._client.asynchronous.jobs.count("state", self._filter)).values())
 
     def by(self, field: str) -> "Groups":
         """Group by state, reason, backend, owner or tags.<key>."""

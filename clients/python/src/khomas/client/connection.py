@@ -4,19 +4,25 @@ import asyncio
 import importlib
 import os
 import random
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from khomas.client.errors import from_call, retry_pause
+from khomas.client.errors import UNREACHABLE, KhomasError, from_call, retry_pause
 from khomas.client.token import find_token
 
 DEFAULT_ENDPOINT = "127.0.0.1:7443"
 _DEADLINE = 60.0
-_ATTEMPTS = 6
-_FIRST_PAUSE = 0.1
+# How long a call that finds nobody is repeated: a service that has answered before is being restarted,
+# one that never did has probably another address.
+_PATIENCE, _PATIENCE_WITH_STRANGERS = 60.0, 3.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+# Between two messages of a stream that has an end; and of any stream as a whole.
+_QUIET_SECONDS, _STREAM_SECONDS = 120.0, 24 * 3600.0
 _RETRIED = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.ABORTED})
 _MESSAGE_BYTES = 64 * 1024 * 1024
 _OPTIONS: list[tuple[str, Any]] = [
@@ -41,6 +47,7 @@ class Connection:
         self._token = token
         self._channel: grpc.aio.Channel | None = None
         self._stubs: dict[str, Any] = {}
+        self._met = False
 
     def stub(self, area: str) -> Any:
         """Return the stub of an area; its generated code is imported with the first use."""
@@ -54,30 +61,46 @@ class Connection:
 
         Every request that changes something carries a request_id, so asking again has no second effect.
         """
-        pause = _FIRST_PAUSE
-        for attempt in range(1, _ATTEMPTS + 1):
+        pause, began = _FIRST_PAUSE, time.monotonic()
+        while True:
             try:
-                return await getattr(self.stub(area), method)(request, timeout=timeout, metadata=self._metadata())
+                answer = await getattr(self.stub(area), method)(request, timeout=timeout, metadata=self._metadata())
             except grpc.aio.AioRpcError as error:
                 asked = retry_pause(error)
-                if attempt == _ATTEMPTS or not _worth_it(error, asked):
+                pause = asked if asked is not None else pause * random.uniform(1, 2)  # noqa: S311
+                if not _worth_it(error, asked) or time.monotonic() + pause - began > self._patience():
                     raise from_call(error, self.endpoint) from None
-                await asyncio.sleep(asked if asked is not None else pause * random.uniform(0.5, 1))  # noqa: S311
-                pause *= 2
-        raise AssertionError("the last attempt returns or raises")
+                await asyncio.sleep(min(pause, _LONGEST_PAUSE))
+            else:
+                self._met = True
+                return answer
 
-    async def stream(self, area: str, method: str, request: Any) -> AsyncIterator[Any]:
-        """Make a streaming call; it is not repeated, for only the caller knows where to go on."""
+    async def stream(
+        self, area: str, method: str, request: Any, *, quiet_seconds: float | None = _QUIET_SECONDS
+    ) -> AsyncIterator[Any]:
+        """Make a streaming call; it is not repeated, for only the caller knows where to go on.
+
+        Between two messages at most `quiet_seconds` may pass; None for what waits for things to happen.
+        """
+        made = getattr(self.stub(area), method)(request, metadata=self._metadata(), timeout=_STREAM_SECONDS)
         try:
-            async for answer in getattr(self.stub(area), method)(request, metadata=self._metadata()):
-                yield answer
+            async with aclosing(_answers(made, quiet_seconds)) as answers:
+                async for answer in answers:
+                    self._met = True
+                    yield answer
         except grpc.aio.AioRpcError as error:
             raise from_call(error, self.endpoint) from None
+        except TimeoutError:
+            message = f"{self.endpoint} was quiet for {quiet_seconds:g} s in the middle of an answer"
+            raise KhomasError(message, "UNAVAILABLE", exit_code=UNREACHABLE) from None
 
     async def close(self) -> None:
         """Close the channel."""
         if self._channel is not None:
             await self._channel.close()
+
+    def _patience(self) -> float:
+        return _PATIENCE if self._met else _PATIENCE_WITH_STRANGERS
 
     def _metadata(self) -> list[tuple[str, str]]:
         token = self._token if self._token is not None else find_token()
@@ -92,6 +115,19 @@ class Connection:
                 credentials = grpc.ssl_channel_credentials(Path(ca).read_bytes() if ca else None)
                 self._channel = grpc.aio.secure_channel(self.endpoint, credentials, options=_OPTIONS)
         return self._channel
+
+
+async def _answers(made: Any, quiet_seconds: float | None) -> AsyncGenerator[Any, None]:
+    """The messages of a stream; the call ends with the iteration."""
+    try:
+        while True:
+            async with asyncio.timeout(quiet_seconds):
+                answer = await made.read()
+            if answer is grpc.aio.EOF:
+                return
+            yield answer
+    finally:
+        made.cancel()
 
 
 def _worth_it(error: grpc.aio.AioRpcError, asked: float | None) -> bool:

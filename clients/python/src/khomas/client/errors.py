@@ -39,6 +39,11 @@ class UsageError(KhomasError):
         super().__init__(message, "USAGE", exit_code=USAGE)
 
 
+def is_passing(error: KhomasError) -> bool:
+    """Tell whether a stream that broke off with it can go on after a while."""
+    return error.reason in ("UNAVAILABLE", "UPSTREAM_UNAVAILABLE", "DEADLINE_EXCEEDED")
+
+
 def from_status(status: status_pb2.Status) -> KhomasError:
     """Return the entry of a batch's answer as an exception."""
     info = error_details_pb2.ErrorInfo()

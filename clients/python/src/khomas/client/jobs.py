@@ -10,13 +10,15 @@ from typing import Any
 from uuid import uuid4
 
 from khomas.client.connection import Connection
-from khomas.client.errors import KhomasError, from_status
+from khomas.client.errors import KhomasError, UsageError, from_status, is_passing
 from khomas.client.files import chunks
 from khomas.client.specs import Sandboxes, job_spec, reason
 
 _FINAL = ("SUCCEEDED", "FAILED", "CANCELLED")
 _SANDBOX_BYTES = 16 * 1024 * 1024
 _QUICK, _SLOW = 0.05, 2.0
+# Names in one call.
+_MOST = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,18 @@ def reason_of(status: Any) -> str:
     return Reason.Name(status.reason).removeprefix("REASON_") if status.reason else ""
 
 
+def merged(answers: Sequence[Any]) -> Any:
+    """The answers to the parts of one wish as one: numbers are added, lists put together."""
+    whole, *rest = answers
+    for answer in rest:
+        for field, value in answer.ListFields():
+            if isinstance(value, int):
+                setattr(whole, field.name, getattr(whole, field.name) + value)
+            else:
+                getattr(whole, field.name).extend(value)
+    return whole
+
+
 def is_final(job: Any) -> bool:
     """Tell whether nothing will change any more."""
     return state_of(job) in _FINAL
@@ -71,10 +85,16 @@ class Jobs:
     async def submit(
         self, specs: Sequence[Any], contents: Mapping[str, bytes] | None = None, *, origin: str = ""
     ) -> Any:
-        """Submit specs, uploading sandbox files that the service does not have. Returns the response message."""
+        """Submit specs, uploading sandbox files that the service does not have. Returns the response message.
+
+        What does not fit into one call is checked as a whole first, then submitted part by part.
+        """
         if contents:
             await self.upload_sandboxes(contents)
-        return await self._create(specs, origin=origin)
+        parts = list(chunks(specs))
+        for part in parts if len(parts) > 1 else ():
+            await self._create(part, validate_only=True)
+        return merged([await self._create(part, origin=origin) for part in parts])
 
     async def plan(self, specs: Sequence[Any], contents: Mapping[str, bytes] | None = None, *, scripts: bool) -> Any:
         """Say what would happen to specs, and with `scripts` what would run."""
@@ -180,12 +200,13 @@ class Jobs:
         request = pb.ReadLogRequest(name=job_name(name), stream=kind, follow=follow, attempt=attempt, offset=offset)
         while True:
             try:
-                async for part in self._connection.stream("scheduler", "ReadLog", request):
+                quiet = {"quiet_seconds": None} if follow else {}
+                async for part in self._connection.stream("scheduler", "ReadLog", request, **quiet):
                     request.offset = part.offset + len(part.data)
                     request.attempt = part.attempt or request.attempt
                     yield part.data
             except KhomasError as error:
-                if not follow or error.reason not in ("UNAVAILABLE", "UPSTREAM_UNAVAILABLE"):
+                if not follow or not is_passing(error):
                     raise
                 await asyncio.sleep(1)
             else:
@@ -217,8 +238,13 @@ class Jobs:
         from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
 
         request_type = getattr(pb, f"{method}Request")
-        request = request_type(names=[job_name(name) for name in names], request_id=str(uuid4()), **fields)
-        return await self._connection.call("scheduler", method, request)
+        if not names:
+            raise UsageError("name at least one job")
+        answers = []
+        for part in chunks(names, _MOST):
+            request = request_type(names=[job_name(name) for name in part], request_id=str(uuid4()), **fields)
+            answers.append(await self._connection.call("scheduler", method, request))
+        return merged(answers)
 
     async def outputs(self, name: str) -> list[Any]:
         """Return the OutputFile messages of a job's last attempt, of an array those of all its children."""
@@ -312,7 +338,7 @@ class Jobs:
         while True:
             request = WatchEventsRequest(cursor=cursor, filter=wanted)
             try:
-                async for batch in self._connection.stream("scheduler", "WatchEvents", request):
+                async for batch in self._connection.stream("scheduler", "WatchEvents", request, quiet_seconds=None):
                     for event in batch.events:
                         job = Job()
                         if not event.resource.Unpack(job):
@@ -322,7 +348,7 @@ class Jobs:
                             return
                     cursor = batch.cursor
             except KhomasError as error:
-                if error.reason not in ("UNAVAILABLE", "UPSTREAM_UNAVAILABLE"):
+                if not is_passing(error):
                     raise
                 await asyncio.sleep(1)
 
