@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.installation import Installation
+from tests.testbeds import systems as beds
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +25,10 @@ def own_khomas(tmp_path: Path) -> Iterator[Installation]:
     installation.start()
     yield installation
     installation.stop()
+
+
+@pytest.fixture(scope="session")
+def systems() -> Iterator[beds.Systems]:
+    """Batch and grid systems; whoever stops one starts it again."""
+    with beds.running() as running:
+        yield running

@@ -26,16 +26,9 @@ class Installation:
 
     def start(self) -> None:
         """Start it and wait until it answers."""
+        self.launch()
+        assert self.process is not None
         ready = self.state / "ready"
-        ready.unlink(missing_ok=True)
-        command = [str(BIN / "khomas"), "up", "--state", str(self.state / "services"), "--port", "0", "--vo", "hess"]
-        with (self.state / "services.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [*command, "--ready-file", str(ready)],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self._clean() | self.settings,
-            )
         end = time.monotonic() + PATIENCE
         while not ready.exists():
             assert self.process.poll() is None, (self.state / "services.log").read_text()[-3000:]
@@ -47,6 +40,19 @@ class Installation:
             "KHOMAS_ENDPOINT": endpoint["endpoint"],
             "BEARER_TOKEN_FILE": endpoint["token_file"],
         }
+
+    def launch(self) -> None:
+        """Start it."""
+        ready = self.state / "ready"
+        ready.unlink(missing_ok=True)
+        command = [str(BIN / "khomas"), "up", "--state", str(self.state / "services"), "--port", "0", "--vo", "hess"]
+        with (self.state / "services.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, "--ready-file", str(ready)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._clean() | self.settings,
+            )
 
     @property
     def token(self) -> str:

@@ -8,7 +8,19 @@ import tempfile
 from pathlib import Path
 
 _HERE = Path(__file__).parent
-_SHARED = {"__main__", "demo", "doorway", "install", "namespace", "processes", "users"}
+_SHARED = {
+    "__main__",
+    "background",
+    "demo",
+    "doorway",
+    "install",
+    "kubernetes_build",
+    "kubernetes_node",
+    "kubernetes_rules",
+    "namespace",
+    "processes",
+    "users",
+}
 
 
 def main(arguments: list[str]) -> int:

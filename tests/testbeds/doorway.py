@@ -1,4 +1,7 @@
-"""Lets this machine's loopback into a network namespace: `python doorway.py NAMESPACE PORT` forwards PORT to itself."""
+"""A door between this machine's loopback and that of a network namespace.
+
+`python doorway.py NAMESPACE PORT` leads from PORT here to PORT there; with a third argument, `out`, the other way.
+"""
 
 import asyncio
 import ctypes
@@ -33,14 +36,19 @@ async def _serve(door: socket.socket, port: int) -> None:
         await server.serve_forever()
 
 
-def main(namespace: str, port: int) -> None:
-    """Listen outside, then go inside: a socket stays in the network where it was made."""
+def main(namespace: str, port: int, *, out: bool = False) -> None:
+    """Listen on one side, then work on the other: a socket stays in the network where it was made."""
+    here, there = os.open("/proc/self/ns/net", os.O_RDONLY), os.open(namespace, os.O_RDONLY)
+    _enter(there if out else here)
     door = socket.create_server(("127.0.0.1", port), backlog=128)
-    handle = os.open(namespace, os.O_RDONLY)
-    if ctypes.CDLL(None, use_errno=True).setns(handle, 0) != 0:
-        raise OSError(ctypes.get_errno(), "cannot enter the namespace")
+    _enter(here if out else there)
     asyncio.run(_serve(door, port))
 
 
+def _enter(network: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).setns(network, 0) != 0:
+        raise OSError(ctypes.get_errno(), "cannot enter the namespace")
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), out=sys.argv[3:] == ["out"])

@@ -60,7 +60,7 @@ class ArcBackend:
     def render(self, items: Sequence[SubmitItem]) -> list[RenderedScript]:
         """Say what submit would hand over, as the script that runs on the node."""
         return [
-            RenderedScript(item.token, f"{item.token}.sh", script(without_secrets(_manifest(item))).decode())
+            RenderedScript(item.token, f"{item.token}.sh", script(without_secrets(self._manifest(item))).decode())
             for item in items
         ]
 
@@ -118,12 +118,16 @@ class ArcBackend:
     async def _release(self, item: SubmitItem, native_id: str) -> SubmitOutcome:
         """Give a job what it waits for."""
         try:
-            if await self._client.put(native_id, SCRIPT, script(_manifest(item))):
+            if await self._client.put(native_id, SCRIPT, script(self._manifest(item))):
                 return SubmitOutcome(item.token, Submitted.ACCEPTED, native_id)
             message = f"the CE has no job {native_id} any more"
         except ArcError as error:
             message = str(error)
         return SubmitOutcome(item.token, Submitted.UNKNOWN, message=message)
+
+    def _manifest(self, item: SubmitItem) -> dict[str, Any]:
+        path = {"path": self._settings.path} if self._settings.path else {}
+        return {**path, **item.manifest, "token": item.token}
 
     @contextlib.asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
@@ -225,10 +229,6 @@ class ArcBackend:
             there = await self._client.act("status", sorted(left))
             left = {one for one in left if code(there.get(one)) != 404}
         return left
-
-
-def _manifest(item: SubmitItem) -> dict[str, Any]:
-    return {**item.manifest, "token": item.token}
 
 
 def _rejected(item: SubmitItem, why: str) -> SubmitOutcome:

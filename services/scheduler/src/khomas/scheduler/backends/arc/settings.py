@@ -21,6 +21,8 @@ class ArcSettings:
     authorities: Path | None = None
     # Where jobs go that name no queue. Empty = as the CE decides.
     queue: str = ""
+    # PATH of jobs that do not inherit the environment. Empty = the system's.
+    path: str = ""
     # Of one call.
     deadline_s: float = 60.0
     # Calls at the same time.
