@@ -1,6 +1,7 @@
 """Lets productions go on: follows the other services and works when something happened."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 
@@ -13,6 +14,8 @@ from khomas.bookkeeping.arrivals import Arrivals
 from khomas.bookkeeping.counting import Counting, jobs_of
 from khomas.bookkeeping.releases import Releases
 from khomas.kit.database import Database
+
+log = logging.getLogger(__name__)
 
 _ABSENCE_SECONDS = 60.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 10.0
@@ -72,21 +75,31 @@ class Engine:
         self.wake()
 
     async def run(self) -> None:
-        """Work for ever; a service that does not answer is asked again."""
+        """Work for ever; what went wrong is tried again after a growing pause."""
         pause = _FIRST_PAUSE_SECONDS
         while True:
             self._signal.clear()
-            try:
-                for step in self.steps:
-                    await step()
-            except grpc.aio.AioRpcError as error:
-                if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                    raise
+            if await self._work():
+                pause = _FIRST_PAUSE_SECONDS
+                await self._rest()
+            else:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-                continue
-            pause = _FIRST_PAUSE_SECONDS
-            await self._rest()
+
+    async def _work(self) -> bool:
+        """Take every step, whatever became of the one before; tell whether all went well."""
+        good = True
+        for step in self.steps:
+            try:
+                await step()
+            except grpc.aio.AioRpcError as error:
+                good = False
+                if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                    log.exception("step.failed")
+            except Exception:
+                good = False
+                log.exception("step.failed")
+        return good
 
     async def _rest(self) -> None:
         try:

@@ -34,13 +34,20 @@ class Planner:
         self._log = log
 
     async def work(self) -> None:
-        """Look at all productions that go on."""
+        """Look at all productions that go on; one that goes wrong holds up no other."""
+        failures: list[Exception] = []
         query = select(production.c.id).where(production.c.state == Production.STATE_ACTIVE)
         async with self._database.read() as connection:
             ids = (await connection.execute(query)).scalars().all()
         for production_id in ids:
-            async with self._database.write() as connection:
-                await self._plan(connection, production_id)
+            try:
+                async with self._database.write() as connection:
+                    await self._plan(connection, production_id)
+            except Exception as error:  # noqa: BLE001  told together when all were looked at
+                error.add_note(f"while planning production {production_id}")
+                failures.append(error)
+        if failures:
+            raise ExceptionGroup("some productions could not be planned", failures)
 
     async def _plan(self, connection: AsyncConnection, production_id: int) -> None:
         stages = await locked_stages(connection, production_id)

@@ -1,7 +1,7 @@
 """Asks the scheduler for what is recorded; a repeated call makes nothing twice."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -36,6 +36,7 @@ _REFUSALS = (
     grpc.StatusCode.PERMISSION_DENIED,
     grpc.StatusCode.OUT_OF_RANGE,
 )
+_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 class Submitting:
@@ -47,21 +48,24 @@ class Submitting:
         self._scheduler = scheduler
 
     async def work(self) -> None:
-        """Submit everything that active productions wait for."""
-        refused: set[int] = set()
-        while pending := [row for row in await self._pending() if row.production_id not in refused]:
+        """Submit everything that active productions wait for; one that goes wrong holds up no other."""
+        left: dict[int, Exception] = {}
+        while pending := await self._pending(left):
             for row in pending:
-                if row.production_id in refused:
+                if row.production_id in left:
                     continue
                 try:
                     await self._submit(row)
                 except (TemplateError, grpc.aio.AioRpcError) as error:
-                    if isinstance(error, grpc.aio.AioRpcError) and error.code() not in _REFUSALS:
+                    if isinstance(error, grpc.aio.AioRpcError) and error.code() in _AWAY:
                         raise
-                    refused.add(row.production_id)
-                    await self._pause(row, error)
+                    left[row.production_id] = error
+                    if isinstance(error, TemplateError) or error.code() in _REFUSALS:
+                        await self._pause(row, error)
+        if unexpected := [error for error in left.values() if _unexpected(error)]:
+            raise ExceptionGroup("some jobs could not be submitted", unexpected)
 
-    async def _pending(self) -> Sequence[AnyRow]:
+    async def _pending(self, left: Collection[int]) -> Sequence[AnyRow]:
         query = (
             select(
                 *submission.c,
@@ -73,6 +77,7 @@ class Submitting:
             .join(stage, stage.c.id == submission.c.stage_id)
             .join(production, production.c.id == stage.c.production_id)
             .where(submission.c.submitted.is_(False), production.c.state == Production.STATE_ACTIVE)
+            .where(production.c.id.not_in(left))
             .order_by(submission.c.id)
             .limit(_AT_ONCE)
         )
@@ -163,3 +168,7 @@ class Submitting:
         async with self._database.write() as connection:
             rows = (await connection.execute(pausing)).all()
             await self._log.append(connection, await changed(connection, rows))
+
+
+def _unexpected(error: Exception) -> bool:
+    return isinstance(error, grpc.aio.AioRpcError) and error.code() not in _REFUSALS
