@@ -47,6 +47,7 @@ def settings(pool: Htcondor, tmp_path: Path) -> HtcondorSettings:
         variables={"ENABLE_IPV6": "False"},
         poll_seconds=0.2,
         settle_seconds=1.0,
+        pilots=0,
     )
 
 

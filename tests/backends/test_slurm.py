@@ -18,7 +18,8 @@ from tests.testbeds.slurm import Slurm
 
 @pytest.fixture
 def settings(slurm: Slurm, tmp_path: Path) -> SlurmSettings:
-    return SlurmSettings(spool=tmp_path / "spool", env=slurm.environment, poll_seconds=0.2, settle_seconds=1.0)
+    spool = tmp_path / "spool"
+    return SlurmSettings(spool=spool, env=slurm.environment, poll_seconds=0.2, settle_seconds=1.0, pilots=0)
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ def settings(slurm: Slurm, ssh: Ssh, tmp_path: Path) -> SlurmSettings:
         ssh_known_hosts=ssh.known_hosts,
         poll_seconds=0.2,
         settle_seconds=1.0,
+        pilots=0,
     )
 
 

@@ -23,7 +23,7 @@ from khomas.scheduler.backends.spool.dialect import (
     UnreadableAnswerError,
     whole_cores,
 )
-from khomas.scheduler.backends.spool.settings import SpoolSettings
+from khomas.scheduler.backends.spool.settings import PilotSettings
 
 # Options of a job, as a submit file calls them.
 OPTIONS = frozenset(
@@ -45,7 +45,7 @@ _FULL = re.compile(r"(?i)MAX_JOBS|limit|exceed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HtcondorSettings(SpoolSettings):
+class HtcondorSettings(PilotSettings):
     """A pool that is reached over the network, and a folder of jobs that its nodes see under the same path."""
 
     # Its collector: `cm.example.org:9618`.
@@ -64,10 +64,13 @@ class HtcondorSettings(SpoolSettings):
     margin_seconds: float = 300.0
     # Between the order to end and SIGKILL by HTCondor; the wrapper is quicker.
     vacate_seconds: int = 900
+    # Many pools have slots of one core.
+    pilots: int = 64
+    pilot_cores: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what is for commands."""
-        SpoolSettings.__post_init__(self)
+        PilotSettings.__post_init__(self)
         if self.ssh or self.tools:
             raise ValueError("htcondor reaches its pool over the network: leave out ssh and tools")
 

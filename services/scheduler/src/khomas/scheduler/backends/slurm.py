@@ -17,7 +17,7 @@ from khomas.scheduler.backends.spool.dialect import (
     UnreadableAnswerError,
     whole_cores,
 )
-from khomas.scheduler.backends.spool.settings import SpoolSettings
+from khomas.scheduler.backends.spool.settings import PilotSettings
 
 MIB = 1 << 20
 # Options of a job, as sbatch calls them.
@@ -84,7 +84,7 @@ _AGO = "now-7days"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SlurmSettings(SpoolSettings):
+class SlurmSettings(PilotSettings):
     """Slurm on this machine, or on a submit host behind ssh."""
 
     # Whether sacct has a database to ask.

@@ -27,7 +27,8 @@ from khomas.scheduler.backends.script import render_script
 from khomas.scheduler.backends.spool.dialect import Dialect, Status, UnreadableAnswerError, answer_of, names, needs_of
 from khomas.scheduler.backends.spool.handover import Handover, manifest
 from khomas.scheduler.backends.spool.hosts import Host, Keeper
-from khomas.scheduler.backends.spool.settings import SpoolSettings
+from khomas.scheduler.backends.spool.pilots import Pilots
+from khomas.scheduler.backends.spool.settings import PilotSettings, SpoolSettings
 from khomas.scheduler.backends.spool.verdicts import Look, observation, running
 
 log = logging.getLogger(__name__)
@@ -40,8 +41,12 @@ class SpooledBackend:
 
     def __init__(self, host: Host, settings: SpoolSettings, dialect: Dialect) -> None:
         self._settings = settings
-        self._dialect = dialect
         self._keeper = Keeper(host, str(settings.spool), settings.env, settings.command_seconds)
+        self._pilots: Pilots | None = None
+        if isinstance(settings, PilotSettings) and settings.pilots:
+            self._pilots = Pilots(self._keeper, settings, dialect)
+            dialect = self._pilots.dialect
+        self._dialect: Dialect = dialect
         # Tokens by native id.
         self._tokens: dict[str, str] = {}
         self._handover = Handover(self._keeper, settings, dialect, self._tokens)
@@ -71,7 +76,10 @@ class SpooledBackend:
 
     async def submit(self, items: Sequence[SubmitItem]) -> list[SubmitOutcome]:
         """Hand over jobs that ask for the same as one array."""
-        return await self._handover.submit(items)
+        outcomes = await self._handover.submit(items)
+        if self._pilots is not None:
+            await self._pilots.after_submission(outcomes)
+        return outcomes
 
     async def find(self, tokens: Sequence[str]) -> dict[str, str]:
         """Look into the job folders, and for submissions in doubt ask the batch system by their name."""
@@ -94,6 +102,8 @@ class SpooledBackend:
             one: Look(one, token, answer["records"].get(token), statuses.get(one)) for one, token in tokens.items()
         }
         complete = answered
+        if answered and self._pilots is not None:
+            await self._pilots.tend()
         if answered:
             missing = [look for look in looks.values() if look.record is None and look.gone]
             if missing:

@@ -1,6 +1,7 @@
 """Where the commands of a batch system run: this machine, or a submit host behind ssh."""
 
 import asyncio
+import functools
 import hashlib
 import json
 import os
@@ -15,11 +16,11 @@ from typing import Any, Protocol
 
 from khomas.scheduler.backends import commands
 from khomas.scheduler.backends.commands import CommandFailedError
-from khomas.scheduler.wrapper import JOB_WRAPPER, SPOOL_KEEPER
+from khomas.scheduler.wrapper import JOB_WRAPPER, LOCAL_RUNNER, PILOT, POOL_KEEPER, SPOOL_KEEPER
 
 # Beyond the deadline of the batch system's own commands, for the start of the keeper and the way there.
 _MARGIN_SECONDS = 15.0
-_PROGRAMS = (JOB_WRAPPER, SPOOL_KEEPER)
+_PROGRAMS = (JOB_WRAPPER, SPOOL_KEEPER, POOL_KEEPER, PILOT, LOCAL_RUNNER)
 _KEPT = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "XDG_RUNTIME_DIR")
 
 
@@ -94,14 +95,14 @@ class Keeper:
     @property
     def wrapper(self) -> str:
         """Path of the job wrapper on the host."""
-        return _installed(self.spool, JOB_WRAPPER)
+        return installed(self.spool, JOB_WRAPPER)
 
     async def ask(self, op: str, *, commands_each: int = 1, **request: Any) -> dict[str, Any]:
         """Ask for one operation. Raises `CommandFailedError` when its outcome is not known."""
         await self._install()
         content = {"op": op, "spool": self.spool, "env": self._env, "seconds": self._seconds, **request}
         seconds = self._seconds * max(1, commands_each) + _MARGIN_SECONDS
-        argv = [self.host.python, "-E", "-s", _installed(self.spool, SPOOL_KEEPER)]
+        argv = [self.host.python, "-E", "-s", installed(self.spool, SPOOL_KEEPER)]
         try:
             result = await self.host.run(argv, json.dumps(content).encode(), seconds)
         except FileNotFoundError as error:  # the spool was deleted under our feet
@@ -118,7 +119,7 @@ class Keeper:
 
     async def _install(self) -> None:
         if not self._ready:
-            files = {Path(_installed(self.spool, one)).name: one.read_bytes() for one in _PROGRAMS}
+            files = {Path(installed(self.spool, one)).name: _content(one) for one in _PROGRAMS}
             await self.host.install(f"{self.spool}/bin", files)
             self._ready = True
 
@@ -129,7 +130,13 @@ def _note(ran: Sequence[Mapping[str, Any]]) -> None:
         commands.note(one["argv"], one.get("status", one["exit_code"]), one["stderr"], began, one.get("seconds", 0.0))
 
 
-def _installed(spool: str, program: Path) -> str:
+def installed(spool: str, program: Path) -> str:
     """Path on the host of a program that the keeper brings there, named by its content."""
-    digest = hashlib.sha256(program.read_bytes()).hexdigest()[:12]
+    digest = hashlib.sha256(_content(program)).hexdigest()[:12]
     return f"{spool}/bin/{program.stem}-{digest}.py"
+
+
+@functools.cache
+def _content(program: Path) -> bytes:
+    """What is called must be what was brought there, also when this package is replaced meanwhile."""
+    return program.read_bytes()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from khomas.scheduler.backends.spool.hosts import Host, LocalHost
 
@@ -56,3 +57,27 @@ class SpoolSettings:
             python = self.host_python or "python3"
             return SshHost(self.ssh, self.ssh_key, self.ssh_known_hosts, python)
         return LocalHost(self.prefix, self.host_python) if self.host_python else LocalHost(self.prefix)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PilotSettings(SpoolSettings):
+    """Batch systems that take pilots: jobs that run short jobs one after the other."""
+
+    # At most so many at the same time; 0 = every job goes by itself.
+    pilots: int = 32
+    # The following are the most that a pilot asks for; it asks for what the jobs that wait for it need together.
+    pilot_cores: int = 4
+    pilot_memory_bytes: int = 16 << 30
+    pilot_wall_s: float = 4 * 3600.0
+    # A pilot ends after so long without work.
+    pilot_idle_s: float = 60.0
+    # Empty = the batch system's own choice; jobs that ask for another queue go by themselves.
+    pilot_queue: str = ""
+    # Options of pilots in the words of the batch system: the account that they are of.
+    pilot_native: Mapping[str, Any] = field(default_factory=dict)
+    # Jobs with a wall time up to this go by pilot; with `inf` also those that state none.
+    short_job_seconds: float = 600.0
+    # A pilot that is not in the batch system any more and was quiet for so long is given up.
+    lease_seconds: float = 60.0
+    # A pilot that failed its test keeps its place for so long, so that a bad node is not asked all the time.
+    failed_seconds: float = 300.0
