@@ -5,10 +5,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv
 MEMBERS := proto/python services/kit services/catalog services/storage services/scheduler \
-           services/bookkeeping services/archive clients/python
+           services/bookkeeping services/archive clients/python clients/snakemake
 PROJECTS := pyproject.toml $(MEMBERS:%=%/pyproject.toml)
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --all-extras --group dev --group demo \
-           --no-emit-index-url --no-annotate --no-header $(foreach m,api kit catalog storage,--no-emit-package khomas-$m)
+           --no-emit-index-url --no-annotate --no-header $(foreach m,api client kit catalog storage,--no-emit-package khomas-$m)
 # What `make demo` works on (nothing: simulated runs) and where it keeps its state.
 DATA ?=
 STATE ?= demo-state
