@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.performance import catalog, client, idle, scheduler, wire
+from tests.performance import backends, catalog, client, idle, jobs, pilots, scheduler, wire
 from tests.performance.figures import Figure
 
 _GIB = 2**30
@@ -24,7 +24,11 @@ _VERSIONS = ("grpcio", "protobuf", "SQLAlchemy", "aiosqlite", "asyncpg", "protov
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=["catalog", "wire", "scheduler", "client", "idle"], help="one part")
+    parser.add_argument(
+        "--only",
+        choices=["catalog", "wire", "jobs", "scheduler", "backends", "client", "idle", "pilots"],
+        help="one part",
+    )
     parser.add_argument("--quick", action="store_true", help="two rounds, small files")
     parser.add_argument("--report", type=Path, default=Path("bench-report.json"))
     arguments = parser.parse_args()
@@ -33,9 +37,12 @@ def main() -> None:
     parts: dict[str, Callable[[], Awaitable[list[Figure]]]] = {
         "catalog": lambda: catalog.measure(rounds),
         "wire": lambda: wire.measure(rounds),
+        "jobs": lambda: jobs.measure(min(rounds, 5)),
         "scheduler": lambda: scheduler.measure(min(rounds, 5)),
+        "backends": lambda: backends.measure(min(rounds, 3)),
         "client": lambda: client.measure(rounds, size_bytes),
         "idle": idle.measure,
+        "pilots": lambda: pilots.measure(1),
     }
     figures = []
     for name, part in parts.items():

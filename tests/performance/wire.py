@@ -1,8 +1,6 @@
 """The catalogue as a client meets it: a process of its own, TLS, token, a durable database."""
 
-import asyncio
 import tempfile
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from khomas.api.catalog.v1.file_pb2 import File
 from khomas.catalog.testing import create, declare, new_file
 from khomas.kit.ids import new_uid
 from khomas.kit.testing.postgresql import postgresql_server
+from tests.performance.costs import Call, Calls, by, delays, rates
 from tests.performance.figures import Figure
 from tests.performance.lone import Lone, lone
 
@@ -44,13 +43,13 @@ async def _measure(kind: str, url: str, rounds: int, *, tls: bool = True) -> lis
         return [
             *figures,
             *await bench.provenance(),
-            await bench.one_file(1),
-            await bench.one_file(4),
+            *await bench.one_file(1),
+            *await bench.one_file(4),
             *await bench.lookup(),
-            await bench.one_lookup(1),
-            await bench.one_lookup(4),
+            *await bench.one_lookup(1),
+            *await bench.one_lookup(4),
             *await bench.stream(),
-            await bench.lineage(),
+            *await bench.lineage(),
         ]
 
 
@@ -75,11 +74,11 @@ class _Bench:
 
     async def registration(self, clients: int) -> list[Figure]:
         """Register 1000 files a call."""
-        name = f"{self.label}files registered, 1000 a call, {_clients(clients)}"
+        name = f"{self.label}files registered, 1000 a call, {by(clients)}"
 
-        async def once() -> tuple[int, list[Callable[[], Awaitable[object]]]]:
+        async def once() -> Calls:
             requests = [create(*self._files(_FILES)) for _ in range(2 * clients)]
-            return _FILES * len(requests), [lambda one=one: self._catalog.BatchCreateFiles(one) for one in requests]  # type: ignore[misc]
+            return Calls(_FILES * len(requests), [self._creation(one) for one in requests])
 
         return await self._costs(name, "files", clients, once, ">= 20000", "<= 60" if clients > 1 else "")
 
@@ -88,45 +87,44 @@ class _Bench:
         inputs = self._files(100)
         await self._catalog.BatchCreateFiles(create(*inputs))
 
-        async def once() -> tuple[int, list[Callable[[], Awaitable[object]]]]:
-            calls: list[Callable[[], Awaitable[object]]] = []
+        async def once() -> Calls:
+            calls: list[Call] = []
             for _ in range(8):
                 made = [_output(one.name, inputs[n % len(inputs)].name) for n, one in enumerate(self._files(_FILES))]
                 request = create(*made, datasets=["datasets/outputs"])
-                calls.append(lambda request=request: self._catalog.BatchCreateFiles(request))  # type: ignore[misc]
-            return _FILES * len(calls), calls
+                calls.append(self._creation(request))
+            return Calls(_FILES * len(calls), calls)
 
-        name = f"{self.label}outputs with provenance, 1000 a call, {_clients(4)}"
-        return await self._costs(name, "files", 4, once, ">= 8000", "")
+        name = f"{self.label}outputs with provenance, 1000 a call, {by(4)}"
+        return await self._costs(name, "files", 4, once, ">= 8000")
 
-    async def one_file(self, clients: int) -> Figure:
+    async def one_file(self, clients: int) -> list[Figure]:
         """Register one file a call."""
 
-        async def once() -> tuple[int, list[Callable[[], Awaitable[object]]]]:
-            requests = [create(one) for one in self._files(_SMALL)]
-            return _SMALL, [lambda one=one: self._catalog.BatchCreateFiles(one) for one in requests]  # type: ignore[misc]
+        async def once() -> Calls:
+            return Calls(_SMALL, [self._creation(create(one)) for one in self._files(_SMALL)])
 
-        name = f"{self.label}files registered, one a call, {_clients(clients)}"
-        return (await self._costs(name, "files", clients, once, ">= 600", ""))[0]
+        name = f"{self.label}files registered, one a call, {by(clients)}"
+        return await self._costs(name, "files", clients, once, ">= 600")
 
     async def lookup(self) -> list[Figure]:
         """Read the replicas of 1000 LFNs."""
         files = self._files(_FILES)
         await self._catalog.BatchCreateFiles(create(*files))
         request = pb.BatchGetFilesRequest(names=[one.name for one in files], view=pb.FILE_VIEW_REPLICAS)
-        name = f"{self.label}replicas of 1000 LFNs, {_clients(2)}"
+        name = f"{self.label}replicas of 1000 LFNs, {by(2)}"
         calls = [lambda: self._catalog.BatchGetFiles(request)] * 4
-        return await self._costs(name, "files", 2, lambda: _same(4 * _FILES, calls), ">= 30000", "")
+        return await self._costs(name, "files", 2, lambda: _same(4 * _FILES, calls), ">= 30000")
 
-    async def one_lookup(self, clients: int) -> Figure:
+    async def one_lookup(self, clients: int) -> list[Figure]:
         """Read the replicas of one LFN."""
         (file,) = self._files(1)
         await self._catalog.BatchCreateFiles(create(file))
         request = pb.BatchGetFilesRequest(names=[file.name], view=pb.FILE_VIEW_REPLICAS)
-        name = f"{self.label}replicas of one LFN, {_clients(clients)}"
+        name = f"{self.label}replicas of one LFN, {by(clients)}"
         calls = [lambda: self._catalog.BatchGetFiles(request)] * _SMALL
         goal = {1: ">= 1000", 4: ">= 2000"}[clients]
-        return (await self._costs(name, "calls", clients, lambda: _same(_SMALL, calls), goal, ""))[0]
+        return await self._costs(name, "calls", clients, lambda: _same(_SMALL, calls), goal)
 
     async def stream(self) -> list[Figure]:
         """List a dataset with its replicas."""
@@ -141,9 +139,9 @@ class _Bench:
             assert files == _DATASET_FILES
 
         name = f"{self.label}dataset of 20,000 streamed with replicas"
-        return await self._costs(name, "files", 1, lambda: _same(_DATASET_FILES, [read]), ">= 60000", "")
+        return await self._costs(name, "files", 1, lambda: _same(_DATASET_FILES, [read]), ">= 60000")
 
-    async def lineage(self) -> Figure:
+    async def lineage(self) -> list[Figure]:
         """Find the ancestors of a file, five deep."""
         above: list[str] = []
         for _ in range(_DEPTH + 1):
@@ -153,35 +151,25 @@ class _Bench:
             await self._catalog.BatchCreateFiles(create(*files))
             above = [one.name for one in files]
         request = pb.ListLineageRequest(names=[above[7]], direction=pb.ListLineageRequest.DIRECTION_ANCESTORS)
-        seconds = []
-        for _ in range(_SMALL):
-            begin = time.perf_counter()
-            answer = await self._catalog.ListLineage(request)
-            seconds.append(1000 * (time.perf_counter() - begin))
-            assert len(answer.edges) == _DEPTH
-        return Figure(f"{self.label}ancestors five deep", "ms", seconds, "<= 5")
+
+        async def walk() -> None:
+            assert len((await self._catalog.ListLineage(request)).edges) == _DEPTH
+
+        return await delays(self._service, f"{self.label}ancestors five deep", _SMALL, walk, goal="<= 5")
+
+    def _creation(self, request: pb.BatchCreateFilesRequest) -> Call:
+        return lambda: self._catalog.BatchCreateFiles(request)
 
     async def _costs(
         self,
         name: str,
         unit: str,
         clients: int,
-        once: Callable[[], Awaitable[tuple[int, Sequence[Callable[[], Awaitable[object]]]]]],
+        once: Callable[[], Awaitable[Calls]],
         goal: str,
-        cpu_goal: str,
+        cpu_goal: str = "",
     ) -> list[Figure]:
-        """Run rounds of calls by some clients at a time; give items a second and CPU of the server an item."""
-        rates, cpu = [], []
-        for _ in range(self._rounds):
-            items, calls = await once()
-            used, begin = self._service.cpu_seconds(), time.perf_counter()
-            await _by_clients(clients, calls)
-            rates.append(items / (time.perf_counter() - begin))
-            cpu.append(1e6 * (self._service.cpu_seconds() - used) / items)
-        return [
-            Figure(name, f"{unit}/s", rates, goal),
-            Figure(f"{name}: CPU of the server", "us", cpu, cpu_goal),
-        ]
+        return await rates(self._service, name, unit, self._rounds, once, clients=clients, goal=goal, cpu_goal=cpu_goal)
 
 
 def _output(name: str, parent: str) -> File:
@@ -191,24 +179,8 @@ def _output(name: str, parent: str) -> File:
 _ORIGIN = new_uid()
 
 
-def _clients(count: int) -> str:
-    return "1 client" if count == 1 else f"{count} clients"
-
-
-async def _same(
-    items: int, calls: Sequence[Callable[[], Awaitable[object]]]
-) -> tuple[int, Sequence[Callable[[], Awaitable[object]]]]:
-    return items, calls
-
-
-async def _by_clients(clients: int, calls: Sequence[Callable[[], Awaitable[object]]]) -> None:
-    left = iter(calls)
-
-    async def client() -> None:
-        for call in left:
-            await call()
-
-    await asyncio.gather(*[client() for _ in range(clients)])
+async def _same(items: int, calls: Sequence[Call]) -> Calls:
+    return Calls(items, calls)
 
 
 async def _bytes_a_file(label: str, url: str) -> Figure:
