@@ -131,7 +131,7 @@ async def _built(settings: StorageSettings, host: Host, database: Database) -> P
     owner = new_uid()
     executor = ThreadPoolExecutor(settings.data_threads, thread_name_prefix="storage-data")
     log, once = EventLog(database, tables.event), Once(database, tables.answer)
-    elements, protocols = Elements(database), Protocols.installed()
+    elements, protocols = Elements(database), Protocols.installed(durable=settings.fsync)
     catalog = Catalog(host.channel("catalog"), settings.catalog_deadline)
     signer = Signer(await _signing_key(database))
     granting = Granting(signer, host.http_url, settings.grant_lifetime, settings.max_grant_lifetime)
@@ -147,7 +147,6 @@ async def _built(settings: StorageSettings, host: Host, database: Database) -> P
         workers=settings.transfer_workers,
         poll=settings.poll,
         lease=settings.lease,
-        fsync=settings.fsync,
     )
     return Parts(
         database=database,

@@ -23,7 +23,8 @@ from khomas.storage.errors import (
     StorageElementNotFound,
     StorageElementUnreachable,
 )
-from khomas.storage.protocols.interface import Plugin, ProtocolFault, Room, StorageProtocol
+from khomas.storage.landing import tidy
+from khomas.storage.protocols.interface import Access, Plugin, ProtocolFault, Room, StorageProtocol
 from khomas.storage.rows import mapping
 from khomas.storage.tables import storage_element
 
@@ -136,14 +137,15 @@ def element_proto(element: Element, usage: Usage) -> pb.StorageElement:
 class Protocols:
     """The open protocols of all StorageElements."""
 
-    def __init__(self, plugins: Mapping[str, Plugin]) -> None:
+    def __init__(self, plugins: Mapping[str, Plugin], *, durable: bool = False) -> None:
         self._plugins = plugins
+        self._durable = durable
         self._open: dict[tuple[str, str, bool], StorageProtocol] = {}
 
     @classmethod
-    def installed(cls) -> "Protocols":
+    def installed(cls, *, durable: bool = False) -> "Protocols":
         """Find the plug-ins of the entry-point group."""
-        return cls(load_all("khomas.storage.protocols"))
+        return cls(load_all("khomas.storage.protocols"), durable=durable)
 
     def check(self, access_points: Iterable[tuple[str, str]]) -> None:
         """Raise ProtocolUnknown or AddressInvalid for access points that cannot be used."""
@@ -151,7 +153,7 @@ class Protocols:
             if name not in self._plugins:
                 raise ProtocolUnknown(protocol=name, nearest=sorted(self._plugins))
             try:
-                self._plugins[name].open(address, False)
+                self._plugins[name].open(Access(address))
             except ValueError as error:
                 raise AddressInvalid(f"The address {address} cannot be used: {error}.", address=address) from error
 
@@ -161,7 +163,8 @@ class Protocols:
             if name in self._plugins:
                 key = (name, address, element.read_only)
                 if key not in self._open:
-                    self._open[key] = self._plugins[name].open(address, element.read_only)
+                    access = Access(address, read_only=element.read_only, durable=self._durable)
+                    self._open[key] = self._plugins[name].open(access)
                 return self._open[key]
         raise ProtocolUnknown(protocol=element.access_points[0][0], nearest=sorted(self._plugins))
 
@@ -179,7 +182,7 @@ class Protocols:
         """Ask a storage for its space, or raise StorageElementUnreachable."""
         try:
             async with asyncio.timeout(_PROBE_SECONDS):
-                return await self.of(element).probe()
+                return await self.of(element).space()
         except ProtocolFault as fault:
             message = fault.message
         except TimeoutError:
@@ -199,7 +202,7 @@ class Protocols:
         before = datetime.now(UTC) - timedelta(days=1)
         for protocol in self._open.values():
             try:
-                await protocol.tidy(before)
+                await tidy(protocol, before)
             except ProtocolFault as fault:
                 log.warning("storage.untidy", extra={"error": fault.message})
 

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,11 +18,12 @@ from khomas.kit.boundary.status import reason_of
 from khomas.kit.errors import DomainError, UpstreamUnavailable
 from khomas.storage import paths
 from khomas.storage.catalog import Catalog
-from khomas.storage.checksums import Sums
-from khomas.storage.copying import Copy, CopyFailed, Wanted, published
+from khomas.storage.checksums import Algorithm
+from khomas.storage.copying import Copy, CopyFailed, destination_side, published
 from khomas.storage.downloads import reading_order
 from khomas.storage.elements import Element, Elements, Protocols
-from khomas.storage.protocols.interface import Sink
+from khomas.storage.landing import Landing, Landings, Wanted, digest
+from khomas.storage.protocols.interface import ProtocolFault
 from khomas.storage.transfer_queue import Outcome, Queue
 from khomas.storage.transfers import sources_of
 
@@ -79,36 +79,32 @@ class Mover:
         workers: int,
         poll: timedelta,
         lease: timedelta,
-        fsync: bool,
     ) -> None:
         self._queue = queue
         self._catalog = catalog
         self._elements = elements
         self._protocols = protocols
         self._workers = workers
-        self._fsync = fsync
         self._poll = poll.total_seconds()
         self._renewal = lease.total_seconds() / 3
+        self._landings = Landings()
         self._tasks: dict[str, _Task] = {}
         self._outcomes: asyncio.Queue[Outcome] = asyncio.Queue()
         self._free = asyncio.Event()
 
     async def run(self) -> None:
         """Work until cancelled; copies under way are stopped then, and done again by whoever comes next."""
-        with ThreadPoolExecutor(self._workers, thread_name_prefix="storage-mover") as executor:
-            try:
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self._settle())
-                    group.create_task(self._renew())
-                    while True:
-                        await self._start(group, executor)
-                        await self._wait()
-            finally:
-                for task in self._tasks.values():
-                    task.copy.stop()
-                self._tasks.clear()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._settle())
+                group.create_task(self._renew())
+                while True:
+                    await self._start(group)
+                    await self._wait()
+        finally:
+            self._tasks.clear()
 
-    async def _start(self, group: asyncio.TaskGroup, executor: ThreadPoolExecutor) -> None:
+    async def _start(self, group: asyncio.TaskGroup) -> None:
         """Claim as many as there are free workers, with one question to the catalogue for all of them."""
         idle = self._workers - len(self._tasks)
         rows = await self._queue.claim(idle) if idle else []
@@ -121,12 +117,12 @@ class Mover:
             problem = f"the catalogue does not answer: {error}"
         failed = await self._queue.failed_sources([row["uid"] for row in rows])
         for number, row in enumerate(rows):
-            task = _Task(row, Copy(Wanted(0, ""), durable=False), datetime.now(UTC), time.monotonic())
+            task = _Task(row, Copy(Wanted(0, "")), datetime.now(UTC), time.monotonic())
             self._tasks[row["uid"]] = task
             if not files:
                 self._outcomes.put_nowait(task.outcome(pb.TRANSFER_REASON_TRANSIENT, problem))
                 continue
-            group.create_task(self._attempt(task, files[number], failed.get(row["uid"], []), executor))
+            group.create_task(self._attempt(task, files[number], failed.get(row["uid"], [])))
 
     def wake(self) -> None:
         """Look at the queue now."""
@@ -140,11 +136,9 @@ class Mover:
         except TimeoutError:
             return
 
-    async def _attempt(
-        self, task: _Task, result: catalog_pb.FileResult, failed: Sequence[str], executor: ThreadPoolExecutor
-    ) -> None:
+    async def _attempt(self, task: _Task, result: catalog_pb.FileResult, failed: Sequence[str]) -> None:
         try:
-            outcome = await self._moved(task, result, failed, executor)
+            outcome = await self._moved(task, result, failed)
         except CopyFailed as failure:
             outcome = task.outcome(failure.reason, failure.message)
         except DomainError as error:
@@ -154,9 +148,7 @@ class Mover:
             outcome = task.outcome(pb.TRANSFER_REASON_TRANSIENT, f"{type(error).__name__}: {error}")
         self._outcomes.put_nowait(outcome)
 
-    async def _moved(
-        self, task: _Task, result: catalog_pb.FileResult, failed: Sequence[str], executor: ThreadPoolExecutor
-    ) -> Outcome:
+    async def _moved(self, task: _Task, result: catalog_pb.FileResult, failed: Sequence[str]) -> Outcome:
         file, row = result.file, task.row
         if result.HasField("error") or file.state != file_pb2.File.STATE_ACTIVE:
             raise CopyFailed(pb.TRANSFER_REASON_NO_SOURCE, "the file is not in the catalogue any more")
@@ -172,9 +164,9 @@ class Mover:
         wanted = Wanted(file.size_bytes, file.checksums.adler32)
         if not await self._arrived_before(task, wanted, destination):
             await self._check_room(destination, wanted.size_bytes)
-            task.copy = Copy(wanted, durable=self._fsync)
+            task.copy = Copy(wanted)
             source = self._source(task, file, elements, destination, failed)
-            await self._copied(task, source, destination, executor)
+            await self._copied(task, source, destination)
         task.copied = wanted
         return task.outcome()
 
@@ -186,14 +178,12 @@ class Mover:
                 message = f"{destination.id} may take {max(free, 0)} more bytes, {size_bytes} are needed"
                 raise CopyFailed(pb.TRANSFER_REASON_SPACE, message)
 
-    async def _copied(self, task: _Task, source: Element, destination: Element, executor: ThreadPoolExecutor) -> None:
-        ends = self._protocols.of(source), task.source_path, self._protocols.of(destination)
-        loop = asyncio.get_running_loop()
-        sink = await loop.run_in_executor(executor, task.copy.run, *ends)
-        try:
-            await self._publish(task, sink, paths.for_file(task.row["file"]), executor)
-        finally:
-            await loop.run_in_executor(executor, sink.close)
+    async def _copied(self, task: _Task, source: Element, destination: Element) -> None:
+        with destination_side():
+            landing = await self._landings.begin(self._protocols.of(destination))
+        async with landing:
+            await task.copy.run(self._protocols.of(source), task.source_path, landing)
+            await self._publish(task, landing, paths.for_file(task.row["file"]))
 
     def _source(
         self,
@@ -221,16 +211,19 @@ class Mover:
         if not path:
             return False
         task.path = path
-        (found,) = await self._protocols.of(destination).checksum([path])
-        return isinstance(found, Sums) and Wanted(found.size_bytes, found.adler32) == wanted
+        try:
+            found = await digest(self._protocols.of(destination), path, {Algorithm.ADLER32: wanted.adler32})
+        except ProtocolFault:
+            return False
+        return (found.size_bytes, found.value) == (wanted.size_bytes, wanted.adler32)
 
-    async def _publish(self, task: _Task, sink: Sink, wanted: str, executor: ThreadPoolExecutor) -> None:
+    async def _publish(self, task: _Task, landing: Landing, wanted: str) -> None:
         """Give the copy its name, or one beside it. The name is noted first: a crash must leave nothing unknown."""
         uid, epoch = task.row["uid"], task.row["lease_epoch"]
         for path in (wanted, paths.beside(wanted, uid), paths.apart(wanted, uid)):
             if not await self._queue.note_path(uid, epoch, path):
                 raise CopyFailed(pb.TRANSFER_REASON_CANCELLED, "the transfer was taken back or taken over")
-            if await asyncio.get_running_loop().run_in_executor(executor, published, sink, path):
+            if await published(landing, path):
                 task.path = path
                 return
         raise CopyFailed(pb.TRANSFER_REASON_DESTINATION, f"{wanted} and the names beside it are taken")

@@ -11,8 +11,8 @@ from khomas.api.storage.v1 import transfer_pb2 as pb
 from khomas.kit.database import Database, in_values, insert_many, rows_table
 from khomas.kit.events import EventLog
 from khomas.kit.leases import claim, renew
-from khomas.storage.copying import Wanted
 from khomas.storage.elements import Usage
+from khomas.storage.landing import Wanted
 from khomas.storage.retry import Policy, verdict
 from khomas.storage.rows import mapping, mappings
 from khomas.storage.space import usages

@@ -4,19 +4,36 @@ import asyncio
 import errno
 import os
 import stat
-import uuid
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
-from khomas.storage.checksums import Sums, summed
+from khomas.storage.checksums import BLOCK, Algorithm, new_hash
 from khomas.storage.paths import PRIVATE
-from khomas.storage.protocols.interface import Abilities, Entry, Plugin, Problem, ProtocolFault, Room
+from khomas.storage.protocols.interface import (
+    Abilities,
+    Access,
+    Digest,
+    Entry,
+    Kind,
+    Plugin,
+    Problem,
+    ProtocolFault,
+    Room,
+    Tape,
+    ThirdParty,
+)
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
+# Calls that wait for the disk at once: a network file system answers many sooner than one after the other.
+_THREADS: Final = 8
+_PAGE: Final = 1000
 _PROBLEMS = {
     errno.ENOENT: Problem.ABSENT,
     errno.ENOTDIR: Problem.ABSENT,
@@ -50,112 +67,131 @@ def flush_folder(folder: Path) -> None:
 
 
 class PosixSource:
-    """A local file open for reading."""
+    """A local file open for reading. Blocks."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, start: int = 0) -> None:
         # A pipe in the tree must not block the worker for ever.
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+        found = os.fstat(self._descriptor)
+        if not stat.S_ISREG(found.st_mode):
             os.close(self._descriptor)
             raise ProtocolFault(Problem.REFUSED, f"not a regular file: {path}")
+        self.size_bytes = found.st_size
+        self._position = start
 
     def readinto(self, buffer: memoryview) -> int:
-        """Fill the buffer; 0 at the end."""
-        try:
-            return os.readv(self._descriptor, [buffer])
-        except OSError as error:
-            raise fault(error) from error
+        """Fill the buffer as far as the file goes; 0 at the end."""
+        filled = 0
+        while filled < len(buffer):
+            count = os.preadv(self._descriptor, [buffer[filled:]], self._position)
+            if not count:
+                break
+            filled += count
+            self._position += count
+        return filled
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._descriptor)
 
 
-class PosixSink:
-    """A local file being written under a name in the private folder."""
+class _Sink:
+    """A local file being written. Blocks."""
 
-    def __init__(self, folder: Path, local: Callable[[str], Path]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._local = local
-        self._flushed = False
-        self._hidden = folder / uuid.uuid4().hex
-        self._descriptor = os.open(self._hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    def __init__(self, path: Path, size_bytes: int) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        space = os.fstatvfs(self._descriptor)
+        if (free := space.f_bavail * space.f_frsize) < size_bytes:
+            os.close(self._descriptor)
+            path.unlink(missing_ok=True)
+            raise ProtocolFault(Problem.FULL, f"{free} bytes are free, {size_bytes} are needed")
 
     def write(self, data: memoryview) -> None:
-        """Append."""
-        try:
-            while data:
-                data = data[os.write(self._descriptor, data) :]
-        except OSError as error:
-            raise fault(error) from error
+        while data:
+            data = data[os.write(self._descriptor, data) :]
 
     def flush(self) -> None:
-        """Write everything to the disk."""
-        try:
-            os.fsync(self._descriptor)
-        except OSError as error:
-            raise fault(error) from error
-        self._flushed = True
-
-    def adler32(self) -> str:
-        """Read everything back."""
-        try:
-            os.lseek(self._descriptor, 0, os.SEEK_SET)
-            return summed(lambda buffer: os.readv(self._descriptor, [buffer]), sha256=False).adler32
-        except OSError as error:
-            raise fault(error) from error
-
-    def publish(self, path: str) -> None:
-        """Link to the final name: that is atomic and overwrites nothing."""
-        target = self._local(path)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.link(self._hidden, target)
-            if self._flushed:
-                flush_folder(target.parent)
-        except OSError as error:
-            raise fault(error) from error
+        os.fsync(self._descriptor)
 
     def close(self) -> None:
-        """Close the file and forget its hidden name."""
         os.close(self._descriptor)
-        self._hidden.unlink(missing_ok=True)
 
 
 class PosixProtocol:
     """A StorageElement that is a directory of this machine."""
 
-    abilities = Abilities(local=True, remote_checksum=False)
+    abilities = Abilities(local=True, checksums=tuple(Algorithm), exclusive_rename=True)
+    third_party: ThirdParty | None = None
+    tape: Tape | None = None
 
-    def __init__(self, root: Path, *, follow_out: bool) -> None:
+    def __init__(self, root: Path, *, follow_out: bool = False, durable: bool = False) -> None:
         self.root = root
         self._resolved = root.resolve()
-        self._incoming = root / PRIVATE / "incoming"
         self._follow_out = follow_out
+        self._durable = durable
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="storage-posix")
 
-    async def probe(self) -> Room:
+    async def space(self) -> Room:
         """Ask the file system."""
-        return await asyncio.to_thread(self._blocking, self._room)
+        return await self._run(self._room)
 
     async def stat(self, paths: Sequence[str]) -> list[Entry | ProtocolFault]:
-        """Look at files."""
-        return await asyncio.to_thread(self._each, self._entry, paths)
+        """Look at files and folders."""
+        return await self._each(lambda path: _entry(path, self.local_path(path).stat()), paths)
 
-    async def checksum(self, paths: Sequence[str]) -> list[Sums | ProtocolFault]:
+    async def entries(self, folder: str) -> AsyncGenerator[Sequence[Entry], None]:
+        """List a folder."""
+        found = await self._run(lambda: os.scandir(self.local_path(folder)))
+        prefix = f"{folder}/" if folder else ""
+        try:
+            while page := await self._run(lambda: [_listed(prefix, one) for one in islice(found, _PAGE)]):
+                yield page
+        finally:
+            found.close()
+
+    async def checksum(self, paths: Sequence[str], algorithm: Algorithm) -> list[Digest | ProtocolFault]:
         """Read files."""
-        return await asyncio.to_thread(self._each, self._sums, paths)
+        return await self._each(lambda path: _digest(self.local_path(path), algorithm), paths)
 
     async def delete(self, paths: Sequence[str]) -> list[ProtocolFault | None]:
         """Unlink files, and the folders that are empty then."""
-        return await asyncio.to_thread(self._each, self._remove, paths)
+        return await self._each(self._remove, paths)
 
-    def open(self, path: str) -> PosixSource:
-        """Open a file."""
-        return self._blocking(lambda: PosixSource(self.local_path(path)))
+    async def make_folders(self, paths: Sequence[str]) -> list[ProtocolFault | None]:
+        """Make folders."""
+        return await self._each(self._make_folder, paths)
 
-    def create(self, size_bytes: int) -> PosixSink:
-        """Begin a file."""
-        return self._blocking(lambda: self._sink(size_bytes))
+    async def rename(self, pairs: Sequence[tuple[str, str]]) -> list[ProtocolFault | None]:
+        """Link to the new names: that is atomic and overwrites nothing."""
+        return await self._each(self._rename, pairs)
+
+    async def get(self, path: str, start: int = 0, size_bytes: int | None = None) -> AsyncGenerator[memoryview, None]:
+        """Read with one buffer."""
+        source = await self._run(lambda: PosixSource(self.local_path(path), start))
+        try:
+            # One more than there is shows the end of a small file at once.
+            left = max(0, source.size_bytes - start) + 1 if size_bytes is None else size_bytes
+            buffer = memoryview(bytearray(min(left, BLOCK)))
+            while size_bytes is None or left > 0:
+                count = await self._run(partial(source.readinto, buffer[:left] if size_bytes is not None else buffer))
+                if count:
+                    yield buffer[:count]
+                left -= count
+                if count < len(buffer):
+                    return
+        finally:
+            await self._run(source.close)
+
+    async def put(self, path: str, blocks: AsyncIterator[memoryview], size_bytes: int) -> None:
+        """Write what comes."""
+        sink = await self._run(lambda: _Sink(self.local_path(path), size_bytes))
+        try:
+            async for block in blocks:
+                await self._run(partial(sink.write, block))
+            if self._durable:
+                await self._run(sink.flush)
+        finally:
+            await self._run(sink.close)
 
     def local_path(self, path: str) -> Path:
         """Return the path below the root; links that lead out of it are followed in read-only trees only."""
@@ -164,38 +200,24 @@ class PosixProtocol:
             raise ProtocolFault(Problem.REFUSED, f"{path} leads out of the root of the storage")
         return target
 
-    async def tidy(self, before: datetime) -> None:
-        """Remove hidden files that nobody has written to since."""
-        await asyncio.to_thread(self._blocking, lambda: self._tidy(before))
-
     async def close(self) -> None:
-        """Do nothing: there is no connection."""
+        """Let the threads end."""
+        await asyncio.to_thread(self._threads.shutdown)
 
     def _room(self) -> Room:
         if not self.root.is_dir():
-            raise ProtocolFault(Problem.UNREACHABLE, f"there is no folder {self.root}")
+            raise _unreachable(self.root)
         space = os.statvfs(self.root)
         return Room(space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize)
-
-    def _entry(self, path: str) -> Entry:
-        found = self.local_path(path).stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise ProtocolFault(Problem.TAKEN, f"not a regular file: {path}")
-        return Entry(found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
-
-    def _sums(self, path: str) -> Sums:
-        source = PosixSource(self.local_path(path))
-        try:
-            return summed(source.readinto, sha256=False)
-        finally:
-            source.close()
 
     def _remove(self, path: str) -> None:
         target = self.local_path(path)
         target.unlink(missing_ok=True)
         if os.path.lexists(target):
             raise ProtocolFault(Problem.PASSING, f"{path} is still there after its deletion")
-        self._remove_empty(target.parent)
+        if not path.startswith(f"{PRIVATE}/"):
+            # Others are about to put something into ours.
+            self._remove_empty(target.parent)
 
     def _remove_empty(self, folder: Path) -> None:
         """Remove folders that hold nothing any more, up to the root."""
@@ -206,40 +228,95 @@ class PosixProtocol:
                 return
             folder = folder.parent
 
-    def _sink(self, size_bytes: int) -> PosixSink:
-        free = self._room().free_bytes
-        if free is not None and free < size_bytes:
-            raise ProtocolFault(Problem.FULL, f"{free} bytes are free, {size_bytes} are needed")
-        return PosixSink(self._incoming, self.local_path)
+    def _make_folder(self, path: str) -> None:
+        try:
+            self.local_path(path).mkdir(parents=True, exist_ok=True)
+        except NotADirectoryError as error:
+            raise ProtocolFault(Problem.TAKEN, f"a file stands where {path} needs a folder") from error
 
-    def _tidy(self, before: datetime) -> None:
-        for left in self._incoming.glob("*"):
-            with suppress(FileNotFoundError):
-                if left.stat().st_mtime < before.timestamp():
-                    left.unlink()
+    def _rename(self, pair: tuple[str, str]) -> None:
+        source, target = map(self.local_path, pair)
+        # A link is a name of a file that exists already, so nobody ever sees a part of it.
+        os.link(source, target)
+        source.unlink()
+        if self._durable:
+            flush_folder(target.parent)
 
-    def _each(self, action: Callable[[str], T], paths: Sequence[str]) -> list[T | ProtocolFault]:
+    async def _each(self, action: Callable[[Item], T], items: Sequence[Item]) -> list[T | ProtocolFault]:
+        """Do it for all, in as many slices as there are threads."""
+        size = max(1, -(-len(items) // _THREADS))
+        slices = [items[start : start + size] for start in range(0, len(items), size)]
+        done = await asyncio.gather(*(self._run(partial(self._one_by_one, action, some)) for some in slices))
+        return [result for some in done for result in some]
+
+    def _one_by_one(self, action: Callable[[Item], T], items: Sequence[Item]) -> list[T | ProtocolFault]:
+        if not self.root.is_dir():
+            # Not mounted: nothing is absent, and no folder is to be made in its place.
+            return [_unreachable(self.root) for _ in items]
         results: list[T | ProtocolFault] = []
-        for path in paths:
+        for item in items:
             try:
-                results.append(self._blocking(lambda path=path: action(path)))  # type: ignore[misc]  # bound per turn
+                results.append(action(item))
+            except OSError as error:
+                results.append(fault(error))
             except ProtocolFault as problem:
                 results.append(problem)
         return results
 
-    @staticmethod
-    def _blocking(action: Callable[[], T]) -> T:
+    async def _run(self, action: Callable[[], T]) -> T:
+        """Do it in a thread. Cancelled, wait for its end: what it works on is closed then."""
+        future = asyncio.get_running_loop().run_in_executor(self._threads, action)
         try:
-            return action()
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.wait([future])
+            raise
         except OSError as error:
             raise fault(error) from error
 
 
-def _open(address: str, read_only: bool) -> PosixProtocol:
-    root = Path(address)
+def _unreachable(root: Path) -> ProtocolFault:
+    return ProtocolFault(Problem.UNREACHABLE, f"there is no folder {root}")
+
+
+def _entry(path: str, found: os.stat_result) -> Entry:
+    modified = datetime.fromtimestamp(found.st_mtime, UTC)
+    if stat.S_ISDIR(found.st_mode):
+        return Entry(path, Kind.FOLDER, 0, modified)
+    return Entry(path, Kind.FILE if stat.S_ISREG(found.st_mode) else Kind.OTHER, found.st_size, modified)
+
+
+def _listed(prefix: str, entry: "os.DirEntry[str]") -> Entry:
+    try:
+        return _entry(prefix + entry.name, entry.stat())
+    except OSError:
+        return Entry(prefix + entry.name, Kind.OTHER)
+
+
+def _digest(path: Path, algorithm: Algorithm) -> Digest:
+    source, digest, size_bytes = PosixSource(path), new_hash(algorithm), 0
+    try:
+        for block in _blocks(source):
+            digest.update(block)
+            size_bytes += len(block)
+    finally:
+        source.close()
+    return Digest(algorithm, digest.hexdigest(), size_bytes)
+
+
+def _blocks(source: PosixSource) -> Iterator[memoryview]:
+    buffer = memoryview(bytearray(min(source.size_bytes + 1, BLOCK)))
+    while count := source.readinto(buffer):
+        yield buffer[:count]
+
+
+def _open(access: Access) -> PosixProtocol:
+    root = Path(access.address)
     if not root.is_absolute() or ".." in root.parts:
         raise ValueError("the address of a posix storage is an absolute path")
-    return PosixProtocol(root, follow_out=read_only)
+    if access.options:
+        raise ValueError(f"a posix storage takes no options, and not {', '.join(access.options)}")
+    return PosixProtocol(root, follow_out=access.read_only, durable=access.durable)
 
 
 plugin = Plugin(open=_open)
