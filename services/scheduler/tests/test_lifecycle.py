@@ -292,6 +292,22 @@ async def test_explanation_of_a_failure_has_the_log_and_the_remedy(with_system: 
     assert "| MemoryError" in explanation.details
 
 
+async def test_explanation_of_a_job_that_waits_at_its_backend_has_the_words_of_that(
+    with_system: Scheduler, system: BatchSystem
+) -> None:
+    system.words = "waits for a pilot, which is PENDING (Resources)"
+    [job] = await with_system.submit(shell("true"))
+    token = await token_of(with_system, job)
+    request = pb.ExplainJobRequest(name=job.name)
+    assert (await with_system.stub.ExplainJob(request)).summary.endswith(f" says: {system.words}")
+    system.answers = False
+    assert (await with_system.stub.ExplainJob(request)).summary.endswith(": nothing is wrong")
+    system.answers = True
+    system.start(token)
+    await with_system.wait(job.name, [RUNNING])
+    assert (await with_system.stub.ExplainJob(request)).summary.endswith(": nothing is wrong")
+
+
 async def test_explanation_of_waiting_has_what_it_waits_for(with_system: Scheduler, system: BatchSystem) -> None:
     [first] = await with_system.submit(shell("true"))
     [second] = await with_system.submit(shell("true", dependencies=[{"job": first.name}]))

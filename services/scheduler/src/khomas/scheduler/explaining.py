@@ -23,6 +23,8 @@ from khomas.scheduler.store.changes import read_attempts, read_counts
 from khomas.scheduler.store.lookup import Lookup
 
 _TAIL_BYTES, _TAIL_LINES = 4096, 10
+# With the batch system, for somebody who waits for an explanation.
+_PATIENCE_SECONDS = 5.0
 _job = tables.job.c
 
 
@@ -62,8 +64,16 @@ class Explaining:
         span = Needs.of(plan.spec, job.memory_factor, job.wall_factor).wall_time if job.waiting else None
         lacks = {name: lack for name in needed if (lack := self.sites.lack(name, span)) is not None}
         tail = await self._tail(attempt) if attempt and job.state == JobState.JOB_STATE_FAILED else []
-        facts = Facts(job, plan.spec, datetime.now(UTC), attempt, counts, fits, dependencies, ahead, tail, names, lacks)
+        told = await self._told(attempt) if attempt and not lacks else ""
+        moment = datetime.now(UTC)
+        facts = Facts(job, plan.spec, moment, attempt, counts, fits, dependencies, ahead, tail, names, lacks, told)
         return explain(facts)
+
+    async def _told(self, attempt: Attempt) -> str:
+        """What the batch system says of an attempt that waits there."""
+        if attempt.state != JobState.JOB_STATE_QUEUED or attempt.backend not in self.sites:
+            return ""
+        return await self.sites[attempt.backend].words_for(attempt.native_id, _PATIENCE_SECONDS)
 
     async def _tail(self, attempt: Attempt) -> list[str]:
         """Last lines of stderr, of stdout when there are none."""

@@ -36,6 +36,8 @@ class Facts:
     newer: Sequence[str] = ()
     # Backends that it could go to, or is at, whose credentials are not good for it.
     lacks: Mapping[str, Lack] = field(default_factory=dict)
+    # What the batch system where it waits says of it.
+    told: str = ""
 
 
 def explain(facts: Facts) -> Explanation:
@@ -63,8 +65,12 @@ def _summary(facts: Facts) -> str:
     if job.final:
         why = f": {job.message}" if job.message else ""
         return f"{state_name(job.state)} since {job.since.isoformat(timespec='seconds')}{why}"
-    why = job.message or (facts.attempt.message if facts.attempt else "") or "nothing is wrong"
+    why = job.message or (facts.attempt.message if facts.attempt else "") or _told(facts) or "nothing is wrong"
     return f"{state_name(job.state)} {for_so_long}: {why}"
+
+
+def _told(facts: Facts) -> str:
+    return f"{facts.attempt.backend} says: {facts.told}" if facts.attempt and facts.told else ""
 
 
 def _counted(counts: Counts | None) -> str:

@@ -93,6 +93,16 @@ class Site:
             self.trouble = f"{type(error).__name__}: {error}"
         self.observe_time = datetime.now(UTC)
 
+    async def words_for(self, native_id: str, deadline: float) -> str:
+        """What it says of a job now, in its own words; nothing when it does not answer."""
+        try:
+            async with asyncio.timeout(deadline):
+                [seen] = (await self.backend.poll([native_id])).observations
+        except Exception:
+            log.warning("backend.unreachable", exc_info=True, extra={"backend": self.name})
+            return ""
+        return seen.native_state
+
 
 class Sites:
     """All configured backends by name."""

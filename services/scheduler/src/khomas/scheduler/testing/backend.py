@@ -57,6 +57,8 @@ class BatchSystem:
     handover: Handover = Handover.ACCEPT
     # False: polls fail.
     answers: bool = True
+    # What it says of every job.
+    words: str = ""
     items: dict[str, SubmitItem] = field(default_factory=dict)
     state: dict[str, State] = field(default_factory=dict)
     records: dict[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -186,7 +188,14 @@ class BatchSystem:
         record, state = self.records.get(token), self.state[token]
         start = datetime.now(UTC) if state is State.RUNNING else None
         return Observation(
-            token, native_id, Seen.PRESENT, state, start_time=start, record=record, usage=self.live.get(token)
+            token,
+            native_id,
+            Seen.PRESENT,
+            state,
+            self.words,
+            start_time=start,
+            record=record,
+            usage=self.live.get(token),
         )
 
 
