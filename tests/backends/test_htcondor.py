@@ -1,7 +1,10 @@
 """HTCondor: the conformance suite against a real pool, and what is its own."""
 
 import asyncio
+import json
+import os
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -12,7 +15,7 @@ import pytest
 
 from khomas.scheduler.backends import htcondor_answers
 from khomas.scheduler.backends.htcondor import HtcondorSettings, open_htcondor
-from khomas.scheduler.backends.interface import Backend, Seen, State, Submitted, Usage
+from khomas.scheduler.backends.interface import Backend, Observation, Seen, State, SubmitItem, Submitted, Usage
 from khomas.scheduler.conformance import GRACE, BackendConformance, OpenBackend, job, shell
 from tests.testbeds import htcondor
 from tests.testbeds.htcondor import DOMAIN, Htcondor
@@ -73,7 +76,7 @@ class TestHtcondor(BackendConformance):
     patience_of_thousand_s = 600.0
 
 
-async def until(backend: Backend, native_id: str, *states: State) -> object:
+async def until(backend: Backend, native_id: str, *states: State) -> Observation:
     deadline = time.monotonic() + 120
     while (seen := (await backend.poll([native_id])).observations[0]).state not in states:
         assert time.monotonic() < deadline, f"still {seen}"
@@ -143,6 +146,60 @@ class TestHtcondorAlone:
             pool.start()
         assert (await backend.poll([outcome.native_id])).observations[0].state is State.QUEUED
         await backend.cancel([outcome.native_id], GRACE)
+
+
+@pytest.mark.timeout(400)
+class TestHtcondorPilots:
+    """Short jobs go by pilot."""
+
+    @pytest.fixture
+    def settings(self, settings: HtcondorSettings) -> HtcondorSettings:
+        return replace(settings, pilots=4, pilot_idle_s=3.0, lease_seconds=5.0)
+
+    async def test_short_jobs_share_pilots_and_others_go_by_themselves(
+        self, backend: Backend, settings: HtcondorSettings
+    ) -> None:
+        items = [*[short("true") for _ in range(40)], job("true")]
+        ids = [outcome.native_id for outcome in await backend.submit(items)]
+        assert [one.startswith("khomas-") for one in ids] == [True] * 40 + [False]
+        assert len(list((settings.spool / "pilots").iterdir())) == 4
+        for native_id in ids:
+            await until(backend, native_id, State.SUCCEEDED)
+
+    async def test_killed_pilot_fails_what_it_ran_and_what_waited_runs_in_another(
+        self, backend: Backend, settings: HtcondorSettings
+    ) -> None:
+        blockers = [outcome.native_id for outcome in await backend.submit([short("sleep", "600") for _ in range(4)])]
+        for one in blockers:
+            await until(backend, one, State.RUNNING)
+        [waiting] = [outcome.native_id for outcome in await backend.submit([short("true")])]
+        for pilot in (settings.spool / "pilots").iterdir():
+            os.kill(json.loads((settings.spool / "jobs" / pilot.name / "started").read_text())["pid"], signal.SIGKILL)
+        for one in blockers:
+            seen = await until(backend, one, State.FAILED)
+            assert seen.record is not None
+            assert seen.record["reason_name"] == "INFRA_PILOT_ABORTED"
+        await until(backend, waiting, State.SUCCEEDED)
+
+    async def test_running_and_waiting_jobs_are_cancelled_and_their_pilots_go_on(
+        self, backend: Backend, settings: HtcondorSettings
+    ) -> None:
+        ids = [outcome.native_id for outcome in await backend.submit([short("sleep", "600") for _ in range(6)])]
+        for one in ids[:4]:
+            await until(backend, one, State.RUNNING)
+        seen = (await backend.poll(ids[5:])).observations[0]
+        assert (seen.state, seen.native_state) == (State.QUEUED, "waits for a place in a pilot")
+        before = {path.name for path in (settings.spool / "pilots").iterdir()}
+        await backend.cancel(ids, GRACE)
+        for one in ids:
+            await until(backend, one, State.CANCELLED)
+        [after] = [outcome.native_id for outcome in await backend.submit([short("true")])]
+        await until(backend, after, State.SUCCEEDED)
+        assert {path.name for path in (settings.spool / "pilots").iterdir()} <= before
+
+
+def short(*command: str) -> SubmitItem:
+    return job(*command, resources={"wall_time_s": 60})
 
 
 def test_reasons_of_holds_are_translated() -> None:

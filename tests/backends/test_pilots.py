@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from khomas.scheduler.backends.commands import recording
-from khomas.scheduler.backends.interface import Backend, State
+from khomas.scheduler.backends.interface import Backend, Seen, State
 from khomas.scheduler.backends.slurm import SlurmSettings, open_slurm
 from khomas.scheduler.conformance import GRACE, BackendConformance, OpenBackend, job, shell
 from tests.testbeds.slurm import Slurm
@@ -96,6 +96,77 @@ class TestPilots(BackendConformance):
         assert not lost.exists()
         for one in blockers:
             assert (await self.ended(backend, one)).state == State.SUCCEEDED
+
+    async def test_place_of_a_pilot_that_was_never_submitted_is_given_to_another(self, settings: SlurmSettings) -> None:
+        place = settings.spool / "pilots" / "never"
+        place.mkdir(parents=True)
+        (place / "size").write_text('{"cpu_milli": 4000, "memory_bytes": 0, "wall_s": 900, "sums_memory": false}')
+        backend = open_slurm(replace(settings, pilots=1))
+        [native_id] = await self.submitted(backend, [job("true")])
+        assert (await self.ended(backend, native_id)).state == State.SUCCEEDED
+        assert not place.exists()
+
+    async def test_pilot_whose_native_id_nobody_noted_is_found_by_its_name(
+        self, settings: SlurmSettings, slurm: Slurm, tmp_path: Path
+    ) -> None:
+        backend = open_slurm(replace(settings, pilots=1, lease_seconds=2.0))
+        slurm.command("scontrol", "update", "PartitionName=batch", "State=DOWN")
+        try:
+            [native_id] = await self.submitted(backend, [shell(f"echo ran >> {tmp_path}/ran")])
+            [pilot] = pilots(settings.spool)
+            # As a keeper leaves it that is killed between the command and its note.
+            for note in (settings.spool / "batches").glob("*/native"):
+                if "khomas-" not in note.read_text():
+                    note.unlink()
+            await asyncio.sleep(3)
+            for _ in range(3):
+                seen = await self.look(backend, native_id)
+            assert (pilots(settings.spool), "PENDING" in seen.native_state) == ([pilot], True)
+        finally:
+            slurm.command("scontrol", "update", "PartitionName=batch", "State=UP")
+        assert (await self.ended(backend, native_id)).state == State.SUCCEEDED
+        assert (tmp_path / "ran").read_text() == "ran\n"
+
+    async def test_pilots_go_on_while_the_batch_system_is_down(
+        self, settings: SlurmSettings, backend: Backend, slurm: Slurm
+    ) -> None:
+        [running] = await self.submitted(backend, [job("sleep", "600")])
+        await self.wait_for(backend, running, State.RUNNING)
+        [pilot] = pilots(settings.spool)
+        slurm.stop("slurmctld")
+        try:
+            answer = await backend.poll([running])
+            assert (answer.complete, answer.observations[0].seen) == (False, Seen.NOT_ANSWERED)
+            [meanwhile] = await self.submitted(backend, [job("true")])
+            assert (await self.ended(backend, meanwhile)).state == State.SUCCEEDED
+            await asyncio.sleep(settings.lease_seconds + 1)
+            assert (await self.look(backend, running)).seen is Seen.NOT_ANSWERED
+        finally:
+            slurm.start("slurmctld")
+            await asyncio.to_thread(slurm.ready)
+        assert (await self.wait_for(backend, running, State.RUNNING)).node
+        assert pilot in pilots(settings.spool)
+        await backend.cancel([running], GRACE)
+        assert (await self.ended(backend, running)).state == State.CANCELLED
+
+    async def test_refused_pilots_are_told_and_jobs_wait(self, settings: SlurmSettings) -> None:
+        backend = open_slurm(replace(settings, pilot_native={"partition": "nowhere"}))
+        [native_id] = await self.submitted(backend, [job("true")])
+        seen = await self.look(backend, native_id)
+        assert (seen.state, pilots(settings.spool)) == (State.QUEUED, [])
+        assert seen.native_state.startswith("waits for a pilot, which was refused: ")
+        assert "partition" in seen.native_state
+        await backend.cancel([native_id], GRACE)
+        assert (await self.ended(backend, native_id)).state == State.CANCELLED
+        assert not list((settings.spool / "pool").iterdir())
+
+    async def test_pilots_are_jobs_of_their_own_share(self, settings: SlurmSettings, slurm: Slurm) -> None:
+        backend = open_slurm(replace(settings, pilot_native={"wckey": "khomas"}))
+        [native_id] = await self.submitted(backend, [job("sleep", "60")])
+        await self.wait_for(backend, native_id, State.RUNNING)
+        assert "khomas" in slurm.command("squeue", "-h", "-t", "RUNNING", "-O", "wckey").split()
+        await backend.cancel([native_id], GRACE)
+        await self.ended(backend, native_id)
 
     async def test_pilot_takes_no_job_that_does_not_fit_into_the_rest_of_its_time(
         self, settings: SlurmSettings
