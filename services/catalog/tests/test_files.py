@@ -11,6 +11,7 @@ from khomas.api.catalog.v1 import catalog_service_pb2 as pb
 from khomas.api.catalog.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from khomas.api.catalog.v1.dataset_pb2 import Dataset
 from khomas.api.catalog.v1.file_pb2 import File, Replica
+from khomas.api.common.v1 import event_pb2
 from khomas.catalog.testing import create, declare, new_file, request_id, value
 from khomas.kit.boundary.status import reason_of
 
@@ -214,6 +215,41 @@ async def test_a_deletion_changes_datasets_and_its_undo_restores_them(catalog: C
     found = await catalog.GetDataset(pb.GetDatasetRequest(name="datasets/x"))
     assert (found.file_count, found.size_bytes) == (2, 14)
     assert await names(catalog, dataset="datasets/x") == ["/hess/a", "/hess/b"]
+
+
+async def test_a_deletion_and_its_undo_are_told_for_each_dataset(catalog: CatalogServiceStub) -> None:
+    files = [new_file(f"/hess/{name}") for name in "abc"]
+    await catalog.BatchCreateFiles(create(*files, datasets=["datasets/x", "datasets/y"]))
+    await catalog.BatchDeleteFiles(delete("/hess/b", "/hess/a"))
+    undo = pb.BatchUndeleteFilesRequest(names=["/hess/a"], request_id=request_id())
+    await catalog.BatchUndeleteFiles(undo)
+    told = []
+    watch = event_pb2.WatchEventsRequest(until_now=True, filter='kind = "catalog.dataset.files_*"')
+    async for batch in catalog.WatchEvents(watch):
+        for event in batch.events:
+            change = pb.DatasetChange()
+            assert event.resource.Unpack(change)
+            told.append((event.subject, list(change.added), list(change.removed)))
+    assert told[2:] == [
+        ("datasets/x", [], ["/hess/a", "/hess/b"]),
+        ("datasets/y", [], ["/hess/a", "/hess/b"]),
+        ("datasets/x", ["/hess/a"], []),
+        ("datasets/y", ["/hess/a"], []),
+    ]
+
+
+async def test_the_files_of_a_closed_dataset_stay_even_against_force(catalog: CatalogServiceStub) -> None:
+    await catalog.BatchCreateFiles(create(new_file("/hess/a"), new_file("/hess/b"), datasets=["datasets/x"]))
+    await catalog.BatchDeleteFiles(delete("/hess/b"))
+    await catalog.CloseDataset(pb.CloseDatasetRequest(name="datasets/x", request_id=request_id()))
+    for force in (False, True):
+        with pytest.raises(grpc.aio.AioRpcError, match="datasets/x") as refused:
+            await catalog.BatchDeleteFiles(delete("/hess/a", force=force))
+        assert reason_of(refused.value) == "FILE_IN_CLOSED_DATASET"
+    # What left it before it was closed does not come back into it.
+    await catalog.BatchUndeleteFiles(pb.BatchUndeleteFilesRequest(names=["/hess/b"], request_id=request_id()))
+    assert await names(catalog, dataset="datasets/x") == ["/hess/a"]
+    assert (await catalog.GetDataset(pb.GetDatasetRequest(name="datasets/x"))).file_count == 1
 
 
 async def test_a_dataset_is_listed_as_of_a_moment(catalog: CatalogServiceStub) -> None:

@@ -91,6 +91,14 @@ class DeletionStarted(CatalogError):
     template = "{name} cannot be brought back: its undo window ended at {purge_time}."
 
 
+class FileInClosedDataset(CatalogError):
+    """The content of a closed dataset never changes."""
+
+    code = StatusCode.FAILED_PRECONDITION
+    reason = "FILE_IN_CLOSED_DATASET"
+    template = "{name} is in {dataset}, which is closed: its files stay. Delete single copies where space is short."
+
+
 class FileInUse(CatalogError):
     """Something depends on the file."""
 

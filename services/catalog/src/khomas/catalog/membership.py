@@ -79,7 +79,7 @@ class Membership:
         uids = {one["uid"] for one in made}
         events = [changed("created", row) for row in rows if row.uid in uids]
         for row in rows:
-            events += _moves(row, sorted(added[row.name]), [])
+            events += moves(row.name, row.uid, row.origin, sorted(added[row.name]), [])
         ids = sorted((row.id, one.id) for row in rows for one in added[row.name].values())
         return Rows(dataset_file, ("dataset_id", "file_id"), ids, {"add_time": now}), events
 
@@ -140,7 +140,7 @@ class Membership:
             .where(dataset.c.id == row.id)
             .returning(*dataset.c)
         )
-        await self._log.append(connection, _moves(row, sorted(added), sorted(removed)))
+        await self._log.append(connection, moves(row.name, row.uid, row.origin, sorted(added), sorted(removed)))
         return (await connection.execute(counting)).one()
 
 
@@ -221,12 +221,13 @@ def changed(verb: str, row: AnyRow) -> NewEvent:
     return NewEvent(f"catalog.dataset.{verb}", row.name, row.uid, row.origin, dataset_proto(row))
 
 
-def _moves(row: AnyRow, added: Sequence[str], removed: Sequence[str]) -> list[NewEvent]:
+def moves(name: str, uid: str, origin: str, added: Sequence[str], removed: Sequence[str]) -> list[NewEvent]:
+    """Return the events of files that joined and left a dataset."""
     events = []
     if added:
-        change = pb.DatasetChange(dataset=row.name, added=added)
-        events.append(NewEvent("catalog.dataset.files_added", row.name, row.uid, row.origin, change))
+        change = pb.DatasetChange(dataset=name, added=added)
+        events.append(NewEvent("catalog.dataset.files_added", name, uid, origin, change))
     if removed:
-        change = pb.DatasetChange(dataset=row.name, removed=removed)
-        events.append(NewEvent("catalog.dataset.files_removed", row.name, row.uid, row.origin, change))
+        change = pb.DatasetChange(dataset=name, removed=removed)
+        events.append(NewEvent("catalog.dataset.files_removed", name, uid, origin, change))
     return events

@@ -229,7 +229,8 @@ class CatalogServiceServicer(object):
 
     def BatchDeleteFiles(self, request, context):
         """Marks files as wanted gone, all or nothing. They leave the lists at once; their replicas are deleted by the
-        storage after the undo window. Files that others were made from are refused unless `force`.
+        storage after the undo window. Files that others were made from are refused unless `force`; those of closed
+        datasets always. Open datasets lose them, until they are undeleted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -331,8 +332,8 @@ class CatalogServiceServicer(object):
     def WatchEvents(self, request, context):
         """The change feed. Kinds: catalog.file.{created,updated,deleting,undeleted,deleted} with a File,
         catalog.dataset.{created,closed} with a Dataset, catalog.dataset.{files_added,files_removed} with a DatasetChange,
-        catalog.adoption.changed with an Adoption. A deleted file leaves its datasets without an event of its own,
-        and is back in them once it is undeleted.
+        catalog.adoption.changed with an Adoption. A deleted file leaves the open datasets that it is in, and is back
+        in those that are still open once it is undeleted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

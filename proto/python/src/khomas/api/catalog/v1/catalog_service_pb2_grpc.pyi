@@ -49,7 +49,8 @@ class CatalogServiceStub:
     """
     BatchDeleteFiles: _aio.UnaryUnaryMultiCallable[_catalog_service_pb2.BatchDeleteFilesRequest, _catalog_service_pb2.BatchDeleteFilesResponse]
     """Marks files as wanted gone, all or nothing. They leave the lists at once; their replicas are deleted by the
-    storage after the undo window. Files that others were made from are refused unless `force`.
+    storage after the undo window. Files that others were made from are refused unless `force`; those of closed
+    datasets always. Open datasets lose them, until they are undeleted.
     """
     BatchUndeleteFiles: _aio.UnaryUnaryMultiCallable[_catalog_service_pb2.BatchUndeleteFilesRequest, _catalog_service_pb2.BatchUndeleteFilesResponse]
     """Takes deletions back, all or nothing, inside the undo window."""
@@ -84,8 +85,8 @@ class CatalogServiceStub:
     WatchEvents: _aio.UnaryStreamMultiCallable[_event_pb2.WatchEventsRequest, _event_pb2.WatchEventsResponse]
     """The change feed. Kinds: catalog.file.{created,updated,deleting,undeleted,deleted} with a File,
     catalog.dataset.{created,closed} with a Dataset, catalog.dataset.{files_added,files_removed} with a DatasetChange,
-    catalog.adoption.changed with an Adoption. A deleted file leaves its datasets without an event of its own,
-    and is back in them once it is undeleted.
+    catalog.adoption.changed with an Adoption. A deleted file leaves the open datasets that it is in, and is back
+    in those that are still open once it is undeleted.
     """
 
 class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -174,7 +175,8 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_catalog_service_pb2.BatchDeleteFilesRequest, _abc.Awaitable[_catalog_service_pb2.BatchDeleteFilesResponse]],
     ) -> _abc.Awaitable[_catalog_service_pb2.BatchDeleteFilesResponse]:
         """Marks files as wanted gone, all or nothing. They leave the lists at once; their replicas are deleted by the
-        storage after the undo window. Files that others were made from are refused unless `force`.
+        storage after the undo window. Files that others were made from are refused unless `force`; those of closed
+        datasets always. Open datasets lose them, until they are undeleted.
         """
 
     @_abc_1.abstractmethod
@@ -293,8 +295,8 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.AsyncIterator[_event_pb2.WatchEventsResponse]:
         """The change feed. Kinds: catalog.file.{created,updated,deleting,undeleted,deleted} with a File,
         catalog.dataset.{created,closed} with a Dataset, catalog.dataset.{files_added,files_removed} with a DatasetChange,
-        catalog.adoption.changed with an Adoption. A deleted file leaves its datasets without an event of its own,
-        and is back in them once it is undeleted.
+        catalog.adoption.changed with an Adoption. A deleted file leaves the open datasets that it is in, and is back
+        in those that are still open once it is undeleted.
         """
 
 def add_CatalogServiceServicer_to_server(servicer: CatalogServiceServicer, server: _aio.Server) -> None: ...

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(khomas/api/catalog/v1/error_reason.proto\x12\x15khomas.api.catalog.v1*\xd5\x04\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x45RROR_REASON_FILE_NOT_FOUND\x10\x01\x12\x1c\n\x18\x45RROR_REASON_FILE_EXISTS\x10\x02\x12\"\n\x1e\x45RROR_REASON_NAME_IS_DIRECTORY\x10\x03\x12(\n$ERROR_REASON_METADATA_KEY_UNDECLARED\x10\x04\x12\x1e\n\x1a\x45RROR_REASON_METADATA_TYPE\x10\x05\x12&\n\"ERROR_REASON_METADATA_KEY_CONFLICT\x10\x06\x12\"\n\x1e\x45RROR_REASON_DATASET_NOT_FOUND\x10\x07\x12\x1f\n\x1b\x45RROR_REASON_DATASET_EXISTS\x10\x08\x12\x1f\n\x1b\x45RROR_REASON_DATASET_CLOSED\x10\t\x12!\n\x1d\x45RROR_REASON_DELETION_STARTED\x10\n\x12\x1c\n\x18\x45RROR_REASON_FILE_IN_USE\x10\x0b\x12!\n\x1d\x45RROR_REASON_PARENT_NOT_FOUND\x10\x0c\x12\"\n\x1e\x45RROR_REASON_CHECKSUM_MISMATCH\x10\r\x12#\n\x1f\x45RROR_REASON_ADOPTION_NOT_FOUND\x10\x0e\x12\x1f\n\x1b\x45RROR_REASON_ADOPTION_STATE\x10\x0f\x12\x1f\n\x1b\x45RROR_REASON_DUPLICATE_NAME\x10\x10\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(khomas/api/catalog/v1/error_reason.proto\x12\x15khomas.api.catalog.v1*\xfe\x04\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x45RROR_REASON_FILE_NOT_FOUND\x10\x01\x12\x1c\n\x18\x45RROR_REASON_FILE_EXISTS\x10\x02\x12\"\n\x1e\x45RROR_REASON_NAME_IS_DIRECTORY\x10\x03\x12(\n$ERROR_REASON_METADATA_KEY_UNDECLARED\x10\x04\x12\x1e\n\x1a\x45RROR_REASON_METADATA_TYPE\x10\x05\x12&\n\"ERROR_REASON_METADATA_KEY_CONFLICT\x10\x06\x12\"\n\x1e\x45RROR_REASON_DATASET_NOT_FOUND\x10\x07\x12\x1f\n\x1b\x45RROR_REASON_DATASET_EXISTS\x10\x08\x12\x1f\n\x1b\x45RROR_REASON_DATASET_CLOSED\x10\t\x12!\n\x1d\x45RROR_REASON_DELETION_STARTED\x10\n\x12\x1c\n\x18\x45RROR_REASON_FILE_IN_USE\x10\x0b\x12!\n\x1d\x45RROR_REASON_PARENT_NOT_FOUND\x10\x0c\x12\"\n\x1e\x45RROR_REASON_CHECKSUM_MISMATCH\x10\r\x12#\n\x1f\x45RROR_REASON_ADOPTION_NOT_FOUND\x10\x0e\x12\x1f\n\x1b\x45RROR_REASON_ADOPTION_STATE\x10\x0f\x12\x1f\n\x1b\x45RROR_REASON_DUPLICATE_NAME\x10\x10\x12\'\n#ERROR_REASON_FILE_IN_CLOSED_DATASET\x10\x11\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,5 +32,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'khomas.api.catalog.v1.error
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ERRORREASON']._serialized_start=68
-  _globals['_ERRORREASON']._serialized_end=665
+  _globals['_ERRORREASON']._serialized_end=706
 # @@protoc_insertion_point(module_scope)

@@ -45,7 +45,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_DELETION_STARTED: _ErrorReason.ValueType  # 10
     """FAILED_PRECONDITION. Undo is not possible any more. Metadata: name, purge_time."""
     ERROR_REASON_FILE_IN_USE: _ErrorReason.ValueType  # 11
-    """FAILED_PRECONDITION. Other files were made from it, or a release holds it. Metadata: name, child."""
+    """FAILED_PRECONDITION. Other files were made from it. Metadata: name, child."""
     ERROR_REASON_PARENT_NOT_FOUND: _ErrorReason.ValueType  # 12
     """NOT_FOUND. A parent is not in the catalogue. Metadata: name, parent."""
     ERROR_REASON_CHECKSUM_MISMATCH: _ErrorReason.ValueType  # 13
@@ -56,6 +56,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. The adoption is still running or already undone. Metadata: name, state."""
     ERROR_REASON_DUPLICATE_NAME: _ErrorReason.ValueType  # 16
     """INVALID_ARGUMENT. Two entries of one call have the same name. Metadata: name."""
+    ERROR_REASON_FILE_IN_CLOSED_DATASET: _ErrorReason.ValueType  # 17
+    """FAILED_PRECONDITION. A closed dataset has it. Metadata: name, dataset."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Reason of an error, found in google.rpc.ErrorInfo with domain "khomas.catalog"."""
@@ -83,7 +85,7 @@ ERROR_REASON_DATASET_CLOSED: ErrorReason.ValueType  # 9
 ERROR_REASON_DELETION_STARTED: ErrorReason.ValueType  # 10
 """FAILED_PRECONDITION. Undo is not possible any more. Metadata: name, purge_time."""
 ERROR_REASON_FILE_IN_USE: ErrorReason.ValueType  # 11
-"""FAILED_PRECONDITION. Other files were made from it, or a release holds it. Metadata: name, child."""
+"""FAILED_PRECONDITION. Other files were made from it. Metadata: name, child."""
 ERROR_REASON_PARENT_NOT_FOUND: ErrorReason.ValueType  # 12
 """NOT_FOUND. A parent is not in the catalogue. Metadata: name, parent."""
 ERROR_REASON_CHECKSUM_MISMATCH: ErrorReason.ValueType  # 13
@@ -94,4 +96,6 @@ ERROR_REASON_ADOPTION_STATE: ErrorReason.ValueType  # 15
 """FAILED_PRECONDITION. The adoption is still running or already undone. Metadata: name, state."""
 ERROR_REASON_DUPLICATE_NAME: ErrorReason.ValueType  # 16
 """INVALID_ARGUMENT. Two entries of one call have the same name. Metadata: name."""
+ERROR_REASON_FILE_IN_CLOSED_DATASET: ErrorReason.ValueType  # 17
+"""FAILED_PRECONDITION. A closed dataset has it. Metadata: name, dataset."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
