@@ -121,7 +121,7 @@ def test_workflow_of_fifty_jobs_runs_through_slurm_and_one_is_tried_again(
     assert ended == [("FAILED", "APP_EXIT_CODE")] + 50 * [("SUCCEEDED", "")]
     assert {job["backend"] for job in jobs} == {"slurm"}
     # Those that were ready together went in one call.
-    assert len({job["create_time"] for job in jobs}) == 3
+    assert len({job["created"] for job in jobs}) == 3
 
     [fickle] = [job for job in jobs if job["state"] == "FAILED"]
     assert f"Khomas job {fickle['id']} FAILED (APP_EXIT_CODE)" in printed

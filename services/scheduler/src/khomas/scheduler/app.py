@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -41,6 +42,9 @@ from khomas.scheduler.store.listing import Listing
 from khomas.scheduler.store.lookup import Lookup
 from khomas.scheduler.store.retrying import Retrying
 from khomas.scheduler.store.submission import Submission
+
+if TYPE_CHECKING:
+    from aiohttp import web
 
 # A backend that is slow to answer must not keep the service from starting.
 _FIRST_LOOK_SECONDS = 5.0
@@ -107,9 +111,17 @@ async def start_with(settings: SchedulerSettings, host: Host, sites: Sites) -> R
             "credentials": every(settings.keeper.look, sites.wallet.credentials.refresh),
             "housekeeping": every(timedelta(hours=1), parts.once.prune, parts.events.prune, parts.closing.prune),
         },
+        http=_door(settings, host, servicer, parts) if settings.tes.enabled else None,
         close=parts.close,
         parts=parts,
     )
+
+
+def _door(settings: SchedulerSettings, host: Host, servicer: SchedulerServicer, parts: Parts) -> "web.Application":
+    # A scheduler without the door starts without what it needs.
+    from khomas.scheduler.tes.door import door
+
+    return door(settings.tes, host, servicer, parts.desk.folder)
 
 
 def build(settings: SchedulerSettings, host: Host, database: Database, sites: Sites) -> Parts:

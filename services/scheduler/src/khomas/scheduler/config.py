@@ -79,6 +79,21 @@ class ShareSettings(BaseModel):
     max_cpu_per_day: timedelta | None = None
 
 
+class TesSettings(BaseModel):
+    """The HTTP door for clients of GA4GH TES, at the address of `http`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    enabled: bool = False
+    # Images of tasks, as shell patterns, and the platform that jobs then ask for; empty = any node. The first that
+    # matches counts; other images are refused, because tasks run without a container.
+    images: dict[str, str] = {}
+    # How the service calls itself, in reverse domain order: "org.example.tes". Empty = after the VO.
+    service_id: str = ""
+    # Of those who run it. Empty = the address of the door.
+    organization_url: str = ""
+
+
 class SchedulerSettings(ServiceSettings, env_prefix="KHOMAS_SCHEDULER_"):
     """What can be set; every default works on a laptop."""
 
@@ -94,6 +109,7 @@ class SchedulerSettings(ServiceSettings, env_prefix="KHOMAS_SCHEDULER_"):
     default_share: str = "default"
     # After so long what was used counts half.
     share_half_life: timedelta = Field(default=timedelta(days=7), gt=timedelta(0))
+    tes: TesSettings = TesSettings()
     # Towards batch and grid systems, by name.
     credentials: dict[str, CredentialSettings] = Field(default_factory=dict)
     keeper: KeeperSettings = KeeperSettings()

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
-from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
+from khomas.api.scheduler.v1.state_pb2 import DesiredState, JobState, Reason
 from khomas.kit.errors import FieldInvalid, PageTokenInvalid
 from khomas.kit.filtering import Field, fields, where
 from khomas.kit.filtering.compiler import Fields
@@ -65,6 +65,7 @@ def _fields(columns: Columns) -> Fields:
     return {
         "state": fields.enum(columns["state"], JobState),
         "reason": fields.enum(columns["reason"], Reason),
+        "desired": fields.enum(columns["desired"], DesiredState),
         "priority": fields.integer(columns["priority"]),
         "tags": _Tags(columns["tags"]),
         **{name: fields.text(columns[name]) for name in texts},
