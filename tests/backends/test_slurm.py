@@ -116,14 +116,13 @@ class TestSlurm(BackendConformance):
         assert await open_backend().find([item.token]) == {item.token: ids[0]}
         assert await self.submitted(open_backend(), [item]) == ids
 
-    async def test_folder_whose_submission_never_happened_is_handed_over(
+    async def test_job_whose_submission_never_happened_is_handed_over(
         self, settings: SlurmSettings, backend: Backend
     ) -> None:
         item = job("true")
-        folder = settings.spool / "jobs" / item.token
-        folder.mkdir(parents=True)
-        (folder / "job.json").write_text("{}")
-        (folder / "batch").write_text('{"batch": "khomas-gone", "index": 0}')
+        places = settings.spool / "places"
+        places.mkdir(parents=True)
+        (places / item.token).write_text("khomas-gone")
         assert await backend.find([item.token]) == {}
         [native_id] = await self.submitted(backend, [item])
         assert (await self.ended(backend, native_id)).state == State.SUCCEEDED

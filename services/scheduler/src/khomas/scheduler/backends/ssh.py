@@ -89,7 +89,7 @@ class ProcessDialect:
     def resources(self) -> list[list[str]]:
         """Cores and memory of the host, and the processes that wait or run."""
         wait = f'pgrep -c -u "$(id -u)" -f {self._settings.spool}/batches/ || true'
-        run = f'; pgrep -c -u "$(id -u)" -f "{self._settings.spool}/bin/.* run " || true'
+        run = f'; pgrep -c -u "$(id -u)" -f "{self._settings.spool}/bin/.* element " || true'
         return [["sh", "-c", _MACHINE + wait + run]]
 
     def queues(self, answers: Sequence[Answer]) -> list[ComputeResource]:

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 # Runs on Python 3.6 and newer with the standard library alone, hence:
 # ruff: noqa: BLE001, PTH, S103, S310, SIM105, UP
-"""Run one Khomas job on a node and leave an exit record: `python3 khomas_job.py run JOBDIR [ENDED]`.
+"""Run one Khomas job on a node and leave an exit record: `python3 khomas_job.py run JOBDIR`.
 
-ENDED is an empty file that is made after the exit record, so that whoever waits for many jobs looks at one folder.
+Or `python3 khomas_job.py element SPOOL BATCH INDEX` for one job of a submission that khomas_spool.py wrote down; that
+makes the job folder first, and `ended/TOKEN` after the exit record.
 
 JOBDIR holds `job.json`, the manifest (README.md beside this file describes every field). What is left there:
 
@@ -130,6 +131,31 @@ def lives(owner: Record) -> bool:
 def boot_id() -> str:
     with open("/proc/sys/kernel/random/boot_id") as stream:
         return stream.read().strip()
+
+
+def lay_out(spool: str, batch: str, index: int) -> Optional[str]:
+    """Make the job folder of one element of a submission; None when the job goes with that no more."""
+    folder = os.path.join(spool, "batches", batch)
+    try:
+        with open(os.path.join(folder, "offsets")) as offsets:
+            offsets.seek(16 * index)
+            start = int(offsets.read(16))
+        with open(os.path.join(folder, "manifests"), "rb") as manifests:
+            manifests.seek(start)
+            manifest = manifests.readline()
+        token = json.loads(manifest.decode())["token"]
+        with open(os.path.join(spool, "places", token)) as place:
+            if place.read() != batch:
+                return None
+    except FileNotFoundError:
+        return None  # purged
+    jobdir = os.path.join(spool, "jobs", token)
+    os.makedirs(jobdir, mode=0o700, exist_ok=True)
+    hidden = os.path.join(jobdir, "job.json.%s.%d" % (HOST, os.getpid()))
+    with open(hidden, "wb") as stream:
+        stream.write(manifest)
+    os.rename(hidden, os.path.join(jobdir, "job.json"))
+    return jobdir
 
 
 def claim(jobdir: str) -> bool:
@@ -1112,15 +1138,25 @@ def run(folder: str, signals: Optional[Signals] = None) -> Optional[Record]:
     return record
 
 
+def run_element(spool: str, batch: str, index: int) -> Optional[Record]:
+    """Run one job of a submission; None when there is nothing to run."""
+    folder = lay_out(spool, batch, index)
+    record = run(folder) if folder is not None else None
+    if folder is not None and record is not None:
+        open(os.path.join(spool, "ended", os.path.basename(folder)), "w").close()
+    return record
+
+
 def main(arguments: List[str]) -> int:
-    if len(arguments) not in (2, 3) or arguments[0] != "run":
-        sys.stderr.write("usage: khomas_job.py run JOBDIR [FILE TO MAKE AT THE END]\n")
+    if arguments[:1] == ["run"] and len(arguments) == 2:
+        record = run(arguments[1])
+    elif arguments[:1] == ["element"] and len(arguments) == 4:
+        record = run_element(arguments[1], arguments[2], int(arguments[3]))
+    else:
+        sys.stderr.write("usage: khomas_job.py run JOBDIR | element SPOOL BATCH INDEX\n")
         return 2
-    record = run(arguments[1])
-    if record is not None and len(arguments) == 3:
-        open(arguments[2], "w").close()
     if record is None:
-        sys.stderr.write("%s was started before: nothing done\n" % arguments[1])
+        sys.stderr.write("%s was started before, or purged: nothing done\n" % " ".join(arguments[1:]))
         return 3
     return 0 if record["state"] == "SUCCEEDED" else 1
 

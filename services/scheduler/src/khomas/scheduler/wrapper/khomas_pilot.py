@@ -60,7 +60,8 @@ class Entry:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.token, cpu, memory, wall = name.split(".")[3:]
+        _, self.batch, index, self.token, cpu, memory, wall = name.split(".")
+        self.index = 0 if index == "-" else int(index)
         self.cpu_milli, self.memory_bytes, self.wall_s = int(cpu), int(memory), int(wall)
 
 
@@ -172,11 +173,18 @@ class Pilot:
             os.rename(os.path.join(self.spool, "pool", entry.name), os.path.join(self.folder, entry.name))
         except FileNotFoundError:
             return False
-        job = self.job(entry.token)
-        if os.path.exists(os.path.join(job, "started")) or not os.path.exists(os.path.join(job, "job.json")):
+        begun = os.path.exists(os.path.join(self.job(entry.token), "started"))
+        if begun or not self.lay_out(entry):
             self.give_up(entry)
             return False
         return True
+
+    def lay_out(self, entry: Entry) -> bool:
+        """Make the job folder; False when the job was purged."""
+        try:
+            return khomas_job.lay_out(self.spool, entry.batch, entry.index) is not None
+        except FileNotFoundError:
+            return False
 
     def job(self, token: str) -> str:
         return os.path.join(self.spool, "jobs", token)
@@ -243,15 +251,22 @@ class Pilot:
     def cancel(self) -> None:
         """Pass on the wish that a job end; when it is this pilot that shall end, to all its jobs."""
         for worker in self.workers.values():
-            marker = os.path.join(self.job(worker.token), "cancel")
             if not worker.token or worker.token in self.told:
                 continue
-            if self.stopping and not os.path.exists(marker):
+            asked = self.asked(worker.token)
+            if self.stopping and not asked:
                 self.aborted.add(worker.token)
-                khomas_job.write_json(marker, {})
-            if os.path.exists(marker):
+                khomas_job.write_json(os.path.join(self.job(worker.token), "cancel"), {})
+            if self.stopping or asked:
                 self.told.add(worker.token)
                 os.kill(worker.pid, signal.SIGTERM)
+
+    def asked(self, token: str) -> bool:
+        """Whether a job is to end. Listed, because a node may remember for a minute that a file is not there."""
+        try:
+            return "cancel" in os.listdir(self.job(token))
+        except FileNotFoundError:
+            return False
 
     # --------------------------------------------------------------------------------------- loop
 

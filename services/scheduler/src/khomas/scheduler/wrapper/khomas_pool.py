@@ -126,14 +126,25 @@ class Pool:
         return {"native": batch}
 
     def entries(self, batch: str, needs: Record) -> List[str]:
-        with open(self.path("batches", batch, "tokens")) as stream:
-            tokens = stream.read().split()
+        tokens = self.tokens_of(batch)
         what = "%d.%d.%d" % (needs["cpu_milli"], needs["memory_bytes"], needs["wall_s"])
         alone = len(tokens) == 1
         return [
             "%013d.%s.%s.%s.%s" % (needs["time"], batch, "-" if alone else "%06d" % index, token, what)
             for index, token in enumerate(tokens)
         ]
+
+    def tokens_of(self, batch: str) -> List[str]:
+        with open(self.path("batches", batch, "tokens")) as stream:
+            return stream.read().split()
+
+    def batch_of(self, token: str) -> str:
+        """The submission that a job went with, as khomas_spool.py notes it; empty when there is none."""
+        try:
+            with open(self.path("places", token)) as stream:
+                return stream.read()
+        except FileNotFoundError:
+            return ""
 
     def found(self, *batches: str) -> Record:
         """Which of these submissions have arrived; what a crash kept from the pool is put there."""
@@ -145,11 +156,8 @@ class Pool:
             natives.append(batch)
             there = self.all_entries()
             for entry in self.entries(batch, needs):
-                folder = self.path("jobs", Entry(entry).token)
-                place = read_json(os.path.join(folder, "batch"))
-                begun = os.path.exists(os.path.join(folder, "started"))
                 # One that is taken meanwhile comes twice: whoever is second finds the job begun.
-                if entry not in there and not begun and place and place["batch"] == batch:
+                if entry not in there and not self.begun(entry) and self.batch_of(Entry(entry).token) == batch:
                     open(self.path("pool", entry), "w").close()
         sync(self.path("pool"))
         return {"found": natives}
@@ -200,15 +208,15 @@ class Pool:
         folder, job = self.path("pilots", name), self.path("jobs", name)
         beat = os.path.join(folder, BEAT)
         told = read_json(beat)
-        place = read_json(os.path.join(job, "batch"))
-        native = read_json(self.path("batches", place["batch"], "native")) if place else None
+        batch = self.batch_of(name)
+        native = read_json(self.path("batches", batch, "native")) if batch else None
         return {
             # When each of its jobs began; 0 = it has not.
             "leases": {entry: self.begun(entry) for entry in entries_in(folder)},
             "told": told,
             "quiet_s": self.age(beat) if told else self.age(folder),
-            "place": dict(place, **native) if place and native else None,
-            "ended": os.path.exists(os.path.join(job, "exit.json")),
+            "place": dict(native, index=self.tokens_of(batch).index(name)) if native else None,
+            "end": read_json(os.path.join(job, "exit.json")),
         }
 
     def begun(self, entry: str) -> float:

@@ -9,8 +9,7 @@ from khomas.scheduler.backends.spool.dialect import Dialect, Needs, answer_of, n
 from khomas.scheduler.backends.spool.hosts import Keeper
 from khomas.scheduler.backends.spool.settings import SpoolSettings
 
-_RUNS = """token=$(sed -n "$((KHOMAS_INDEX + 1))p" "@FOLDER@/tokens")
-exec {python} -E -s "{wrapper}" run "@SPOOL@/jobs/$token" "@SPOOL@/ended/$token"
+_RUNS = """exec {python} -E -s "{wrapper}" element "@SPOOL@" "@BATCH@" "$KHOMAS_INDEX"
 """
 
 

@@ -146,12 +146,24 @@ class PilotDialect:
     def gone(self, name: str) -> bool:
         """Whether a pilot will do nothing any more."""
         pilot = self.seen["pilots"][name]
-        if pilot["ended"]:
+        if pilot["end"]:
             return True
         if pilot["quiet_s"] < self._settings.lease_seconds:
             return False
         status = self.natives.get(self.pilot_native(pilot))
         return status is None or status.state.final
+
+    def failure(self, pilot: Mapping[str, Any]) -> str:
+        """Why a pilot could run nothing."""
+        told, end = pilot["told"] or {}, pilot["end"] or {}
+        if told.get("failure"):
+            return str(told["failure"])
+        if told.get("ran"):
+            return ""
+        if end:
+            return str(end["message"]) if end["state"] == "FAILED" else ""
+        status = self.natives.get(self.pilot_native(pilot))
+        return status.native_state if status is not None and status.state is State.FAILED else ""
 
     def pilot_native(self, pilot: Mapping[str, Any]) -> str:
         """What the batch system calls a pilot; empty when it was never handed over."""
@@ -264,8 +276,8 @@ class Pilots:
                 log.warning("pilot.lost", extra={"back": len(told["back"]), "lost": len(told["lost"])})
 
     def _warns(self, pilot: Mapping[str, Any]) -> bool:
-        """Whether it failed its test a short while ago; then it keeps its place."""
-        failure = (pilot["told"] or {}).get("failure", "")
+        """Whether it ended a short while ago without having run anything, and for a reason; then it keeps its place."""
+        failure = self.dialect.failure(pilot)
         if failure:
             self.dialect.trouble = f"waits for a pilot; the last one failed: {failure}"
         return bool(failure) and pilot["quiet_s"] < self._settings.failed_seconds
