@@ -5,7 +5,19 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 import pytest
-from sqlalchemy import Column, ForeignKey, Integer, LargeBinary, MetaData, Table, bindparam, literal, select
+from sqlalchemy import (
+    JSON,
+    Column,
+    Float,
+    ForeignKey,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    bindparam,
+    literal,
+    select,
+)
 from sqlalchemy.exc import IntegrityError
 
 from khomas.kit.database import (
@@ -29,6 +41,8 @@ thing = Table(
     Column("name", KeyText, nullable=False, unique=True),
     Column("made", UtcTime),
     Column("content", LargeBinary),
+    Column("facts", JSON),
+    Column("size", Float),
 )
 part = Table(
     "part",
@@ -38,6 +52,7 @@ part = Table(
 )
 NOON = datetime(2024, 5, 1, 12, 0, 0, 123456, tzinfo=UTC)
 NAMED = Prepared(select(thing.c.id, thing.c.name).where(values_param(thing.c.name, "names")).order_by(thing.c.id))
+ALL = Prepared(select(thing).where(values_param(thing.c.name, "names")))
 MADE = Prepared(select(thing.c.name, literal("x")).where(thing.c.made == bindparam("made", type_=UtcTime)))
 
 
@@ -70,6 +85,17 @@ async def test_rows_of_two_tables_are_one_statement_on_postgresql_and_one_a_tabl
             ("b", NOON, b"b"),
         ]
         assert len((await connection.execute(select(part))).all()) == 3
+
+
+async def test_values_of_a_prepared_statement_are_those_of_sqlalchemy(database: Database) -> None:
+    rows = [(1, "a", NOON, b"a", {"b": [1, None]}, 0.5), (2, "b", None, None, None, None)]
+    async with database.write() as connection:
+        await insert_rows(connection, Rows(thing, tuple(thing.c.keys()), rows))
+    async with database.read() as connection:
+        found = await ALL.values(connection, names=["a", "b"])
+        assert await ALL.values(connection, names=["c"]) == []
+        assert found == (await connection.execute(select(thing))).all() == rows
+        assert found[0][2].tzinfo is UTC
 
 
 async def test_rows_that_exist_are_left_out_when_asked(database: Database) -> None:

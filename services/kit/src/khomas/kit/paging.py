@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from sqlalchemy import Column, ColumnElement, Select, and_, literal, or_, tuple_
+from sqlalchemy import Column, ColumnElement, Select, and_, literal, or_, tuple_, type_coerce
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.types import NullType
 
 from khomas.kit.database import AnyRow
+from khomas.kit.database.driver import result_processor
 from khomas.kit.errors import FieldInvalid, OrderInvalid, PageTokenInvalid
 from khomas.kit.filtering.fields import nearest
 
@@ -83,19 +85,25 @@ async def list_page(
     """Run the query for the page that a List request asks for, with one statement.
 
     Reads page_size, page_token and, where the request has it, order_by. Rows carry the position's values
-    after the columns of the query. Raises `FieldInvalid`, `OrderInvalid` and `PageTokenInvalid`.
+    after the columns of the query, as the driver gives them. Raises `FieldInvalid`, `OrderInvalid` and
+    `PageTokenInvalid`.
     """
     size = _size(request, default_size, max_size)
     arguments = _arguments(request)
     terms = ordering.terms(getattr(request, "order_by", ""))
     if request.page_token:
         query = query.where(_after(terms, _read_token(request.page_token, arguments, len(terms))))
-    position = [term.label(f"position_{number}") for number, (term, _) in enumerate(terms)]
+    # As the driver gives them: only those of the last row are needed.
+    position = [type_coerce(term, NullType).label(f"position_{number}") for number, (term, _) in enumerate(terms)]
     query = query.add_columns(*position).order_by(*[term.desc() if down else term.asc() for term, down in terms])
     rows = (await connection.execute(query.limit(size + 1))).all()
     if len(rows) <= size:
         return Page(rows, "")
-    return Page(rows[:size], _token(rows[size - 1][-len(terms) :], arguments))
+    last = [
+        value if (read := result_processor(term.type, connection.dialect)) is None else read(value)
+        for value, (term, _) in zip(rows[size - 1][-len(terms) :], terms, strict=True)
+    ]
+    return Page(rows[:size], _token(last, arguments))
 
 
 async def all_pages(

@@ -21,6 +21,7 @@ from khomas.kit.auth.issuer import DevelopmentIssuer
 from khomas.kit.config import ConfigError, TelemetrySettings
 from khomas.kit.embedded import SETTINGS, Installation, Layout, embedded
 from khomas.kit.files import write_atomically
+from khomas.kit.garbage import collect_rarely
 from khomas.kit.hosting import reserved_socket
 from khomas.kit.plugins import PluginBroken, load_all
 from khomas.kit.service import Service
@@ -78,6 +79,7 @@ async def up(
         layout = _layout(services, options)
         async with embedded(services, layout, recorder) as installation, _token_file(installation.issuer, layout):
             _announce(installation, options)
+            collect_rarely()
             await stop.wait()
             (options.state / "endpoint.json").unlink(missing_ok=True)
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
 from khomas.api.scheduler.v1.job_pb2 import Job as WireJob
@@ -24,6 +25,8 @@ from khomas.scheduler.mergers import merger_spec
 from khomas.scheduler.records import FINAL, Dependency, Job
 from khomas.scheduler.specs import check_size, check_spec, try_out
 from khomas.scheduler.waiting import why_waiting
+
+_NO_REASON = Reason.REASON_UNSPECIFIED
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,52 +126,57 @@ async def _merger(array: Draft, position: int, uid: str, field: str, principal: 
     return replace(draft, job=replace(draft.job, merges=array.job.uid), dependencies=[on_array, *others])
 
 
+# What all jobs have in common that were just submitted.
+FRESH: Mapping[str, Any] = {
+    "parent": "",
+    "index": 0,
+    "state": JobState.JOB_STATE_PENDING,
+    "desired": DesiredState.DESIRED_STATE_RUN,
+    "attempt": 0,
+    "counted": 0,
+    "version": 1,
+    "application_status": "",
+    "next_attempt_time": None,
+    "memory_factor": 1.0,
+    "wall_factor": 1.0,
+    "backend": "",
+    "parameters": {},
+    "end_time": None,
+    "made": 0,
+    "rest_state": JobState.JOB_STATE_PENDING,
+}
+
+
 def new_job(uid: str, spec_uid: str, blueprint: Blueprint, total: int, owner: str, origin: str, now: datetime) -> Job:
     """The row of a new job or array, waiting for its turn."""
     spec = blueprint.spec
-    desired = DesiredState.DESIRED_STATE_RUN
     start_after = spec.limits.start_after.ToDatetime(UTC) if spec.limits.HasField("start_after") else None
-    reason, message, due = why_waiting(now, desired, 0, start_after)
+    reason, message, due = why_waiting(now, FRESH["desired"], 0, start_after)
     is_array = spec.HasField("splitter")
     return Job(
         uid=uid,
-        parent="",
-        index=0,
         spec=spec_uid,
-        state=JobState.JOB_STATE_PENDING,
         reason=reason,
         message=message,
         since=now,
-        desired=desired,
-        attempt=0,
-        counted=0,
-        version=1,
-        application_status="",
         due=due,
-        next_attempt_time=None,
         start_after=start_after,
         deadline=_deadline(spec),
         waits=0,
-        memory_factor=1.0,
-        wall_factor=1.0,
         priority=spec.priority,
         owner=owner,
         origin=origin,
         display_name=spec.display_name,
         tags=dict(spec.tags),
-        backend="",
-        parameters={},
         merges="",
         create_time=now,
         update_time=now,
-        end_time=None,
         total=total if is_array else 0,
-        made=0,
-        rest_state=JobState.JOB_STATE_PENDING,
-        rest_reason=reason if is_array else Reason.REASON_UNSPECIFIED,
+        rest_reason=reason if is_array else _NO_REASON,
         max_running=spec.splitter.max_running,
         share=spec.share,
         retain_s=spec.retain_after_end.seconds if spec.HasField("retain_after_end") else None,
+        **FRESH,
     )
 
 

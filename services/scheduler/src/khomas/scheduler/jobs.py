@@ -1,19 +1,20 @@
 """The calls that read jobs and backends."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from google.rpc.status_pb2 import Status
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
 from khomas.api.scheduler.v1.job_pb2 import Job as WireJob
+from khomas.api.scheduler.v1.job_spec_pb2 import JobSpec
 from khomas.kit.boundary.status import status_of
 from khomas.kit.database import Database
 from khomas.scheduler.errors import JobNotFound
-from khomas.scheduler.messages import job_message
+from khomas.scheduler.messages import write_job
 from khomas.scheduler.names import uid_of
-from khomas.scheduler.records import Job
+from khomas.scheduler.records import Attempt, Counts, Job, Summary
 from khomas.scheduler.sites import Sites
 from khomas.scheduler.store.accounting import Accounting
 from khomas.scheduler.store.changes import read_attempts, read_counts
@@ -38,7 +39,10 @@ class Jobs:
             found = await self.lookup.read(connection, [uid])
             if uid not in found:
                 raise JobNotFound(name=request.name)
-            return (await self._written(connection, [found[uid]], full=True))[0]
+            details = await self._details(connection, [found[uid]], full=True)
+        answer = WireJob()
+        details.write(answer, found[uid])
+        return answer
 
     async def batch_get(self, request: pb.BatchGetJobsRequest) -> pb.BatchGetJobsResponse:
         """Many jobs, or why there is none of that name."""
@@ -51,23 +55,25 @@ class Jobs:
                 missing[name] = status_of(error)
         async with self.database.read() as connection:
             found = await self.lookup.read(connection, dict.fromkeys(uids.values()))
-            jobs = await self._written(connection, list(found.values()), full=request.full)
-        written = {job.name: job for job in jobs}
-        for name in uids.keys() - written.keys():
-            missing[name] = status_of(JobNotFound(name=name))
-        return pb.BatchGetJobsResponse(
-            results=[
-                pb.JobResult(job=written[name]) if name in written else pb.JobResult(error=missing[name])
-                for name in request.names
-            ]
-        )
+            details = await self._details(connection, list(found.values()), full=request.full)
+        response = pb.BatchGetJobsResponse()
+        for name in request.names:
+            result = response.results.add()
+            if (job := found.get(uids.get(name, ""))) is not None:
+                details.write(result.job, job)
+            else:
+                result.error.CopyFrom(missing.get(name) or status_of(JobNotFound(name=name)))
+        return response
 
     async def page(self, request: pb.ListJobsRequest) -> pb.ListJobsResponse:
         """A page of jobs, or of the children of an array."""
         async with self.database.read() as connection:
             jobs, token = await self.listing.page(connection, request)
-            written = await self._written(connection, jobs, full=request.full)
-        return pb.ListJobsResponse(jobs=written, next_page_token=token)
+            details = await self._details(connection, jobs, full=request.full)
+        response = pb.ListJobsResponse(next_page_token=token)
+        for job in jobs:
+            details.write(response.jobs.add(), job)
+        return response
 
     async def count(self, request: pb.CountJobsRequest) -> pb.CountJobsResponse:
         """Numbers of jobs by the value of a field."""
@@ -83,20 +89,32 @@ class Jobs:
         """What is known of the credentials."""
         return pb.ListCredentialsResponse(credentials=self.sites.wallet.messages(self.sites.by_credential))
 
-    async def _written(self, connection: AsyncConnection, jobs: Sequence[Job], *, full: bool) -> "list[WireJob]":
+    async def _details(self, connection: AsyncConnection, jobs: Sequence[Job | Summary], *, full: bool) -> "_Details":
         arrays = [job.uid for job in jobs if job.is_array]
         counts = await read_counts(connection, arrays) if arrays else {}
         if not full:
-            return [job_message(job, counts=counts.get(job.uid)) for job in jobs]
+            return _Details(counts)
         attempts = await read_attempts(connection, [job.uid for job in jobs])
         plans = await self.lookup.blueprints.of(connection, {job.spec for job in jobs})
-        return [
-            job_message(
-                job,
-                spec=plans[job.spec].spec,
-                attempts=attempts.get(job.uid, ()),
-                counts=counts.get(job.uid),
-                site=self.sites.by_name,
-            )
-            for job in jobs
-        ]
+        return _Details(counts, attempts, {uid: plan.spec for uid, plan in plans.items()}, self.sites.by_name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Details:
+    """What jobs are shown with."""
+
+    counts: Mapping[str, Counts]
+    attempts: Mapping[str, Sequence[Attempt]] = field(default_factory=dict)
+    specs: Mapping[str, JobSpec] = field(default_factory=dict)
+    site: Mapping[str, str] = field(default_factory=dict)
+
+    def write(self, message: WireJob, job: Job | Summary) -> None:
+        """Write a job."""
+        write_job(
+            message,
+            job,
+            spec=self.specs.get(job.spec),
+            attempts=self.attempts.get(job.uid, ()),
+            counts=self.counts.get(job.uid),
+            site=self.site,
+        )

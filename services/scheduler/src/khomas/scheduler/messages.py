@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from google.protobuf import json_format
@@ -12,7 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from khomas.api.scheduler.v1 import job_pb2 as pb
 from khomas.api.scheduler.v1.job_spec_pb2 import JobSpec
 from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
-from khomas.scheduler.records import Attempt, Counts, Job, ReasonCode, State
+from khomas.scheduler.records import Attempt, Counts, Job, ReasonCode, State, Stored, Summary
 
 
 def state_name(state: State) -> str:
@@ -25,49 +26,64 @@ def reason_name(reason: ReasonCode) -> str:
     return Reason.Name(reason).removeprefix("REASON_") if reason else ""
 
 
-def job_message(
-    job: Job,
+def job_message(job: Job | Summary, attempts: Iterable[Attempt] = ()) -> pb.Job:
+    """Write a job without its spec."""
+    message = pb.Job()
+    write_job(message, job, attempts=attempts)
+    return message
+
+
+def write_job(
+    message: pb.Job,
+    job: Job | Summary,
     *,
     spec: JobSpec | None = None,
     attempts: Iterable[Attempt] = (),
     counts: Counts | None = None,
-    site: Mapping[str, str] | None = None,
-) -> pb.Job:
-    """Write a job; spec and attempts only where given, counts also where all children are still to be made."""
+    site: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Write a job; spec and attempts only where given, counts also where all children are still to be made.
+
+    Fields set one by one take half the time of those given to the constructor.
+    """
+    message.name = f"jobs/{job.uid}"
+    message.origin = job.origin
+    message.uid = job.uid
+    if job.parent:
+        message.parent = f"jobs/{job.parent}"
+    message.index = job.index
+    if parameters := job.parameters:
+        message.parameters.update(parameters)
+    _write_status(message.status, job)
+    _set(message.create_time, job.create_time)
+    _set(message.update_time, job.update_time)
+    if job.end_time is not None:
+        _set(message.end_time, job.end_time)
+    message.owner = job.owner
+    message.etag = str(job.version)
+    if job.merges:
+        message.merges = f"jobs/{job.merges}"
+    if spec is not None:
+        message.spec.CopyFrom(spec)
+    for attempt in attempts:
+        message.attempts.append(attempt_message(attempt, site.get(attempt.backend, "")))
     if counts is None and job.is_array and job.made == 0:
         counts = Counts({(job.rest_state, job.rest_reason): job.total})
-    return pb.Job(
-        name=job.name,
-        spec=spec,
-        origin=job.origin,
-        uid=job.uid,
-        parent=f"jobs/{job.parent}" if job.parent else "",
-        index=job.index,
-        status=_status(job),
-        attempts=[attempt_message(attempt, (site or {}).get(attempt.backend, "")) for attempt in attempts],
-        counts=counts_message(counts) if counts is not None else None,
-        parameters=job.parameters,
-        create_time=_time(job.create_time),
-        update_time=_time(job.update_time),
-        end_time=_time(job.end_time),
-        owner=job.owner,
-        etag=str(job.version),
-        merges=f"jobs/{job.merges}" if job.merges else "",
-    )
+    if counts is not None:
+        message.counts.CopyFrom(counts_message(counts))
 
 
-def _status(job: Job) -> pb.JobStatus:
-    return pb.JobStatus(
-        state=job.state,
-        reason=job.reason,
-        message=job.message,
-        since=_time(job.since),
-        desired=job.desired,
-        attempt=job.attempt,
-        version=job.version,
-        application_status=job.application_status,
-        next_attempt_time=_time(job.next_attempt_time),
-    )
+def _write_status(status: pb.JobStatus, job: Job | Summary) -> None:
+    status.state = job.state
+    status.reason = job.reason
+    status.message = job.message
+    _set(status.since, job.since)
+    status.desired = job.desired
+    status.attempt = job.attempt
+    status.version = job.version
+    status.application_status = job.application_status
+    if job.next_attempt_time is not None:
+        _set(status.next_attempt_time, job.next_attempt_time)
 
 
 def counts_message(counts: Counts) -> pb.JobCounts:
@@ -121,13 +137,22 @@ def _usage(usage: Mapping[str, Any]) -> pb.Usage:
 _COUNTED: Sequence[str] = ("max_memory_bytes", "max_disk_bytes", "read_bytes", "write_bytes", "events")
 
 
-@lru_cache(maxsize=1024)
+def _set(target: Timestamp, value: Stored) -> None:
+    target.CopyFrom(_timestamp(value))
+
+
 def _time(value: datetime | None) -> Timestamp | None:
+    return None if value is None else _timestamp(value)
+
+
+@lru_cache(maxsize=1024)
+def _timestamp(value: Stored) -> Timestamp:
     """The moment on the wire; rows that are written together share theirs."""
-    if value is None:
-        return None
     written = Timestamp()
-    written.FromDatetime(value)
+    if isinstance(value, int):
+        written.FromMicroseconds(value)
+    else:
+        written.FromDatetime(value)
     return written
 
 

@@ -1,8 +1,9 @@
 """Rows of jobs and attempts as values."""
 
+import json
 from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from khomas.api.scheduler.v1.state_pb2 import DesiredState, JobState, Reason
 
@@ -12,6 +13,8 @@ FINAL: frozenset["State"] = frozenset(
 State: TypeAlias = JobState.ValueType
 ReasonCode: TypeAlias = Reason.ValueType
 Desired: TypeAlias = DesiredState.ValueType
+# A moment as the driver gives it: microseconds since 1970 on SQLite.
+Stored: TypeAlias = datetime | int
 
 # Nothing has been handed to a backend yet.
 WAITING = frozenset({JobState.JOB_STATE_DRAFT, JobState.JOB_STATE_PENDING, JobState.JOB_STATE_STAGING})
@@ -88,6 +91,50 @@ class Job:
     def values(self) -> dict[str, Any]:
         """The row."""
         return {name: getattr(self, name) for name in _JOB_COLUMNS}
+
+
+class Summary(NamedTuple):
+    """What lists show of a job; the fields stand in the order of the query's columns.
+
+    Moments are as the database has them, which saves a third of a page's time.
+    """
+
+    uid: str
+    parent: str
+    index: int
+    spec: str
+    state: State
+    reason: ReasonCode
+    message: str
+    since: Stored
+    desired: Desired
+    attempt: int
+    version: int
+    application_status: str
+    next_attempt_time: Stored | None
+    owner: str
+    origin: str
+    # JSON.
+    written_parameters: str
+    merges: str
+    create_time: Stored
+    update_time: Stored
+    end_time: Stored | None
+    total: int
+    made: int
+    rest_state: State
+    rest_reason: ReasonCode
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """Values of the splitter, as text."""
+        found: dict[str, str] = {} if self.written_parameters == "{}" else json.loads(self.written_parameters)
+        return found
+
+    @property
+    def is_array(self) -> bool:
+        """Whether it is the parent of children."""
+        return self.total > 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Executable
+from sqlalchemy import Executable, Float, SelectBase
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -55,10 +55,19 @@ class Prepared:
 
     async def rows(self, connection: AsyncConnection, **values: Any) -> list[Any]:
         """Run it and return the rows as the driver gives them: moments are microseconds on SQLite."""
-        compiled = self._compiled.get(connection.dialect.name)
-        if compiled is None:
-            compiled = self._compiled[connection.dialect.name] = _Compiled(self._statement, connection.dialect)
+        compiled = self._for(connection.dialect)
         return await fetch(connection, compiled.text, compiled.ordered(values))
+
+    async def values(self, connection: AsyncConnection, **values: Any) -> list[Any]:
+        """Run it and return the rows as SQLAlchemy gives them: moments in UTC, JSON as what it means."""
+        compiled = self._for(connection.dialect)
+        return compiled.read(await fetch(connection, compiled.text, compiled.ordered(values)))
+
+    def _for(self, dialect: Dialect) -> "_Compiled":
+        compiled = self._compiled.get(dialect.name)
+        if compiled is None:
+            compiled = self._compiled[dialect.name] = _Compiled(self._statement, dialect)
+        return compiled
 
 
 class _Compiled:
@@ -68,6 +77,8 @@ class _Compiled:
         self.text = compiled.string
         binds = [compiled.binds[name] for name in compiled.positiontup or ()]
         self._parameters = [(bind.key, bind.value, processor(bind.type, dialect)) for bind in binds]
+        columns = statement.selected_columns if isinstance(statement, SelectBase) else ()
+        self._readers = [result_processor(column.type, dialect) for column in columns]
 
     def ordered(self, values: dict[str, Any]) -> Values:
         found = []
@@ -76,10 +87,23 @@ class _Compiled:
             found.append(process(value) if process is not None else value)
         return found
 
+    def read(self, rows: list[Any]) -> list[Any]:
+        if not any(self._readers):
+            return rows
+        columns = zip(*rows, strict=True)
+        read = [column if do is None else map(do, column) for do, column in zip(self._readers, columns, strict=False)]
+        return list(zip(*read, strict=True))
+
 
 def processor(type_: TypeEngine[Any], dialect: Dialect) -> Processor | None:
     """Return what turns a Python value into the driver's, None if nothing has to be done."""
     return type_.dialect_impl(dialect).bind_processor(dialect)
+
+
+def result_processor(type_: TypeEngine[Any], dialect: Dialect) -> Processor | None:
+    """Return what turns the driver's value into Python's, None if nothing has to be done."""
+    # Both drivers give floats as they are.
+    return None if isinstance(type_, Float) else type_.dialect_impl(dialect).result_processor(dialect, None)
 
 
 def _tell(connection: AsyncConnection, text: str) -> None:

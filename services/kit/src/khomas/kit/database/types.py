@@ -1,7 +1,7 @@
 """Column types that mean the same on SQLite and PostgreSQL."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import BigInteger, DateTime, Integer, Row, String, TypeDecorator
 from sqlalchemy.dialects import postgresql
@@ -34,9 +34,11 @@ class UtcTime(TypeDecorator[datetime]):
 
     def process_result_value(self, value: object, dialect: Dialect) -> datetime | None:
         """Give UTC."""
-        if isinstance(value, datetime):
-            return value.astimezone(UTC)
-        return None if value is None else _EPOCH + timedelta(microseconds=int(str(value)))
+        if isinstance(value, int):
+            return _EPOCH + timedelta(microseconds=value)
+        if not isinstance(value, datetime) or value.tzinfo is UTC:
+            return cast(datetime | None, value)
+        return value.astimezone(UTC)
 
 
 # Text compared byte by byte: prefix searches and pages in name order use its index on both databases.

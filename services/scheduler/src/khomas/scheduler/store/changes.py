@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, and_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
-from khomas.kit.database import in_values, insert_many
+from khomas.kit.database import Prepared, in_values, insert_many, values_param
 from khomas.kit.events import EventLog, NewEvent
 from khomas.scheduler import tables, transitions
 from khomas.scheduler.dependencies import Verdict, judge
@@ -302,19 +302,27 @@ async def _write(connection: AsyncConnection, changes: Sequence[Change]) -> None
     )
 
 
+_JOBS = Prepared(select(tables.job).where(values_param(tables.job.c.uid, "uids")))
+_LOCKED_JOBS = Prepared(
+    select(tables.job).where(values_param(tables.job.c.uid, "uids")).order_by(tables.job.c.uid).with_for_update()
+)
+_COUNTS = Prepared(select(tables.count).where(values_param(tables.count.c.parent, "parents")))
+_ATTEMPTS = Prepared(
+    select(tables.attempt)
+    .where(values_param(tables.attempt.c.job, "jobs"))
+    .order_by(tables.attempt.c.job, tables.attempt.c.number)
+)
+
+
 async def lock_jobs(connection: AsyncConnection, uids: Iterable[str]) -> list[Job]:
     """Read jobs that are to be changed in this transaction, in one order for everybody."""
     wanted = list(uids)
-    if not wanted:
-        return []
-    query = select(tables.job).where(in_values(tables.job.c.uid, wanted)).order_by(tables.job.c.uid).with_for_update()
-    return [Job(*row) for row in (await connection.execute(query)).all()]
+    return [Job(*row) for row in await _LOCKED_JOBS.values(connection, uids=wanted)] if wanted else []
 
 
 async def read_jobs(connection: AsyncConnection, uids: Iterable[str]) -> list[Job]:
     """Read jobs, those that exist."""
-    query = select(tables.job).where(in_values(tables.job.c.uid, list(uids)))
-    return [Job(*row) for row in (await connection.execute(query)).all()]
+    return [Job(*row) for row in await _JOBS.values(connection, uids=list(uids))]
 
 
 async def read_counts(connection: AsyncConnection, arrays: Iterable[str]) -> dict[str, Counts]:
@@ -322,8 +330,7 @@ async def read_counts(connection: AsyncConnection, arrays: Iterable[str]) -> dic
     wanted = list(arrays)
     counts = {uid: Counts({}) for uid in wanted}
     if wanted:
-        rows = await connection.execute(select(tables.count).where(in_values(tables.count.c.parent, wanted)))
-        for parent, state, reason, number in rows.all():
+        for parent, state, reason, number in await _COUNTS.rows(connection, parents=wanted):
             counts[parent].numbers[state, reason] = number
     return counts
 
@@ -331,7 +338,7 @@ async def read_counts(connection: AsyncConnection, arrays: Iterable[str]) -> dic
 async def read_attempts(connection: AsyncConnection, jobs: Iterable[str]) -> dict[str, list[Attempt]]:
     """Read the attempts of jobs, oldest first."""
     attempts: dict[str, list[Attempt]] = {}
-    query = select(tables.attempt).where(in_values(tables.attempt.c.job, list(jobs)))
-    for row in (await connection.execute(query.order_by(tables.attempt.c.job, tables.attempt.c.number))).all():
-        attempts.setdefault(row.job, []).append(Attempt(*row))
+    for row in await _ATTEMPTS.values(connection, jobs=list(jobs)):
+        attempt = Attempt(*row)
+        attempts.setdefault(attempt.job, []).append(attempt)
     return attempts

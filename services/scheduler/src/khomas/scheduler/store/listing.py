@@ -1,16 +1,18 @@
 """Searches and counts jobs, and the children of arrays with those that have no row."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import JSON, ColumnElement, Select, func, literal, select, type_coerce
+from sqlalchemy import JSON, ColumnElement, Select, Text, cast, func, literal, select, type_coerce
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
+from sqlalchemy.types import NullType
 
 from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
 from khomas.api.scheduler.v1.state_pb2 import DesiredState, JobState, Reason
+from khomas.kit.database import UtcTime
 from khomas.kit.errors import FieldInvalid, PageTokenInvalid
 from khomas.kit.filtering import Field, fields, where
 from khomas.kit.filtering.compiler import Fields
@@ -20,7 +22,7 @@ from khomas.scheduler.engine.candidates import children
 from khomas.scheduler.errors import JobNotFound
 from khomas.scheduler.messages import reason_name, state_name
 from khomas.scheduler.names import uid_of
-from khomas.scheduler.records import Job
+from khomas.scheduler.records import Job, Summary
 from khomas.scheduler.store.blueprints import Blueprints
 from khomas.scheduler.store.changes import read_jobs
 
@@ -73,6 +75,15 @@ def _fields(columns: Columns) -> Fields:
     }
 
 
+def _shown(name: str) -> ColumnElement[Any]:
+    """The column of a field of `Summary`, as the driver gives it."""
+    column = _job[name.removeprefix("written_")]
+    if isinstance(column.type, UtcTime):
+        return type_coerce(column, NullType).label(name)
+    return cast(column, Text).label(name) if isinstance(column.type, JSON) else column
+
+
+_SHOWN = [_shown(name) for name in Summary._fields]
 FIELDS = _fields(_job)
 _ORDERS: dict[str, ColumnElement[Any]] = {
     "create_time": _job.create_time,
@@ -89,11 +100,13 @@ class Listing:
 
     blueprints: Blueprints
 
-    async def page(self, connection: AsyncConnection, request: pb.ListJobsRequest) -> tuple[list[Job], str]:
+    async def page(
+        self, connection: AsyncConnection, request: pb.ListJobsRequest
+    ) -> tuple[Sequence[Job | Summary], str]:
         """The jobs of a page, and the token of the next one."""
         if request.parent:
             return await self._children(connection, request)
-        query = select(tables.job).where(tables.TOP, where(request.filter, FIELDS))
+        query = select(*_SHOWN).where(tables.TOP, where(request.filter, FIELDS))
         page = await list_page(connection, query, request, JOBS, default_size=_DEFAULT_PAGE, max_size=_MAX_PAGE)
         return [_row(row) for row in page.rows], page.next_page_token
 
@@ -110,15 +123,18 @@ class Listing:
             numbers[value] = numbers.get(value, 0) + array.unmade
         return numbers
 
-    async def _children(self, connection: AsyncConnection, request: pb.ListJobsRequest) -> tuple[list[Job], str]:
+    async def _children(
+        self, connection: AsyncConnection, request: pb.ListJobsRequest
+    ) -> tuple[Sequence[Job | Summary], str]:
         """Children by index; those without a row come after the others."""
         array = await self._array(connection, request.parent)
         condition = where(request.filter, FIELDS)
-        query = select(tables.job).where(_job.parent == array.uid, condition)
+        query = select(*_SHOWN).where(_job.parent == array.uid, condition)
         size = min(request.page_size or _DEFAULT_PAGE, _MAX_PAGE)
         if (first := _unmade_from(request)) is None:
             page = await list_page(connection, query, request, CHILDREN, default_size=_DEFAULT_PAGE, max_size=_MAX_PAGE)
-            jobs, token = [_row(row) for row in page.rows], page.next_page_token
+            jobs: list[Job | Summary] = [_row(row) for row in page.rows]
+            token = page.next_page_token
             if token or not array.unmade or request.order_by.strip() not in ("", "index"):
                 return jobs, token
             first = array.made
@@ -149,9 +165,9 @@ class Listing:
         return like if (await connection.execute(query)).first() is not None else None
 
 
-def _row(row: Any) -> Job:
-    """A row of a page: the columns of the table come first."""
-    return Job(*row[: len(_job)])
+def _row(row: Any) -> Summary:
+    """A row of a page: the columns of the query come first."""
+    return Summary._make(row[: len(_SHOWN)])
 
 
 def _unmade_from(request: pb.ListJobsRequest) -> int | None:

@@ -1,25 +1,30 @@
 """Makes drafted jobs real, in a constant number of statements."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import astuple, fields, replace
 from datetime import datetime
+from operator import attrgetter
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.scheduler.v1.job_pb2 import Job as WireJob
 from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
-from khomas.kit.database import insert_many
+from khomas.kit.database import Rows, insert_rows
 from khomas.kit.events import EventLog, NewEvent
 from khomas.scheduler import tables
 from khomas.scheduler.dependencies import Verdict, judge
 from khomas.scheduler.errors import DependencyInvalid, SandboxNotFound
-from khomas.scheduler.intake import Draft
+from khomas.scheduler.intake import FRESH, Draft
 from khomas.scheduler.messages import job_message
 from khomas.scheduler.names import split
 from khomas.scheduler.records import Dependency, Job
 from khomas.scheduler.sandboxes import Sandboxes
 from khomas.scheduler.store.changes import Change, Changes, ended_job, lock_jobs, read_counts
 from khomas.scheduler.waiting import waiting
+
+_VARYING = tuple(field.name for field in fields(Job) if field.name not in FRESH)
+_varying = attrgetter(*_VARYING)
+_DEPENDENCY = tuple(field.name for field in fields(Dependency))
 
 
 class Submission:
@@ -47,13 +52,7 @@ class Submission:
             else draft.job
             for draft in drafts
         }
-        await insert_many(connection, tables.spec, _spec_rows(drafts))
-        uses = {(sha256, draft.job.spec) for draft in drafts for sha256 in draft.sandboxes}
-        await insert_many(connection, tables.sandbox_use, [{"sha256": one, "spec": spec} for one, spec in sorted(uses)])
-        await insert_many(connection, tables.job, [job.values() for job in jobs.values()])
-        await insert_many(connection, tables.count, [_count_row(job) for job in jobs.values() if job.is_array])
-        kept = [one for draft in drafts for one in draft.dependencies if one.kept]
-        await insert_many(connection, tables.dependency, [asdict(one) for one in [*dependencies, *kept]])
+        await insert_rows(connection, *_rows(drafts, list(jobs.values()), dependencies))
         written = {uid: job_message(job) for uid, job in jobs.items()}
         traces = {draft.job.uid: draft.trace_id for draft in drafts}
         events = [
@@ -114,19 +113,19 @@ def _numbers(dependencies: Iterable[Dependency]) -> Mapping[str, int]:
     return numbers
 
 
-def _spec_rows(drafts: Iterable[Draft]) -> list[dict[str, object]]:
+def _rows(drafts: Sequence[Draft], jobs: Sequence[Job], dependencies: Sequence[Dependency]) -> list[Rows]:
+    """Everything that is inserted before the events."""
+    specs = [(one.job.spec, one.blueprint.spec.SerializeToString(), one.blueprint.frozen.pack()) for one in drafts]
+    uses = sorted({(sha256, draft.job.spec) for draft in drafts for sha256 in draft.sandboxes})
+    counts = [(job.uid, job.rest_state, job.rest_reason, job.total) for job in jobs if job.is_array]
+    kept = [one for draft in drafts for one in draft.dependencies if one.kept]
     return [
-        {
-            "uid": draft.job.spec,
-            "spec": draft.blueprint.spec.SerializeToString(),
-            "frozen": draft.blueprint.frozen.pack(),
-        }
-        for draft in drafts
+        Rows(tables.spec, ("uid", "spec", "frozen"), specs),
+        Rows(tables.sandbox_use, ("sha256", "spec"), uses),
+        Rows(tables.job, _VARYING, [_varying(job) for job in jobs], FRESH),
+        Rows(tables.count, ("parent", "state", "reason", "number"), counts),
+        Rows(tables.dependency, _DEPENDENCY, [astuple(one) for one in [*dependencies, *kept]]),
     ]
-
-
-def _count_row(job: Job) -> dict[str, object]:
-    return {"parent": job.uid, "state": job.rest_state, "reason": job.rest_reason, "number": job.total}
 
 
 def _ended(jobs: Mapping[str, Job], doomed: Mapping[str, tuple[Verdict, Job]], now: datetime) -> list[Change]:
