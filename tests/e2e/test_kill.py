@@ -7,18 +7,17 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from khomas.api.common.v1.event_pb2 import WatchEventsRequest
 from khomas.api.scheduler.v1.state_pb2 import JobState
 from khomas.api.storage.v1.grant_pb2 import Upload
 from khomas.api.storage.v1.storage_service_pb2 import BatchGetUploadsRequest
 from khomas.client import AsyncClient, KhomasError
 from khomas.client.connection import Connection
 from tests.e2e.installation import Installation
+from tests.e2e.watching import events
 
 SEED = 20261121
 JOBS = 200
@@ -97,18 +96,6 @@ class Watcher:
         async for answer in events(self.khomas, self.area, self.cursor, until_now=until_now):
             self.uids += [event.uid for event in answer.events]
             self.cursor = answer.cursor
-
-
-async def events(khomas: Installation, area: str, cursor: str, *, until_now: bool) -> AsyncIterator[Any]:
-    # The port is another one after each start.
-    connection = Connection(khomas.environment["KHOMAS_ENDPOINT"], khomas.token)
-    try:
-        async for answer in connection.stream(
-            area, "WatchEvents", WatchEventsRequest(cursor=cursor, until_now=until_now)
-        ):
-            yield answer
-    finally:
-        await connection.close()
 
 
 async def replay(khomas: Installation, area: str) -> list[str]:

@@ -37,6 +37,8 @@ class System:
     options: Mapping[str, Any] = field(default_factory=dict)
     # Where its nodes are: those elsewhere cannot see our storage.
     site: str = "local"
+    # Several backends may speak to the same one; empty = there is none.
+    server: str = ""
     # End and start the server that the backend speaks to; jobs go on.
     stop: Callable[[], None] = _nothing
     start: Callable[[], None] = _nothing
@@ -117,6 +119,7 @@ class _Beds:
         counter = bed.folder / "atjobs/.SEQ"
         return System(
             kind="at",
+            server="atd",
             options=options,
             stop=bed.stop,
             start=bed.start,
@@ -125,7 +128,9 @@ class _Beds:
 
     def ssh(self) -> System:
         options = {**self._login(), "slots": 12}
-        return System(kind="ssh", site="elsewhere", options=options, stop=self.host.stop, start=self.host.start)
+        return System(
+            kind="ssh", server="sshd", site="elsewhere", options=options, stop=self.host.stop, start=self.host.start
+        )
 
     def _login(self) -> dict[str, Any]:
         host = self.host
@@ -159,7 +164,15 @@ class _Beds:
                 {*past.splitlines(), *bed.run("condor_q", "-allusers", "-af", "ClusterId", "ProcId").splitlines()}
             )
 
-        return System(kind="htcondor", site="elsewhere", options=options, stop=bed.stop, start=bed.start, taken=taken)
+        return System(
+            kind="htcondor",
+            server="htcondor",
+            site="elsewhere",
+            options=options,
+            stop=bed.stop,
+            start=bed.start,
+            taken=taken,
+        )
 
     def grid_engine(self) -> System:
         bed = self._stack.enter_context(grid_engine.running(self.folder("grid-engine")))
@@ -184,6 +197,7 @@ class _Beds:
 
         return System(
             kind="grid-engine",
+            server="qmaster",
             options=options,
             stop=bed.stop_master,
             start=bed.start_master,
@@ -209,6 +223,7 @@ class _Beds:
 
         return System(
             kind="arc",
+            server=f"arc{version}",
             site="elsewhere",
             options=options,
             stop=lambda: bed.stop_server("arex-ws"),
@@ -230,7 +245,14 @@ class _Beds:
             "image": "python:3.12-slim",
             "volume": {"persistentVolumeClaim": {"claimName": "khomas"}},
         }
-        return System(kind="kubernetes", options=options, stop=bed.stop, start=bed.start, taken=lambda: len(bed.jobs))
+        return System(
+            kind="kubernetes",
+            server="kubernetes",
+            options=options,
+            stop=bed.stop,
+            start=bed.start,
+            taken=lambda: len(bed.jobs),
+        )
 
 
 def _controller(bed: slurm.Slurm) -> dict[str, Any]:
@@ -242,7 +264,7 @@ def _controller(bed: slurm.Slurm) -> dict[str, Any]:
         rows = bed.command("sacct", "-X", "-n", "-a", "-P", "-S", "now-1days", "-o", "JobIDRaw,JobID").splitlines()
         return len({row.partition("|")[2] for row in rows if "[" not in row})
 
-    return {"stop": lambda: bed.stop("slurmctld"), "start": start, "taken": taken}
+    return {"server": "slurmctld", "stop": lambda: bed.stop("slurmctld"), "start": start, "taken": taken}
 
 
 # Servers of their own; Kubernetes is a stand-in.

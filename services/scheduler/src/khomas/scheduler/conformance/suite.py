@@ -21,7 +21,18 @@ from khomas.scheduler.backends.interface import (
     SubmitItem,
     Submitted,
 )
-from khomas.scheduler.conformance.jobs import GRACE, MIB, OpenBackend, chunks, job, kill_while, pause, shell, token
+from khomas.scheduler.conformance.jobs import (
+    GRACE,
+    MIB,
+    OpenBackend,
+    chunks,
+    job,
+    kill_while,
+    left_in,
+    pause,
+    shell,
+    token,
+)
 
 
 class BackendConformance:
@@ -348,6 +359,18 @@ class BackendConformance:
         seconds = f"86400.{uuid.uuid4().int % 10**12}"
         record = await self.run(backend, shell(f"setsid sleep {seconds} & setsid nohup sleep {seconds} > /dev/null &"))
         assert (record["state"], record["stragglers"]) == ("SUCCEEDED", 2)
+        lives = await asyncio.to_thread(subprocess.run, ["pgrep", "-f", seconds], check=False, stdout=subprocess.PIPE)
+        assert lives.stdout == b""
+
+    async def test_job_that_is_ended_leaves_no_process_and_no_file(self, backend: Backend) -> None:
+        seconds = f"86400.{uuid.uuid4().int % 10**12}"
+        script = f"pwd; mktemp -d; touch left; setsid sleep {seconds} & trap '' TERM; sleep {seconds}; sleep {seconds}"
+        item = shell(script, resources={"wall_time_s": 1}, kill_grace_s=0.2)
+        assert (await self.run(backend, item))["reason_name"] == "LIMIT_WALL"
+        ids = await backend.find([item.token])
+        folders = (await backend.peek(ids[item.token], "stdout", 0, MIB)).data.decode().splitlines()
+        assert len(folders) == 2
+        assert await asyncio.to_thread(left_in, folders) == []
         lives = await asyncio.to_thread(subprocess.run, ["pgrep", "-f", seconds], check=False, stdout=subprocess.PIPE)
         assert lives.stdout == b""
 
