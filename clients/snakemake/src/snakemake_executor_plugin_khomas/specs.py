@@ -48,7 +48,7 @@ def spec_of(job: JobExecutorInterface, command: str, around: Surroundings) -> Jo
             native=_native(str(resources.get("khomas_native", ""))),
         ),
         # `retries` of the rule count, so that its `attempt` tells how often it ran.
-        retry=RetryPolicy(max_attempts=int(resources.get("khomas_attempts", 1))),
+        retry=RetryPolicy(max_attempts=_whole("khomas_attempts", resources.get("khomas_attempts", 1))),
         share=str(resources.get("khomas_share", "")),
     )
 
