@@ -19,7 +19,7 @@ TESTS ?=
 # Contracts are compared with this state; nothing to compare with is no fault.
 BUF_AGAINST ?= main
 
-.PHONY: setup gen lint test check demo demo-everywhere bench constraints
+.PHONY: setup gen lint test test-kubernetes check demo demo-everywhere bench constraints
 .DEFAULT_GOAL := check
 
 setup: .venv/.installed
@@ -60,6 +60,11 @@ lint: gen
 test: setup
 	tools/test-programs
 	$(BIN)/pytest $(TESTS)
+
+# On a real API server, which is built from Debian's source the first time.
+test-kubernetes: setup
+	$(BIN)/python -m tests.testbeds.kubernetes_build
+	KHOMAS_TEST_KUBERNETES=real $(BIN)/pytest tests/backends/test_kubernetes.py tests/backends/real_kubernetes.py $(TESTS)
 
 check: lint test
 

@@ -98,7 +98,7 @@ def _no_services(root: Path) -> Iterator[None]:
 def _bootstrap(root: Path) -> None:
     _need_root([SUITE])
     shutil.rmtree(root, ignore_errors=True)
-    _run(["debootstrap", "--variant=minbase", "--include=ca-certificates", SUITE, str(root), _mirror()])
+    _run(["debootstrap", "--variant=minbase", "--include=ca-certificates", SUITE, str(root), mirror()])
     for name in ("apt.conf", "apt.conf.d", "auth.conf.d"):
         _copy(Path("/etc/apt") / name, root / "etc/apt" / name)
     _copy(Path("/usr/local/share/ca-certificates"), root / "usr/local/share/ca-certificates")
@@ -113,7 +113,7 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copy(source, target)
 
 
-def _mirror() -> str:
+def mirror() -> str:
     """Where this machine gets its own packages from."""
     for path in [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]:
         if path.exists():

@@ -13,7 +13,23 @@ Object = Mapping[str, Any]
 # What a pod waits for in vain.
 _HOPELESS = frozenset({"InvalidImageName", "CreateContainerConfigError", "CreateContainerError", "ErrImageNeverPull"})
 _LIMITS = {"OOMKilled": "LIMIT_MEMORY", "DeadlineExceeded": "LIMIT_WALL"}
-_LOST = frozenset({"Evicted", "NodeLost", "Preempting", "Terminated", "NodeShutdown"})
+_LOST = frozenset(
+    {
+        "DisruptionTarget",
+        "Evicted",
+        "NodeAffinity",
+        "OutOfcpu",
+        "OutOfmemory",
+        "Shutdown",
+        "UnexpectedAdmissionError",
+        "NodeLost",
+        "Preempting",
+        "Terminated",
+        "NodeShutdown",
+    }
+)
+# Of what a cluster says, shown with the state.
+_SENTENCE = 200
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 _UNITS["Ti"] = 1 << 40
 
@@ -30,58 +46,85 @@ def items(text: str) -> list[Object]:
 def statuses(jobs: Sequence[Object], pods: Sequence[Object]) -> dict[str, Status]:
     """By name of the Job."""
     running = {pod["metadata"].get("labels", {}).get("job-name", ""): pod for pod in pods}
-    names = [job["metadata"]["name"] for job in jobs]
-    told = {name: _status(job, running.get(name)) for name, job in zip(names, jobs, strict=True)}
+    told = {job["metadata"]["name"]: status(job, running.get(job["metadata"]["name"])) for job in jobs}
     # The Job has been deleted, its pod still ends.
-    return told | {name: _of_pod(pod) for name, pod in running.items() if name and name not in told and _alive(pod)}
+    return told | {name: _of_pod(pod) for name, pod in running.items() if name and name not in told and alive(pod)}
 
 
-def _status(job: Object, pod: Object | None) -> Status:
+def status(job: Object, pod: Object | None) -> Status:
+    """What a Job and its pod tell of each other."""
     for condition in job.get("status", {}).get("conditions") or ():
         if condition.get("status") == "True" and condition["type"] in ("Complete", "Failed"):
             return _ended(condition, pod)
-    return _of_pod(pod) if pod is not None else Status(State.QUEUED, "Pending")
+    return _of_pod(pod) if pod is not None else Status(State.QUEUED, "Pending (no pod yet)")
 
 
 def _ended(condition: Object, pod: Object | None) -> Status:
     if condition["type"] == "Complete":
         return Status(State.SUCCEEDED, "Complete", node=_node(pod))
-    container = _container(pod).get("terminated", {})
+    container, told = container_state(pod).get("terminated", {}), (pod or {}).get("status", {})
     why = str(condition.get("reason", ""))
-    words = [container.get("reason", ""), (pod or {}).get("status", {}).get("reason", ""), why]
+    words = [container.get("reason", ""), told.get("reason", ""), why, *_disrupted(pod)]
     reason = next((_LIMITS[word] for word in words if word in _LIMITS), "")
     if not reason and any(word in _LOST for word in words):
         reason = "INFRA_ENVIRONMENT"
-    said = ": ".join(word for word in (why, str(condition.get("message", ""))) if word)
+    said = (why, condition.get("message", ""), told.get("reason", ""), told.get("message", ""))
     return Status(
         State.FAILED,
         f"Failed ({why})" if why else "Failed",
         node=_node(pod),
         exit_code=container.get("exitCode"),
         reason=reason,
-        message=said,
+        message=": ".join(str(word) for word in said if word),
     )
 
 
 def _of_pod(pod: Object) -> Status:
     phase = pod.get("status", {}).get("phase", "Pending")
-    waits = _container(pod).get("waiting", {})
-    why = str(waits.get("reason", ""))
-    native = f"{phase} ({why})" if why else phase
+    waits = container_state(pod).get("waiting", {})
+    why, message = str(waits.get("reason", "")), str(waits.get("message", ""))
     if why in _HOPELESS:
-        message = str(waits.get("message", "")) or why
-        return Status(State.FAILED, native, node=_node(pod), reason="INFRA_ENVIRONMENT", message=message)
+        return Status(
+            State.FAILED, f"{phase} ({why})", node=_node(pod), reason="INFRA_ENVIRONMENT", message=message or why
+        )
     if phase == "Pending":
-        return Status(State.QUEUED, native)
+        why, message = (why, message) if why else _unscheduled(pod)
+        said = f"{why}: {message}" if message else why
+        return Status(State.QUEUED, f"{phase} ({said[:_SENTENCE]})" if said else phase)
     # Ended or not: the Job says how.
-    return Status(State.RUNNING, native, node=_node(pod), start_time=_started(pod))
+    return Status(State.RUNNING, phase, node=_node(pod), start_time=_started(pod))
 
 
-def _alive(pod: Object) -> bool:
+def _unscheduled(pod: Object) -> tuple[str, str]:
+    """Why no node takes it."""
+    for condition in pod.get("status", {}).get("conditions") or ():
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            return str(condition.get("reason", "")), str(condition.get("message", ""))
+    return "", ""
+
+
+def _disrupted(pod: Object | None) -> list[str]:
+    """Whether the cluster took the pod's place away."""
+    conditions = (pod or {}).get("status", {}).get("conditions") or ()
+    return [str(one["type"]) for one in conditions if one.get("status") == "True"]
+
+
+def record(pod: Object | None, token: str) -> Object | None:
+    """The exit record that the wrapper left as the pod's termination message."""
+    try:
+        found = json.loads(container_state(pod).get("terminated", {}).get("message", ""))
+    except ValueError:
+        return None
+    return found if isinstance(found, Mapping) and found.get("token") == token else None
+
+
+def alive(pod: Object) -> bool:
+    """Whether it runs or will."""
     return pod.get("status", {}).get("phase") in ("Pending", "Running")
 
 
-def _container(pod: Object | None) -> Object:
+def container_state(pod: Object | None) -> Object:
+    """The state of the one container: waiting, running or terminated."""
     told = (pod or {}).get("status", {}).get("containerStatuses") or [{}]
     state: Object = told[0].get("state", {})
     return state
@@ -92,30 +135,39 @@ def _node(pod: Object | None) -> str:
 
 
 def _started(pod: Object) -> datetime | None:
-    moment = _container(pod).get("running", {}).get("startedAt") or pod["status"].get("startTime")
+    moment = container_state(pod).get("running", {}).get("startedAt") or pod["status"].get("startTime")
     return datetime.fromisoformat(moment) if moment else None
 
 
-def namespace(quotas: Sequence[Object], pods: Sequence[Object]) -> ComputeResource:
-    """The narrowest quota tells how much there is; without one nothing is known."""
+def namespace(quotas: Sequence[Object], pods: Sequence[Object], nodes: Sequence[Object]) -> ComputeResource:
+    """The narrowest quota tells how much there is, else the nodes, where we may see them."""
     phases = [pod.get("status", {}).get("phase", "Pending") for pod in pods]
     cpu = [pair for quota in quotas if (pair := _pair(quota, "requests.cpu", "cpu")) is not None]
     memory = [pair for quota in quotas if (pair := _pair(quota, "requests.memory", "memory")) is not None]
     hard, used = min(cpu, default=(None, None), key=lambda pair: pair[0] - pair[1])
+    usable = [node["status"]["allocatable"] for node in nodes if not node.get("spec", {}).get("unschedulable")]
+    cores = [quantity(one["cpu"]) for one in usable if "cpu" in one]
+    most = [*([hard] if hard is not None else []), *([max(cores)] if cores else [])]
+    largest = [*(pair[0] for pair in memory), *_largest(usable)]
     return ComputeResource(
         queue="",
-        cpu_milli=_milli(hard) or None,
-        max_cpu_milli=_milli(hard) or None,
+        cpu_milli=_milli(hard if hard is not None else sum(cores)) or None,
+        max_cpu_milli=_milli(min(most)) if most else None,
         free_cpu_milli=None if hard is None or used is None else max(0, _milli(hard - used)),
-        max_memory_bytes=int(min(pair[0] for pair in memory)) if memory else None,
+        max_memory_bytes=int(min(largest)) if largest else None,
         running_jobs=phases.count("Running"),
         queued_jobs=phases.count("Pending"),
     )
 
 
-def _milli(cores: float | None) -> int:
+def _largest(usable: Sequence[Object]) -> list[float]:
+    memory = [quantity(one["memory"]) for one in usable if "memory" in one]
+    return [max(memory)] if memory else []
+
+
+def _milli(cores: float) -> int:
     """Thousandths of a core."""
-    return 0 if cores is None else round(1000 * cores)
+    return round(1000 * cores)
 
 
 def _pair(quota: Object, *names: str) -> tuple[float, float] | None:
