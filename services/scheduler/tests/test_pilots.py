@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,14 +123,16 @@ def dialect() -> PilotDialect:
     return PilotDialect(SlurmDialect(settings), settings, ["pool"])
 
 
-def told(squeue: str, quiet_s: float = 1.0, *, begun: float = 0.0, ended: bool = False) -> Sequence[Answer]:
+def told(
+    squeue: str, quiet_s: float = 1.0, *, begun: float = 0.0, end: Mapping[str, str] | None = None
+) -> Sequence[Answer]:
     entry = "0.khomas-b.-.t1.1000.0.60"
     pilot = {
         "leases": {entry: begun},
         "told": {"host": "n1", "failure": ""},
         "quiet_s": quiet_s,
         "place": {"native": "417", "array": False, "index": 0},
-        "ended": ended,
+        "end": end,
     }
     look = {"pool": [], "held": [], "pilots": {"p1": pilot}}
     return [Answer(0, squeue, ""), Answer(0, json.dumps(look), "")]
@@ -154,7 +156,7 @@ def test_quiet_pilot_is_not_given_up_while_the_batch_system_has_it(dialect: Pilo
 def test_pilot_is_given_up_when_it_is_quiet_and_not_there_or_has_told_its_end(dialect: PilotDialect) -> None:
     dialect.statuses(told("", 61.0))
     assert dialect.gone("p1")
-    assert dialect.statuses(told(SQUEUE, ended=True, begun=1.0)).keys() == {"417"}
+    assert dialect.statuses(told(SQUEUE, end={"state": "SUCCEEDED"}, begun=1.0)).keys() == {"417"}
     assert dialect.gone("p1")
 
 
@@ -177,7 +179,7 @@ def test_short_and_small_jobs_without_wishes_go_by_pilot(dialect: PilotDialect, 
 def test_job_that_waits_says_how_far_its_pilot_is(dialect: PilotDialect) -> None:
     entry = "0.khomas-b.-.t1.1000.0.60"
     place = {"native": "417", "array": False, "index": 0}
-    pilot: dict[str, Any] = {"leases": {}, "told": None, "quiet_s": 1.0, "place": place, "ended": False}
+    pilot: dict[str, Any] = {"leases": {}, "told": None, "quiet_s": 1.0, "place": place, "end": None}
     look = Answer(0, json.dumps({"pool": [entry], "held": [], "pilots": {"p1": pilot}}), "")
     pending = "417|N/A|PENDING||batch|N/A|N/A|Resources\n"
     assert dialect.statuses([Answer(0, pending, ""), look])["khomas-b"].native_state == (
@@ -188,6 +190,17 @@ def test_job_that_waits_says_how_far_its_pilot_is(dialect: PilotDialect) -> None
     pilot["told"] = {"host": "n1", "failure": ""}
     look = Answer(0, json.dumps({"pool": [entry], "held": [], "pilots": {"p1": pilot}}), "")
     assert dialect.statuses([Answer(0, SQUEUE, ""), look])["khomas-b"].native_state == "waits for a place in a pilot"
+
+
+def test_pilot_that_ended_before_it_ran_anything_says_why(dialect: PilotDialect) -> None:
+    failed = "417|N/A|FAILED|n1|batch|N/A|N/A|NonZeroExitCode\n"
+    dialect.statuses(told(failed))
+    pilot: dict[str, Any] = dict(dialect.seen["pilots"]["p1"])
+    assert dialect.failure(pilot) == "FAILED"
+    assert dialect.failure(pilot | {"end": {"state": "FAILED", "message": "no python3"}}) == "no python3"
+    assert dialect.failure(pilot | {"told": {"failure": "no disk"}}) == "no disk"
+    assert dialect.failure(pilot | {"told": {"failure": "", "ran": 3}}) == ""
+    assert dialect.failure(pilot | {"end": {"state": "CANCELLED", "message": "drained"}}) == ""
 
 
 def test_look_at_nothing_of_ours_costs_no_look_at_the_pool(dialect: PilotDialect) -> None:
