@@ -156,3 +156,20 @@ async def test_ready_release_explains_how_to_publish_it(ready: Archive) -> None:
 
     assert (explained.state, explained.reason) == ("READY", "WAIT_PUBLICATION")
     assert explained.remedies[0].command == "khomas release publish crab/1"
+
+
+@pytest.mark.parametrize("validate_only", [False, True])
+async def test_nobody_releases_what_they_may_not_read(archive: Archive, run_file: Path, validate_only: bool) -> None:
+    await archive.store(DATASET, {"/hess/dl3/a.fits.gz": run_file, "/hess/embargo/b.fits.gz": run_file})
+    request = pb.CreateReleaseRequest(
+        release=Release(name=NAME, title="Simulated", dataset=DATASET, authority="hess.example"),
+        request_id=str(uuid4()),
+    )
+    request.release.mapping.rules.append(event_rule())
+    request.validate_only = validate_only
+    some = archive.served.channel_for("archive.write", "storage.read:/hess/dl3")
+    with pytest.raises(grpc.aio.AioRpcError, match=r"/hess/embargo/b\.fits\.gz") as refused:
+        await ArchiveServiceStub(some).CreateRelease(request)
+    assert reason_of(refused.value) == "CAPABILITY_MISSING"
+    both = archive.served.channel_for("archive.write", "storage.read:/hess/dl3", "storage.read:/hess/embargo")
+    await ArchiveServiceStub(both).CreateRelease(request)

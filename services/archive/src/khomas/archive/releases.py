@@ -15,8 +15,10 @@ from khomas.archive.mapping import rules
 from khomas.archive.rows import details, release_message
 from khomas.archive.tables import export, product, release
 from khomas.archive.upstream import Upstream
+from khomas.kit.auth.principal import allows, refused_path
 from khomas.kit.boundary.call import current_call, current_principal
 from khomas.kit.database import AnyRow, Database
+from khomas.kit.errors import CapabilityMissing
 from khomas.kit.events import EventLog, NewEvent
 from khomas.kit.filtering import fields, where
 from khomas.kit.idempotency import Once
@@ -47,7 +49,7 @@ class Releases:
     async def create(self, request: archive_service_pb2.CreateReleaseRequest) -> pb.Release:
         """Note what is to be released; a loop prepares it."""
         rules(request.release.mapping)
-        await self.filled(request.release.dataset)
+        await self.releasable(request.release.dataset)
         row = _new_row(request.release)
 
         async def work(connection: AsyncConnection) -> pb.Release:
@@ -59,11 +61,19 @@ class Releases:
 
         return await self._once(request, pb.Release, work)
 
-    async def filled(self, name: str) -> dataset_pb2.Dataset:
-        """Return a dataset, or raise DatasetEmpty."""
+    async def releasable(self, name: str) -> dataset_pb2.Dataset:
+        """Return a dataset, or raise DatasetEmpty, or CapabilityMissing when the caller may not read all its files.
+
+        They are read and offered to everybody with our token, so nobody else asks.
+        """
         dataset = await self._upstream.dataset(name)
         if dataset is None or dataset.file_count == 0:
             raise DatasetEmpty(dataset=name)
+        principal = current_principal()
+        if not allows(principal, "storage.read", ["/"]):
+            async for names in self._upstream.names(name):
+                if (path := refused_path(principal, "storage.read", names)) is not None:
+                    raise CapabilityMissing(capability="storage.read", path=path)
         return dataset
 
     async def row(self, name: str) -> AnyRow:

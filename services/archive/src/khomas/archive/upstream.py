@@ -130,6 +130,12 @@ class Upstream:
                 break
         return sorted(files, key=lambda file: file.name)[: limit or None]
 
+    async def names(self, dataset: str) -> AsyncIterator[list[str]]:
+        """The LFNs of the files of a dataset, many at a time."""
+        request = catalog_service_pb2.ListFilesRequest(dataset=dataset)
+        async for answer in self._catalog.StreamFiles(request, timeout=10 * self._seconds):
+            yield [file.name for file in answer.files]
+
     async def files(self, names: Sequence[str]) -> dict[str, file_pb2.File]:
         """Read the files of these names that exist."""
         found = {}

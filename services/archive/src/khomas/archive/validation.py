@@ -24,7 +24,7 @@ class Validation:
     async def validate(self, release: pb.Release) -> pb.Release:
         """Return the release with its problems and the products that it would have."""
         checked_rules = rules(release.mapping)
-        await self._releases.filled(release.dataset)
+        await self._releases.releasable(release.dataset)
         files = await self._upstream.members(release.dataset, limit=LIMIT)
         made = offers(release, checked_rules, files, self._vo)
         answer = pb.Release()

@@ -97,7 +97,7 @@ class ArchiveServiceServicer(object):
     def CreateRelease(self, request, context):
         """Starts a release: freezes the dataset's content, writes the published copies with checksum and provenance cards,
         maps and validates the records. Long: watch the state. With validate_only: maps at most 100 files and answers
-        the problems.
+        the problems. Whoever asks must have storage.read for all files of the dataset.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

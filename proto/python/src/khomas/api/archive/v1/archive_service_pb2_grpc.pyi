@@ -22,7 +22,7 @@ class ArchiveServiceStub:
     CreateRelease: _aio.UnaryUnaryMultiCallable[_archive_service_pb2.CreateReleaseRequest, _release_pb2.Release]
     """Starts a release: freezes the dataset's content, writes the published copies with checksum and provenance cards,
     maps and validates the records. Long: watch the state. With validate_only: maps at most 100 files and answers
-    the problems.
+    the problems. Whoever asks must have storage.read for all files of the dataset.
     """
     GetRelease: _aio.UnaryUnaryMultiCallable[_archive_service_pb2.GetReleaseRequest, _release_pb2.Release]
     """Reads a release."""
@@ -54,7 +54,7 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_release_pb2.Release]:
         """Starts a release: freezes the dataset's content, writes the published copies with checksum and provenance cards,
         maps and validates the records. Long: watch the state. With validate_only: maps at most 100 files and answers
-        the problems.
+        the problems. Whoever asks must have storage.read for all files of the dataset.
         """
 
     @_abc_1.abstractmethod
