@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from cryptography import x509
@@ -123,7 +124,7 @@ class _Authority:
         """A certificate and its key."""
         key = _new_key()
         builder = self._builder(_name(name), key, self._days)
-        names = x509.SubjectAlternativeName([x509.DNSName("localhost")])
+        names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(IPv4Address("127.0.0.1"))])
         constraints = x509.BasicConstraints(ca=False, path_length=None)
         builder = builder.add_extension(names, critical=False).add_extension(constraints, critical=True)
         files = stem.with_suffix(".pem"), stem.with_suffix(".key")

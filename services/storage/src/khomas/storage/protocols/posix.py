@@ -271,6 +271,8 @@ class PosixProtocol:
         except asyncio.CancelledError:
             await asyncio.wait([future])
             raise
+        except FileNotFoundError as error:
+            raise (fault(error) if self.root.is_dir() else _unreachable(self.root)) from error
         except OSError as error:
             raise fault(error) from error
 

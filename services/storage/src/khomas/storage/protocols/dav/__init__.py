@@ -1,0 +1,1 @@
+"""Servers of files over HTTP: WebDAV with the extensions of the grid, as far as each of them goes."""

@@ -1,0 +1,303 @@
+"""The protocol `davs`: what the conformance suite wants, of servers that differ in nearly everything."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from typing import Final, TypeVar
+
+import aiohttp
+from pydantic import ValidationError
+
+from khomas.storage.checksums import Algorithm
+from khomas.storage.protocols.dav.answers import digests_of, fault_of, part_of
+from khomas.storage.protocols.dav.copies import HttpCopies
+from khomas.storage.protocols.dav.listing import PROPERTIES, QUOTA, Multistatus, Resource
+from khomas.storage.protocols.dav.session import DavSettings, Session, said
+from khomas.storage.protocols.interface import (
+    Abilities,
+    Access,
+    Digest,
+    Entry,
+    Kind,
+    Plugin,
+    Problem,
+    ProtocolFault,
+    Room,
+    Tape,
+)
+from khomas.storage.protocols.many import each
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_PIECE: Final = 1024 * 1024
+_PAGE: Final = 1000
+_XML: Final = {"Content-Type": "application/xml; charset=utf-8"}
+# Ask in the words of both standards: https://www.rfc-editor.org/rfc/rfc3230 and rfc9530.
+_WANTED: Final = {Algorithm.ADLER32: "adler"}
+
+
+class _Body:
+    """The body of a PUT, sent once: what was read from a source cannot be read again."""
+
+    def __init__(self, blocks: AsyncIterator[memoryview]) -> None:
+        self._blocks = blocks
+        self._pieces = self._copied()
+        self._sender: asyncio.Task[object] | None = None
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._sender is not None:
+            raise aiohttp.ClientConnectionError("the connection broke while the file was sent")
+        return self._pieces
+
+    async def _copied(self) -> AsyncGenerator[bytes, None]:
+        self._sender = asyncio.current_task()
+        async for block in self._blocks:
+            # A copy: the transport keeps what it could not send yet, and the block is filled anew meanwhile.
+            yield bytes(block)
+
+    async def close(self) -> None:
+        """Return when nobody asks for blocks any more; the library sends in a task of its own, and leaves it alone."""
+        if self._sender is not None and not self._sender.done():
+            self._sender.cancel()
+            await asyncio.wait([self._sender])
+        await self._pieces.aclose()
+
+
+class DavProtocol:
+    """A StorageElement behind a server of WebDAV."""
+
+    # That nothing is overwritten is promised by some servers and kept by fewer.
+    abilities = Abilities(checksums=(Algorithm.ADLER32, Algorithm.MD5, Algorithm.SHA256))
+    tape: Tape | None = None
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.third_party = HttpCopies(session)
+
+    async def space(self) -> Room:
+        """Ask for the quota (RFC 4331)."""
+        (root,) = await self._properties("", QUOTA)
+        free, used = root.number("quota-available-bytes"), root.number("quota-used-bytes")
+        return Room(free, None if free is None or used is None else free + used)
+
+    async def stat(self, paths: Sequence[str]) -> list[Entry | ProtocolFault]:
+        """Look at single resources."""
+        return await self._each(self._stat, paths)
+
+    async def entries(self, folder: str) -> AsyncGenerator[Sequence[Entry], None]:
+        """List a folder; the answer is read as it comes."""
+        found: list[Entry] = []
+        async for resource in self._listed(f"{folder}/" if folder else "", PROPERTIES, depth="1"):
+            entry = self._entry(resource)
+            if entry.path == folder:
+                if entry.kind is not Kind.FOLDER:
+                    raise ProtocolFault(Problem.TAKEN, f"{folder} is no folder")
+                continue
+            found.append(entry)
+            if len(found) >= _PAGE:
+                yield found
+                found = []
+        if found:
+            yield found
+
+    async def checksum(self, paths: Sequence[str], algorithm: Algorithm) -> list[Digest | ProtocolFault]:
+        """Ask for digests."""
+
+        async def one(path: str) -> Digest:
+            return await self._digest(path, algorithm)
+
+        return await self._each(one, paths)
+
+    async def delete(self, paths: Sequence[str]) -> list[ProtocolFault | None]:
+        """Delete files; a folder only if it is empty."""
+        return await self._each(self._delete, paths)
+
+    async def make_folders(self, paths: Sequence[str]) -> list[ProtocolFault | None]:
+        """Make folders from the top."""
+        return await self._each(self._make_folder, paths)
+
+    async def rename(self, pairs: Sequence[tuple[str, str]]) -> list[ProtocolFault | None]:
+        """Move files."""
+        return await self._each(self._rename, pairs)
+
+    async def get(self, path: str, start: int = 0, size_bytes: int | None = None) -> AsyncGenerator[memoryview, None]:
+        """Read, by a range where not all is wanted."""
+        if size_bytes == 0:
+            return
+        whole = start == 0 and size_bytes is None
+        headers = {"Accept-Encoding": "identity"}
+        if not whole:
+            headers["Range"] = f"bytes={start}-{'' if size_bytes is None else start + size_bytes - 1}"
+        async with self._session.answer("GET", self._session.url(path), headers=headers, fails=False) as reply:
+            if reply.status == 416:
+                return
+            if reply.status >= 300:
+                raise fault_of("GET", reply.status, await said(reply))
+            left, skip = reply.content_length, 0
+            if reply.status == 206:
+                left = part_of(reply.headers.get("Content-Range", ""), left, start, size_bytes)
+            elif not whole:
+                # The server has ignored the range.
+                left = None if left is None else max(0, left - start)
+                skip, left = start, size_bytes if left is None else min(left, size_bytes or left)
+            async for block in _pieces(reply, skip, left):
+                yield block
+
+    async def put(self, path: str, blocks: AsyncIterator[memoryview], size_bytes: int) -> None:
+        """Write with a known length. Never with Content-Range: some servers would keep the part as the whole."""
+        headers = {"Content-Length": str(size_bytes), "Content-Type": "application/octet-stream"}
+        if not size_bytes:
+            # Nothing is sent, yet whoever gives it has to be asked.
+            async for _ in blocks:
+                raise ProtocolFault(Problem.PASSING, "there are more bytes than were announced")
+        body = _Body(blocks)
+        try:
+            url, data = self._session.url(path), body if size_bytes else b""
+            async with self._session.answer("PUT", url, headers=headers, data=data) as reply:
+                await said(reply)
+        finally:
+            await body.close()
+
+    def local_path(self, path: str) -> None:
+        """Return nothing: it is elsewhere."""
+
+    async def close(self) -> None:
+        """End connections."""
+        await self._session.close()
+
+    # ------------------------------------------------------------------------------------------- single ones
+
+    async def _stat(self, path: str) -> Entry:
+        (resource,) = await self._properties(path, PROPERTIES)
+        entry = self._entry(resource)
+        return Entry(path, entry.kind, entry.size_bytes, entry.modify_time)
+
+    async def _digest(self, path: str, algorithm: Algorithm) -> Digest:
+        wanted = {"Want-Digest": algorithm.value, "Want-Repr-Digest": f"{_WANTED.get(algorithm, algorithm.value)}=10"}
+        headers = wanted | {"Accept-Encoding": "identity"}
+        async with self._session.answer("HEAD", self._session.url(path), headers=headers) as reply:
+            told = digests_of(reply.headers.get("Digest", ""), reply.headers.get("Repr-Digest", ""))
+            size_bytes = int(reply.headers["Content-Length"]) if "Content-Length" in reply.headers else None
+        if algorithm not in told:
+            raise ProtocolFault(Problem.UNSUPPORTED, f"the server tells no {algorithm.value}")
+        return Digest(algorithm, told[algorithm], size_bytes)
+
+    async def _delete(self, path: str) -> None:
+        # Depth: 0 keeps Apache from deleting a folder with all that is in it.
+        async with self._session.answer(
+            "DELETE", self._session.url(path), headers={"Depth": "0"}, fails=False
+        ) as reply:
+            if reply.status >= 300 and reply.status not in (404, 410):
+                raise fault_of("DELETE", reply.status, await said(reply))
+
+    async def _make_folder(self, path: str, *, deep: bool = False) -> None:
+        # nginx wants the slash.
+        async with self._session.answer("MKCOL", self._session.url(path) + "/", fails=False) as reply:
+            status, body = reply.status, await said(reply)
+        if status == 409 and (above := path.rpartition("/")[0]) and not deep:
+            await self._make_folder(above)
+            await self._make_folder(path, deep=True)
+        elif status >= 300:
+            await self._must_be_folder(path, fault_of("MKCOL", status, body))
+
+    async def _must_be_folder(self, path: str, fault: ProtocolFault) -> None:
+        """Forgive a fault where there is a folder: Apache forbids it to the second one of two who make it."""
+        (found,) = await self.stat([path])
+        if isinstance(found, ProtocolFault):
+            raise fault
+        if found.kind is not Kind.FOLDER:
+            raise ProtocolFault(Problem.TAKEN, f"{path} is no folder")
+
+    async def _rename(self, pair: tuple[str, str]) -> None:
+        source, target = pair
+        # XrdHttp overwrites in spite of "Overwrite: F", so it is asked first; others keep the promise.
+        await self._must_be_free(target)
+        try:
+            await self._move(source, target)
+        except ProtocolFault as fault:
+            folder = target.rpartition("/")[0]
+            if fault.problem is not Problem.PASSING or not folder:
+                raise
+            # Apache answers 500 when the folder is missing; somebody else may have made it meanwhile.
+            await self._stat(folder)
+            await self._move(source, target)
+
+    async def _move(self, source: str, target: str) -> None:
+        headers = {"Destination": self._session.url(target), "Overwrite": "F"}
+        async with self._session.answer("MOVE", self._session.url(source), headers=headers) as reply:
+            await said(reply)
+
+    async def _must_be_free(self, path: str) -> None:
+        try:
+            await self._stat(path)
+        except ProtocolFault as fault:
+            if fault.problem is Problem.ABSENT:
+                return
+            raise
+        raise ProtocolFault(Problem.TAKEN, f"there is a {path} already")
+
+    # --------------------------------------------------------------------------------------------- PROPFIND
+
+    async def _properties(self, path: str, properties: bytes) -> list[Resource]:
+        found = [one async for one in self._listed(path, properties, depth="0")]
+        if len(found) != 1:
+            raise ProtocolFault(Problem.PASSING, f"PROPFIND of {path or '/'} was answered with {len(found)} resources")
+        return found
+
+    async def _listed(self, path: str, properties: bytes, *, depth: str) -> AsyncGenerator[Resource, None]:
+        url, headers = self._session.url(path), _XML | {"Depth": depth}
+        async with self._session.answer("PROPFIND", url, headers=headers, data=properties) as reply:
+            if reply.status != 207:
+                raise ProtocolFault(Problem.UNSUPPORTED, f"PROPFIND was answered with {reply.status}")
+            parser = Multistatus()
+            async for piece in reply.content.iter_any():
+                for resource in parser.feed(piece):
+                    yield resource
+            for resource in parser.feed(b"", last=True):
+                yield resource
+
+    def _entry(self, resource: Resource) -> Entry:
+        path = resource.path.removeprefix(self._session.root_path).strip("/")
+        if resource.path.rstrip("/") == self._session.root_path.rstrip("/"):
+            path = ""
+        if resource.folder:
+            return Entry(path, Kind.FOLDER, 0, resource.modify_time)
+        return Entry(path, Kind.FILE, resource.number("getcontentlength") or 0, resource.modify_time)
+
+    async def _each(
+        self, action: Callable[[Item], Awaitable[Result]], items: Sequence[Item]
+    ) -> list[Result | ProtocolFault]:
+        settings = self._session.settings
+        return await each(action, items, at_once=settings.connections, seconds=settings.seconds)
+
+
+async def _pieces(reply: aiohttp.ClientResponse, skip: int, left: int | None) -> AsyncGenerator[memoryview, None]:
+    """Yield the body from `skip` on, so many bytes; raise PASSING when they do not come."""
+    if left == 0:
+        return
+    async for piece in reply.content.iter_chunked(_PIECE):
+        block = memoryview(piece)[min(skip, len(piece)) :]
+        skip -= len(piece) - len(block)
+        block = block if left is None else block[:left]
+        if block:
+            yield block
+        if left is not None:
+            left -= len(block)
+            if not left:
+                return
+        # A body that is there already would keep everybody else waiting.
+        await asyncio.sleep(0)
+    if left:
+        raise ProtocolFault(Problem.PASSING, f"the connection ended {left} bytes too early")
+
+
+def _open(access: Access) -> DavProtocol:
+    try:
+        settings = DavSettings.model_validate(dict(access.options))
+    except ValidationError as error:
+        wrong = "; ".join(f"option {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise ValueError(wrong) from None
+    return DavProtocol(Session(access.address, settings, access.credential))
+
+
+plugin = Plugin(open=_open)

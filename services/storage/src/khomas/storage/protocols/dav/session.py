@@ -1,0 +1,185 @@
+"""One pool of kept connections to one server, with the credential and the meaning of errors."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote, urljoin, urlsplit
+
+import aiohttp
+from pydantic import BaseModel, ConfigDict, Field
+from yarl import URL
+
+from khomas.kit.credentials import CredentialProvider
+from khomas.storage.protocols.dav.answers import fault_of
+from khomas.storage.protocols.interface import Problem, ProtocolFault
+
+_SCHEMES: Final = {"davs": "https", "https": "https", "dav": "http", "http": "http"}
+_REDIRECTS: Final = 5
+_BODY: Final = 64 * 1024
+# What arrives while a thread still works on the last block.
+_READ_AHEAD: Final = 4 * 1024 * 1024
+_AGAIN: Final = 2
+
+
+class DavSettings(BaseModel):
+    """Options of an access point."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # Folder with hashed certificates of authorities, or a file with them. Empty = those of the system.
+    authorities: Path | None = None
+    # Kept to the server at the same time.
+    connections: int = Field(default=32, gt=0, le=1000)
+    # Until an answer begins; a server that computes a checksum of a large file needs long.
+    seconds: float = Field(default=300.0, gt=0)
+    connect_seconds: float = Field(default=20.0, gt=0)
+    # Without any byte while bytes move.
+    idle_seconds: float = Field(default=60.0, gt=0)
+
+
+class Session:
+    """Sends requests below one root. Opens nothing before the first one."""
+
+    def __init__(self, address: str, settings: DavSettings, credential: CredentialProvider | None) -> None:
+        self.root = _root(address)
+        self.settings = settings
+        self._credential = credential
+        self._open: aiohttp.ClientSession | None = None
+
+    @property
+    def root_path(self) -> str:
+        """Return the path of the root in the form of listings: not quoted, with a slash at its end."""
+        return URL(self.root, encoded=True).path
+
+    def url(self, path: str) -> str:
+        """Return the address of a path."""
+        return self.root + quote(path, safe="/")
+
+    async def authorization(self) -> dict[str, str]:
+        """Return the header that lets in, or raise CREDENTIAL."""
+        if self._credential is None:
+            return {}
+        return {"Authorization": f"Bearer {await asyncio.to_thread(_token, self._credential)}"}
+
+    @asynccontextmanager
+    async def answer(
+        self, method: str, url: str, *, headers: Mapping[str, str] | None = None, data: Any = None, fails: bool = True
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send a request and give its answer, with redirections followed; raise ProtocolFault for a bad one."""
+        try:
+            async with await self._sent(method, url, dict(headers or {}), data) as response:
+                if fails and response.status >= 400:
+                    raise fault_of(method, response.status, await said(response))
+                yield response
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise translated(error) from error
+
+    async def close(self) -> None:
+        """End all connections."""
+        if self._open is not None:
+            await self._open.close()
+            self._open = None
+
+    async def _sent(self, method: str, url: str, headers: dict[str, str], data: Any) -> aiohttp.ClientResponse:
+        begun = urlsplit(url)
+        authorization = await self.authorization()
+        for _ in range(_REDIRECTS):
+            where = urlsplit(url)
+            # Whoever a server redirects to is not whom the token is for.
+            own = authorization if (where.scheme, where.netloc) == (begun.scheme, begun.netloc) else {}
+            response = await self._once(method, url, headers | own, data)
+            if response.status not in (301, 302, 307, 308) or "Location" not in response.headers:
+                return response
+            url = urljoin(url, response.headers["Location"])
+            response.release()
+            if urlsplit(url).scheme != begun.scheme:
+                raise ProtocolFault(Problem.CONFIGURATION, f"redirected from {begun.scheme} to {url}")
+        raise ProtocolFault(Problem.CONFIGURATION, f"redirected more than {_REDIRECTS} times")
+
+    async def _once(self, method: str, url: str, headers: dict[str, str], data: Any) -> aiohttp.ClientResponse:
+        """Send it; again over a new connection if a kept one was closed meanwhile, which says nothing of the server."""
+        session = self._session()
+        for left in reversed(range(_AGAIN)):
+            try:
+                return await session.request(
+                    method,
+                    URL(url, encoded=True),
+                    headers=headers,
+                    data=data,
+                    allow_redirects=False,
+                    # What a server does not want is not sent.
+                    expect100=method == "PUT",
+                )
+            except aiohttp.ServerDisconnectedError:
+                if not left or method not in ("PROPFIND", "MKCOL", "HEAD", "GET"):
+                    raise
+        raise AssertionError
+
+    def _session(self) -> aiohttp.ClientSession:
+        if self._open is None:
+            limits = aiohttp.ClientTimeout(
+                total=None, sock_connect=self.settings.connect_seconds, sock_read=self.settings.idle_seconds
+            )
+            connector = aiohttp.TCPConnector(limit=self.settings.connections, ssl=_trust(self.settings.authorities))
+            self._open = aiohttp.ClientSession(
+                connector=connector, timeout=limits, read_bufsize=_READ_AHEAD, auto_decompress=False, trust_env=False
+            )
+        return self._open
+
+
+async def said(response: aiohttp.ClientResponse) -> str:
+    """Return the beginning of a body."""
+    return (await response.content.read(_BODY)).decode(errors="replace")
+
+
+def translated(error: Exception) -> ProtocolFault:
+    """Return what an error of the connection means."""
+    words = str(error) or type(error).__name__
+    match error:
+        case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientSSLError() | ssl.SSLCertVerificationError():
+            return ProtocolFault(Problem.CONFIGURATION, f"no trust: {words}")
+        case aiohttp.ServerTimeoutError() | TimeoutError():
+            return ProtocolFault(Problem.PASSING, f"no answer in time: {words}")
+        case aiohttp.ClientConnectorError() | ConnectionRefusedError():
+            return ProtocolFault(Problem.UNREACHABLE, words)
+        case _:
+            return ProtocolFault(Problem.PASSING, f"the connection broke: {words}")
+
+
+def _root(address: str) -> str:
+    parts = urlsplit(address)
+    scheme = _SCHEMES.get(parts.scheme)
+    if scheme is None or not parts.hostname:
+        raise ValueError(f"the address is davs://host/path, and not {address}")
+    if parts.query or parts.fragment or parts.username or parts.password:
+        raise ValueError("the address has no user, question mark or hash sign; credentials have names of their own")
+    path = parts.path.rstrip("/") + "/"
+    return f"{scheme}://{parts.netloc}{quote(path, safe='/%')}"
+
+
+def _trust(authorities: Path | None) -> ssl.SSLContext:
+    if authorities is None:
+        return ssl.create_default_context()
+    if authorities.is_dir():
+        return ssl.create_default_context(capath=str(authorities))
+    return ssl.create_default_context(cafile=str(authorities))
+
+
+def _token(credential: CredentialProvider) -> str:
+    """Read the token. A server may say 403 to one that has expired, so that is found out before."""
+    known = credential.status()
+    if not known.usable(datetime.now(UTC)):
+        trouble = known.trouble or "it is not valid now"
+        raise ProtocolFault(Problem.CREDENTIAL, f"credential {credential.name}: {trouble}. {known.remedy}".rstrip())
+    path = credential.files().get("token")
+    if path is None:
+        message = f"credential {credential.name} is of kind {credential.kind}, which has no token"
+        raise ProtocolFault(Problem.CONFIGURATION, message)
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        raise ProtocolFault(Problem.CREDENTIAL, f"credential {credential.name}: {error.strerror}") from error
