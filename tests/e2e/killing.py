@@ -15,7 +15,7 @@ from typing import Any, cast
 from khomas.kit import plugins
 from khomas.scheduler.backends.commands import recording
 from khomas.scheduler.backends.interface import Backend, BackendPlugin, SubmitItem, SubmitOutcome
-from khomas.scheduler.sites import PLUGINS
+from khomas.scheduler.sites import PLUGINS, with_paths
 
 KIND = "killing"
 _ROOT = Path(__file__).parents[2]
@@ -77,10 +77,7 @@ def _die() -> None:
 
 def _open(settings: KillingSettings) -> Backend:
     plugin: BackendPlugin[Any] = plugins.load(plugins.installed(PLUGINS)[settings.kind])
-    options = dict(settings.options)
-    if "spool" in options:
-        options["spool"] = Path(options["spool"])
-    backend = plugin.open(plugin.settings(**options))
+    backend = plugin.open(plugin.settings(**with_paths(plugin, settings.options)))
     return cast("Backend", KillingBackend(backend, Moment(settings.moment)))
 
 

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from khomas.api.scheduler.v1.job_command_pb2 import JobCommand
 from khomas.kit import plugins
@@ -173,12 +173,19 @@ def _open(name: str, settings: BackendSettings, state: Path, credentials: Creden
     plugin: BackendPlugin[object] = plugins.load(point)
     options = dict(settings.options)
     if settings.kind == "local":
-        options["spool"] = Path(options.get("spool", state / "backends" / name))
+        options.setdefault("spool", state / "backends" / name)
     if settings.credential:
         credential = credential_of(name, settings, credentials)
         _check_used(name, plugin, options, credential)
         options |= shown(plugin, options, credential)
-    return plugin.open(plugin.settings(**options))
+    return plugin.open(plugin.settings(**with_paths(plugin, options)))
+
+
+def with_paths(plugin: BackendPlugin[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as a plug-in takes them: a configuration has texts where it wants paths."""
+    hints = get_type_hints(plugin.settings)
+    paths = {name for name in options if Path in (hints.get(name), *get_args(hints.get(name)))}
+    return {name: Path(value) if name in paths and value is not None else value for name, value in options.items()}
 
 
 def credential_of(backend: str, settings: BackendSettings, credentials: Credentials) -> CredentialProvider:
