@@ -247,6 +247,8 @@ async def test_token_decides_what_may_be_done(door: Door) -> None:
     assert (await door.request("POST", tasks, token=served.token([READ]), json=body))[0] == 403
     assert (await door.request("POST", cancel, token=served.token([READ, CREATE])))[0] == 403
     assert (await door.request("GET", task, token=served.token([CREATE])))[0] == 403
+    # What strangers send is not even read.
+    assert (await door.request("POST", tasks, token="", data="{"))[0] == 401
     # A token in the address would be in everybody's logs.
     assert (await door.request("GET", f"{tasks}?access_token={served.token()}", token=""))[0] == 401
     assert (await door.request("POST", cancel, token=served.token([CANCEL])))[0] == 200
@@ -285,6 +287,10 @@ async def test_files_that_the_caller_may_not_read_or_write_are_refused(door: Doo
         ({"name": "n" * 200_000}, ["bytes", "131072"]),
         ({"tags": {"a": "b" * 257}}, ["tags.a"]),
         ({"tags": {"a": 1}}, ["tags.a"]),
+        ({"name": "\ud800"}, ["name", "Unicode"]),
+        ({"executors": [{"image": "", "command": ["a\0"]}]}, ["executors[0].command[0]", "NUL"]),
+        ({"tags": {"\ud800": "a"}}, ["tags"]),
+        ({"inputs": [{"content": "\ud800", "path": "/data/a"}]}, ["inputs[0].content"]),
     ],
 )
 def test_bad_task_is_refused_with_what_to_do(change: dict[str, Any], words: list[str]) -> None:

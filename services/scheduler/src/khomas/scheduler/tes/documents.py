@@ -1,6 +1,7 @@
 """Tasks as clients send them, and what is wrong with them."""
 
 import json
+import re
 from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Annotated, Any, TypeVar
@@ -13,13 +14,21 @@ from khomas.kit.errors import FieldInvalid, FieldViolation
 _OF_THE_SYSTEM = frozenset(
     {"bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "run", "sbin", "sys", "usr"}
 )
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _ODD = frozenset({"", ".", ".."})
 M = TypeVar("M", bound=BaseModel)
 
 
+def _text(text: str) -> str:
+    """Text that programs and databases take; JSON can escape what is none."""
+    if _NO_TEXT.search(text):
+        raise ValueError("must be Unicode text without the sign NUL")
+    return text
+
+
 def _task_path(path: str) -> str:
     first, *rest = path.split("/")
-    if first or not rest or _ODD & set(rest) or "\0" in path:
+    if first or not rest or _ODD & set(rest):
         raise ValueError("must be an absolute path without odd segments: /data/file")
     if rest[0] in _OF_THE_SYSTEM:
         raise ValueError(f"/{rest[0]} is the node's own, for tasks run without a container: take /data/… or the like")
@@ -30,8 +39,9 @@ def _directory(path: str) -> str:
     return _task_path(path.rstrip("/") or path)
 
 
-Path = Annotated[str, AfterValidator(_task_path)]
-Directory = Annotated[str, AfterValidator(_directory)]
+Text = Annotated[str, AfterValidator(_text)]
+Path = Annotated[Text, AfterValidator(_task_path)]
+Directory = Annotated[Text, AfterValidator(_directory)]
 
 
 class FileType(StrEnum):
@@ -50,21 +60,21 @@ class _Part(BaseModel):
 class Input(_Part):
     """A file to bring in."""
 
-    name: str | None = None
-    description: str | None = None
-    url: str | None = None
+    name: Text | None = None
+    description: Text | None = None
+    url: Text | None = None
     path: Path
     type: Annotated[FileType, Field(strict=False)] = FileType.FILE
-    content: str | None = None
+    content: Text | None = None
     streamable: bool | None = None
 
 
 class Output(_Part):
     """A file to bring out."""
 
-    name: str | None = None
-    description: str | None = None
-    url: str
+    name: Text | None = None
+    description: Text | None = None
+    url: Text
     path: Path
     path_prefix: Directory | None = None
     type: Annotated[FileType, Field(strict=False)] = FileType.FILE
@@ -73,13 +83,13 @@ class Output(_Part):
 class Executor(_Part):
     """A command."""
 
-    image: str
-    command: Annotated[list[str], Field(min_length=1)]
+    image: Text
+    command: Annotated[list[Text], Field(min_length=1)]
     workdir: Directory | None = None
     stdin: Path | None = None
     stdout: Path | None = None
     stderr: Path | None = None
-    env: dict[str, str] | None = None
+    env: dict[Text, Text] | None = None
     ignore_error: bool | None = None
 
 
@@ -90,23 +100,23 @@ class Resources(_Part):
     preemptible: bool | None = None
     ram_gb: Annotated[float | None, Field(ge=0, le=1e6, allow_inf_nan=False)] = None
     disk_gb: Annotated[float | None, Field(ge=0, le=1e6, allow_inf_nan=False)] = None
-    zones: list[str] | None = None
-    backend_parameters: dict[str, str] | None = None
+    zones: list[Text] | None = None
+    backend_parameters: dict[Text, Text] | None = None
     backend_parameters_strict: bool | None = None
 
 
 class Task(_Part):
     """What a client wants done."""
 
-    name: str | None = None
-    description: str | None = None
+    name: Text | None = None
+    description: Text | None = None
     inputs: Annotated[list[Input], Field(max_length=10_000)] | None = None
     outputs: Annotated[list[Output], Field(max_length=99)] | None = None
     resources: Resources | None = None
     executors: Annotated[list[Executor], Field(min_length=1, max_length=100)]
     volumes: list[Directory] | None = None
     # One of the 64 tags of a job is ours.
-    tags: Annotated[dict[str, Annotated[str, Field(max_length=256)]], Field(max_length=63)] | None = None
+    tags: Annotated[dict[Text, Annotated[Text, Field(max_length=256)]], Field(max_length=63)] | None = None
 
 
 def read_task(text: str) -> Task:

@@ -62,7 +62,8 @@ class Tasks:
     folder: Path
 
     async def create(self, request: web.Request) -> web.Response:
-        """Take a task in."""
+        """Take a task in. Nothing is read of strangers."""
+        await self.calls.admit("BatchCreateJobs", _authorization(request))
         spec = job_of(read_task(await request.text()), self.settings.images)
         await self._provide_program(request)
         wanted = pb.BatchCreateJobsRequest(jobs=[Job(spec=spec)], request_id=str(uuid4()))
@@ -96,7 +97,7 @@ class Tasks:
         return web.json_response({})
 
     async def _call(self, request: web.Request, method: str, message: Any) -> Any:
-        return await self.calls.call(method, message, request.headers.get("Authorization", ""))
+        return await self.calls.call(method, message, _authorization(request))
 
     async def _provide_program(self, request: web.Request) -> None:
         """Store what runs the executors, unless it is stored: nobody read it for long, or it is of a new version."""
@@ -119,6 +120,10 @@ class Tasks:
 
 def _name(request: web.Request) -> str:
     return f"jobs/{request.match_info['id']}"
+
+
+def _authorization(request: web.Request) -> str:
+    return request.headers.get("Authorization", "")
 
 
 async def _record(path: Path) -> Sequence[dict[str, Any]]:
