@@ -196,6 +196,8 @@ def test_pilot_that_ended_before_it_ran_anything_says_why(dialect: PilotDialect)
     failed = "417|N/A|FAILED|n1|batch|N/A|N/A|NonZeroExitCode\n"
     dialect.statuses(told(failed))
     pilot: dict[str, Any] = dict(dialect.seen["pilots"]["p1"])
+    assert dialect.failure(pilot) == ""  # it has begun a job, which must be seen to
+    pilot["leases"] = {}
     assert dialect.failure(pilot) == "FAILED"
     assert dialect.failure(pilot | {"end": {"state": "FAILED", "message": "no python3"}}) == "no python3"
     assert dialect.failure(pilot | {"told": {"failure": "no disk"}}) == "no disk"

@@ -107,8 +107,6 @@ class Pilot:
         self.running: Dict[str, Entry] = {}
         # Jobs that were told to end.
         self.told: Set[str] = set()
-        # Those of them that end because the pilot does.
-        self.aborted: Set[str] = set()
         self.ran = 0
         self.beaten = self.looked = -60.0
         self.stopping = False
@@ -225,18 +223,19 @@ class Pilot:
         """Tell first, then let go of the lease: the job is always found in one of the places."""
         record = os.path.join(self.job(token), "exit.json")
         if os.path.exists(record):
-            if token in self.aborted:
+            if self.stopping:
                 self.blame_pilot(token, record)
             open(os.path.join(self.spool, "ended", token), "w").close()
         self.give_up(self.running.pop(token))
         self.told.discard(token)
-        self.aborted.discard(token)
         self.ran += 1
 
     def blame_pilot(self, token: str, path: str) -> None:
-        """Say that it was not the user who wanted the end; a user's order to end has a grace."""
-        record, order = khomas_job.read_json(path), khomas_job.read_json(os.path.join(self.job(token), "cancel"))
-        if record["state"] == "CANCELLED" and "grace_s" not in order:
+        """Say that nobody wanted the end of the job, and that it was not its fault; a user's order has a grace."""
+        record, order = khomas_job.read_json(path), {}
+        with contextlib.suppress(FileNotFoundError):
+            order = khomas_job.read_json(os.path.join(self.job(token), "cancel"))
+        if record["state"] != "SUCCEEDED" and "grace_s" not in order:
             record.update(state="FAILED", reason=PILOT_ABORTED, reason_name="INFRA_PILOT_ABORTED")
             khomas_job.write_json(path, dict(record, message="its pilot was told to end"))
 
@@ -255,7 +254,6 @@ class Pilot:
                 continue
             asked = self.asked(worker.token)
             if self.stopping and not asked:
-                self.aborted.add(worker.token)
                 khomas_job.write_json(os.path.join(self.job(worker.token), "cancel"), {})
             if self.stopping or asked:
                 self.told.add(worker.token)

@@ -158,7 +158,7 @@ class PilotDialect:
         told, end = pilot["told"] or {}, pilot["end"] or {}
         if told.get("failure"):
             return str(told["failure"])
-        if told.get("ran"):
+        if told.get("ran") or pilot["leases"]:
             return ""
         if end:
             return str(end["message"]) if end["state"] == "FAILED" else ""
