@@ -11,7 +11,7 @@ import pytest
 from khomas.scheduler.backends.interface import Backend, Observation, Seen, State, Submitted
 from khomas.scheduler.backends.kubernetes import KubernetesSettings, answers, open_kubernetes
 from khomas.scheduler.backends.kubernetes.calls import KubernetesApi
-from khomas.scheduler.backends.kubernetes.looks import look
+from khomas.scheduler.backends.kubernetes.looks import CANCELLED, look
 from khomas.scheduler.conformance import GRACE, BackendConformance, OpenBackend, job, shell
 from tests.testbeds import kubernetes, kubernetes_real
 from tests.testbeds.kubernetes import NAMESPACE
@@ -216,7 +216,7 @@ class TestLists:
         for expired in (False, True):
             if isinstance(cluster, kubernetes.Cluster):
                 cluster.expired = expired
-            names = [one["metadata"]["name"] for one in (await api.listed("jobs")).document()["items"]]
+            names = [one["metadata"]["name"] for one in (await api.listed("jobs")).items]
             assert {outcome.native_id for outcome in outcomes} <= set(names)
             assert len(names) == len(set(names))
         await api.aclose()
@@ -261,6 +261,31 @@ def test_end_by_the_cluster_is_not_the_users() -> None:
     assert seen.record is not None
     assert (seen.state, seen.record["reason_name"]) == (State.FAILED, "INFRA_ENVIRONMENT")
     assert "low on memory" in seen.record["message"]
+
+
+def test_job_whose_pod_is_gone_failed_for_the_place() -> None:
+    failed = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"}
+    seen = look("khomas-a", "a", {"metadata": {"name": "khomas-a"}, "status": {"conditions": [failed]}}, None, None)
+    assert seen.record is not None
+    assert (seen.state, seen.record["reason_name"]) == (State.FAILED, "INFRA_ENVIRONMENT")
+
+
+def test_cancelled_job_that_its_queue_holds_back_is_cancelled() -> None:
+    waits = {"metadata": {"name": "khomas-a"}, "spec": {"suspend": True}}
+    assert look("khomas-a", "a", waits, None, None).native_state.startswith("Suspended")
+    waits["metadata"] = {"name": "khomas-a", "annotations": {CANCELLED: "[0, 1]"}}
+    assert look("khomas-a", "a", waits, None, None).state is State.CANCELLED
+
+
+def test_image_without_python_says_so() -> None:
+    failed = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"}
+    job_ = {"metadata": {"name": "khomas-a"}, "status": {"conditions": [failed]}}
+    why = 'exec: "python3": executable file not found in $PATH'
+    ended = {"state": {"terminated": {"exitCode": 128, "reason": "StartError", "message": why}}}
+    pod = {"metadata": {"name": "p"}, "status": {"phase": "Failed", "containerStatuses": [ended]}}
+    seen = look("khomas-a", "a", job_, pod, None)
+    assert seen.record is not None
+    assert (seen.record["reason_name"], why in seen.record["message"]) == ("INFRA_ENVIRONMENT", True)
 
 
 def test_ends_that_the_cluster_brought_about_are_translated() -> None:

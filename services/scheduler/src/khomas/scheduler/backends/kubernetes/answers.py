@@ -28,6 +28,8 @@ _LOST = frozenset(
         "NodeShutdown",
     }
 )
+# The image does not have what we start.
+_UNSTARTED = frozenset({"ContainerCannotRun", "StartError"})
 # Of what a cluster says, shown with the state.
 _SENTENCE = 200
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
@@ -56,7 +58,10 @@ def status(job: Object, pod: Object | None) -> Status:
     for condition in job.get("status", {}).get("conditions") or ():
         if condition.get("status") == "True" and condition["type"] in ("Complete", "Failed"):
             return _ended(condition, pod)
-    return _of_pod(pod) if pod is not None else Status(State.QUEUED, "Pending (no pod yet)")
+    if pod is not None:
+        return _of_pod(pod)
+    held = job.get("spec", {}).get("suspend")
+    return Status(State.QUEUED, "Suspended (its queue holds it back)" if held else "Pending (no pod yet)")
 
 
 def _ended(condition: Object, pod: Object | None) -> Status:
@@ -66,9 +71,10 @@ def _ended(condition: Object, pod: Object | None) -> Status:
     why = str(condition.get("reason", ""))
     words = [container.get("reason", ""), told.get("reason", ""), why, *_disrupted(pod)]
     reason = next((_LIMITS[word] for word in words if word in _LIMITS), "")
-    if not reason and any(word in _LOST for word in words):
+    if not reason and any(word in _LOST | _UNSTARTED for word in words):
         reason = "INFRA_ENVIRONMENT"
-    said = (why, condition.get("message", ""), told.get("reason", ""), told.get("message", ""))
+    unstarted = container.get("message", "") if container.get("reason") in _UNSTARTED else ""
+    said = (why, condition.get("message", ""), told.get("reason", ""), told.get("message", ""), unstarted)
     return Status(
         State.FAILED,
         f"Failed ({why})" if why else "Failed",

@@ -5,7 +5,7 @@ import json
 import ssl
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -37,6 +37,8 @@ class Reply:
     content: bytes
     # What went wrong, in a sentence; empty = nothing.
     said: str = ""
+    # Those of all pages of a list.
+    items: Sequence[Mapping[str, Any]] = ()
 
     @property
     def good(self) -> bool:
@@ -100,7 +102,8 @@ class KubernetesApi:
         if method == "POST":
             return await self._created(kind, json.loads(rest[0]))
         if method == "GET":
-            return await self.listed(kind, *rest)
+            reply = await self.listed(kind, *rest)
+            return replace(reply, content=await asyncio.to_thread(_encoded, {"items": reply.items}))
         return await self.deleted(kind, NAME, rest)
 
     async def _created(self, kind: str, item: dict[str, Any]) -> Reply:
@@ -127,18 +130,13 @@ class KubernetesApi:
             items += page["items"]
             place = page.get("metadata", {}).get("continue", "")
             if not place:
-                return Reply(200, await asyncio.to_thread(_encoded, {"items": items}))
+                return Reply(200, b"", items=items)
 
     async def deleted(self, kind: str, label: str, values: Sequence[str], fields: str = "", **options: Any) -> Reply:
         """Delete those with these values of a label, with all that belongs to them; what is not there is no error."""
-        options = {"propagationPolicy": "Background", **options}
-        for start in range(0, len(values), _IN_ADDRESS):
-            chosen = quote(f"{label} in ({','.join(values[start : start + _IN_ADDRESS])})")
-            where = f"labelSelector={chosen}" + (f"&fieldSelector={quote(fields)}" if fields else "")
-            reply = await self.call("DELETE", f"{kind}?{where}", {"kind": "DeleteOptions", **options})
-            if not reply.good:
-                return reply
-        return Reply(200, b"{}")
+        chosen = quote(f"{label} in ({','.join(values)})")
+        where = f"labelSelector={chosen}" + (f"&fieldSelector={quote(fields)}" if fields else "")
+        return await self.call("DELETE", f"{kind}?{where}", {"propagationPolicy": "Background", **options})
 
     async def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Reply:
         """Make one call; nodes are those of the cluster, everything else is of the namespace."""
@@ -169,6 +167,11 @@ class KubernetesApi:
             )
         before = NOT_SENT if status == _TOO_MANY else REFUSED if method == "POST" and 400 <= status < 500 else ""
         return f"{before}the API server answered {status}: {why}"
+
+
+def in_calls(names: Sequence[str]) -> list[Sequence[str]]:
+    """Names for one call each."""
+    return [names[start : start + _IN_ADDRESS] for start in range(0, len(names), _IN_ADDRESS)]
 
 
 def _message(content: bytes) -> str:

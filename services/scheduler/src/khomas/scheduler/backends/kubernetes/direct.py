@@ -33,7 +33,7 @@ from khomas.scheduler.backends.interface import (
 )
 from khomas.scheduler.backends.journal import usage_of
 from khomas.scheduler.backends.kubernetes import answers, logs, manifests, pods
-from khomas.scheduler.backends.kubernetes.calls import CONFLICT, CREATED, NOT_FOUND, KubernetesApi, Reply
+from khomas.scheduler.backends.kubernetes.calls import CONFLICT, CREATED, NOT_FOUND, KubernetesApi, Reply, in_calls
 from khomas.scheduler.backends.kubernetes.looks import CANCELLED, ends, look, overdue, pods_by_token
 from khomas.scheduler.backends.kubernetes.manifests import BATCH, GROUP
 from khomas.scheduler.backends.kubernetes.settings import KubernetesSettings
@@ -179,8 +179,8 @@ class DirectBackend:
             for job in jobs
             if overdue(job, by_token.get(token := job["metadata"]["labels"][TOKEN]), self._settings.cancel_seconds)
         ]
-        if late:
-            await self._ask("DELETE pods", self._api.deleted("pods", TOKEN, late, _ALIVE, gracePeriodSeconds=1))
+        for some in in_calls(late):
+            await self._ask("DELETE pods", self._api.deleted("pods", TOKEN, some, _ALIVE, gracePeriodSeconds=1))
 
     async def _listed(self, kind: str, tokens: Sequence[str]) -> Sequence[Object]:
         """Objects of these jobs. Raises `CommandFailedError`."""
@@ -193,9 +193,8 @@ class DirectBackend:
         reply = await self._ask(f"GET {kind} {selector}", self._api.listed(kind, selector))
         if not reply.good:
             raise CommandFailedError(reply.said)
-        found: Sequence[Object] = (await asyncio.to_thread(reply.document))["items"]
         wanted = set(tokens)
-        return [one for one in found if one["metadata"].get("labels", {}).get(TOKEN) in wanted]
+        return [one for one in reply.items if one["metadata"].get("labels", {}).get(TOKEN) in wanted]
 
     async def _log(self, pod: Object, tail: int = 0) -> bytes:
         path = f"pods/{pod['metadata']['name']}/log?container=job" + (f"&tailLines={tail}" if tail else "")
@@ -242,10 +241,11 @@ class DirectBackend:
         seen = (await self.poll(ids)).observations
         open_ones = {one.native_id for one in seen if not ends(one)}
         tokens = [one.token for one in seen if one.seen is Seen.PRESENT and one.native_id not in open_ones]
-        if tokens:
-            reply = await self._ask("DELETE jobs", self._api.deleted("jobs", TOKEN, tokens))
+        for some in in_calls(tokens):
+            reply = await self._ask("DELETE jobs", self._api.deleted("jobs", TOKEN, some))
             if not reply.good:
                 raise CommandFailedError(reply.said)
+        if tokens:
             await manifests.sweep(self._api, self._settings.group)
         why = "it has not ended; cancel it first"
         return [Outcome(one, one not in open_ones, why if one in open_ones else "") for one in ids]
@@ -263,7 +263,7 @@ class DirectBackend:
         failed = next((reply for reply in replies[:2] if not reply.good), None)
         if failed is not None:
             raise CommandFailedError(failed.said)
-        quotas, running, nodes = (reply.document()["items"] if reply.good else [] for reply in replies)
+        quotas, running, nodes = (reply.items for reply in replies)
         return [answers.namespace(quotas, running, nodes)]
 
     async def aclose(self) -> None:

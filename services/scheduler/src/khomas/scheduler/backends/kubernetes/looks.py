@@ -15,6 +15,7 @@ from khomas.scheduler.backends.spool.verdicts import Look, observation
 # When a job was cancelled, and its grace in seconds.
 CANCELLED = "khomas.io/cancelled"
 _UNASKED = "the cluster ended the pod"
+_GONE = "its pod is gone and left no record: evicted, preempted, or lost with its node"
 Object = Mapping[str, Any]
 
 
@@ -27,6 +28,11 @@ def look(native_id: str, token: str, job: Object, pod: Object | None, record: Ob
         status, record = replace(status, state=State.FAILED, reason=why, message=status.message or _UNASKED), None
     elif cancelled and record is None and pod is not None and answers.alive(pod) and status.state.final:
         status = Status(State.RUNNING, "Terminating", node=status.node)
+    elif cancelled and pod is None and job.get("spec", {}).get("suspend"):
+        # Nobody looks at the time of a Job that is held back; when it is let go, its time is over.
+        status = Status(State.CANCELLED, status.native_state)
+    elif record is None and pod is None and status.state is State.FAILED and not status.reason:
+        status = replace(status, reason="INFRA_ENVIRONMENT", message=f"{_GONE}: {status.message}")
     one = Look(native_id, token, record, status, cancelled=cancelled and status.state.final, judged=True)
     return observation(one, settled=True)
 

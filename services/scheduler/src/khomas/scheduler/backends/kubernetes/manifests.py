@@ -63,7 +63,7 @@ async def bring_programs(api: KubernetesApi) -> Reply:
     return Reply(CREATED, b"") if reply.status == CONFLICT else reply
 
 
-async def give(api: KubernetesApi, name: str, jobs: Sequence[Object]) -> Reply:
+async def give(api: KubernetesApi, name: str, jobs: Sequence[Mapping[str, Any]]) -> Reply:
     """Let a Secret belong to these Jobs: the cluster deletes it after the last of them."""
     owners = [
         {"apiVersion": "batch/v1", "kind": "Job", "name": job["metadata"]["name"], "uid": job["metadata"]["uid"]}
@@ -77,13 +77,13 @@ async def sweep(api: KubernetesApi, group: str) -> None:
     """Give away or delete what a submission left that was killed."""
     reply = await api.listed("secrets", f"{GROUP}={group},!{OWNED}")
     now = datetime.now(UTC)
-    for item in reply.document()["items"] if reply.good else ():
+    for item in reply.items:
         metadata: Mapping[str, Any] = item["metadata"]
         made = datetime.fromisoformat(metadata["creationTimestamp"])
         if now - made < _ABANDONED:
             continue
         jobs = await api.listed("jobs", f"{BATCH}={metadata['name']}")
-        if jobs.good and (owners := jobs.document()["items"]):
-            await give(api, metadata["name"], owners)
+        if jobs.items:
+            await give(api, metadata["name"], jobs.items)
         elif jobs.good:
             await api.call("DELETE", f"secrets/{metadata['name']}")

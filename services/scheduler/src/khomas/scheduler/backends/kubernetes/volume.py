@@ -7,13 +7,12 @@ from hashlib import sha256
 
 from khomas.scheduler.backends.interface import ComputeResource, Submitted, Usage
 from khomas.scheduler.backends.kubernetes import answers, pods
-from khomas.scheduler.backends.kubernetes.calls import NOT_SENT, REFUSED
+from khomas.scheduler.backends.kubernetes.calls import NOT_SENT, REFUSED, in_calls
 from khomas.scheduler.backends.kubernetes.settings import KubernetesSettings
 from khomas.scheduler.backends.spool.dialect import Answer, Needs, Refusal, Status, Submission
 
 # Labels of our objects.
 SPOOL, TOKEN = "khomas.io/spool", "khomas.io/token"
-_IN_ADDRESS = 100
 
 
 class KubernetesDialect:
@@ -81,8 +80,7 @@ class KubernetesDialect:
 
     def search(self, batches: Sequence[str]) -> list[list[str]]:
         """By label."""
-        pieces = [batches[start : start + _IN_ADDRESS] for start in range(0, len(batches), _IN_ADDRESS)]
-        return [["GET", "jobs", f"{TOKEN} in ({','.join(some)})"] for some in pieces]
+        return [["GET", "jobs", f"{TOKEN} in ({','.join(some)})"] for some in in_calls(batches)]
 
     def found(self, answers_: Sequence[Answer]) -> Mapping[str, str]:
         """Names of Jobs by the tokens that they carry."""
@@ -91,7 +89,7 @@ class KubernetesDialect:
 
     def cancel(self, native_ids: Sequence[str], *, running: bool) -> list[list[str]]:
         """Delete the Jobs, then their pods, which the cluster would do later: SIGTERM, the wrapper does the rest."""
-        return [["DELETE", "jobs", *native_ids], ["DELETE", "pods", *native_ids]]
+        return [["DELETE", kind, *some] for kind in ("jobs", "pods") for some in in_calls(native_ids)]
 
     def hold(self, native_ids: Sequence[str], on: bool) -> list[list[str]]:
         """Not offered, see `can_hold`."""
