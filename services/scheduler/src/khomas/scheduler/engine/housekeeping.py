@@ -43,6 +43,8 @@ class Housekeeping:
         query = select(tables.job).where(tables.CANCELLING)
         async with self._desk.database.read() as connection:
             jobs = {row.uid: Job(*row) for row in (await connection.execute(query.limit(10 * _BATCH))).all()}
+            if not jobs:
+                return
             plans = await self._desk.blueprints.of(connection, {one.spec for one in jobs.values()})
         loop = asyncio.get_running_loop().time()
         orders: dict[tuple[str, float], list[Open]] = {}

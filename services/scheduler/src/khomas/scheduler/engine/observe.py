@@ -21,6 +21,8 @@ from khomas.scheduler.verdicts import judged
 
 log = logging.getLogger(__name__)
 
+# Looked up once: a name of a protobuf enumeration costs more than all else that a tick does with a waiting job.
+_FINISHING = JobState.JOB_STATE_FINISHING
 # Between two looks while nothing changes the pause grows so far.
 _LONGEST_PAUSE = 10
 # Changes at one look that make it worth while to wait for more.
@@ -85,7 +87,7 @@ class Observer:
         return {
             one.attempt.native_id: one
             for one in self._desk.open_at(self._site.name)
-            if one.attempt.native_id and one.attempt.state != JobState.JOB_STATE_FINISHING
+            if one.attempt.native_id and one.attempt.state != _FINISHING
         }
 
     async def _look(self, ids: Sequence[str]) -> PollResult | None:

@@ -19,6 +19,7 @@ from khomas.scheduler.store.changes import Change, lock_jobs, moved, read_jobs
 
 _table = tables.slow
 _CANCEL = DesiredState.DESIRED_STATE_CANCEL
+_RUNNING = JobState.JOB_STATE_RUNNING
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Slowness:
         running = {
             one.attempt.uid: one
             for one in list(self._desk.open.values())
-            if one.attempt.state == JobState.JOB_STATE_RUNNING and one.usage is not None
+            if one.attempt.state == _RUNNING and one.usage is not None
         }
         self._windows = {uid: window for uid, window in self._windows.items() if uid in running}
         async with self._desk.database.read() as connection:
