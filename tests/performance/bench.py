@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.performance import backends, catalog, client, idle, jobs, pilots, scheduler, wire
+from tests.performance import backends, catalog, client, idle, jobs, pilots, scheduler, waiting, wire
 from tests.performance.figures import Figure
 
 _GIB = 2**30
@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--only",
-        choices=["catalog", "wire", "jobs", "scheduler", "backends", "client", "idle", "pilots"],
+        choices=["catalog", "wire", "jobs", "scheduler", "backends", "queue", "client", "idle", "pilots"],
         help="one part",
     )
     parser.add_argument("--quick", action="store_true", help="two rounds, small files")
@@ -40,6 +40,7 @@ def main() -> None:
         "jobs": lambda: jobs.measure(min(rounds, 5)),
         "scheduler": lambda: scheduler.measure(min(rounds, 5)),
         "backends": lambda: backends.measure(min(rounds, 3)),
+        "queue": waiting.measure,
         "client": lambda: client.measure(rounds, size_bytes),
         "idle": idle.measure,
         "pilots": lambda: pilots.measure(1),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
+from types import MappingProxyType
 
 import grpc
 from cryptography import x509
@@ -46,12 +47,15 @@ class Lone:
 
 
 @asynccontextmanager
-async def lone(area: str, url: str, *, tls: bool = True) -> AsyncIterator[Lone]:
+async def lone(
+    area: str, url: str, *, tls: bool = True, settings: Mapping[str, str] = MappingProxyType({})
+) -> AsyncIterator[Lone]:
     """Migrate the database and serve until the block ends; the service's peers do not exist."""
     with tempfile.TemporaryDirectory(prefix="khomas-") as name:
         folder, port = Path(name), _free_port()
         certificate = _certify(folder) if tls else None
-        environment = {**os.environ, **_settings(area, url, folder, port, certificate)}
+        values = {**_settings(area, url, folder, port, certificate), **settings}
+        environment = {**os.environ, **{f"KHOMAS_{area.upper()}_{key}": value for key, value in values.items()}}
         command = [sys.executable, "-m", f"khomas.{area}"]
         await asyncio.to_thread(subprocess.run, [*command, "migrate"], env=environment, check=True)
         process = _started([*command, "serve"], environment, folder / "log")
@@ -90,7 +94,7 @@ def _settings(area: str, url: str, folder: Path, port: int, certificate: Path | 
     }
     if certificate is not None:
         values |= {"SERVER__TLS__CERTIFICATE": str(certificate), "SERVER__TLS__KEY": str(folder / "key.pem")}
-    return {f"KHOMAS_{area.upper()}_{key}": value for key, value in values.items()}
+    return values
 
 
 def _free_port() -> int:
