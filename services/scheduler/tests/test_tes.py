@@ -13,6 +13,7 @@ import pytest
 import tes
 
 from khomas.api.scheduler.v1.scheduler_service_pb2 import ListJobsRequest
+from khomas.api.scheduler.v1.state_pb2 import JobState
 from khomas.kit.errors import FieldInvalid
 from khomas.scheduler.tes.documents import read_task
 from khomas.scheduler.tes.submission import job_of
@@ -224,6 +225,20 @@ async def test_task_that_shall_end_is_found_as_canceling(door: Door) -> None:
     assert [task["id"] for task in running["tasks"]] == [uid]
     assert [(task["id"], task["state"]) for task in canceling["tasks"]] == [(uid, "CANCELING")]
     assert still_running["tasks"] == []
+
+
+async def test_executor_may_end_by_itself_and_no_other_begins(door: Door) -> None:
+    client = door.client()
+    polite = sh("trap 'echo bye; exit 9' TERM; echo up; sleep 300 & wait", ignore_error=True)
+    uid = await asyncio.to_thread(client.create_task, tes.Task(executors=[polite, sh("echo never")]))
+    await door.scheduler.wait(f"jobs/{uid}", [JobState.JOB_STATE_RUNNING])
+    while await door.scheduler.log(f"jobs/{uid}") != "up\n":
+        await asyncio.sleep(0.05)
+    await asyncio.to_thread(client.cancel_task, uid)
+    await door.scheduler.wait(f"jobs/{uid}")
+    ended = await asyncio.to_thread(client.get_task, uid, "FULL")
+    assert ended.state == "CANCELED"
+    assert [(log.stdout, log.exit_code) for log in ended.logs[0].logs] == [("up\nbye\n", 9)]
 
 
 async def test_list_goes_in_pages(door: Door) -> None:

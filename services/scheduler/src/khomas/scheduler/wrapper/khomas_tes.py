@@ -11,6 +11,7 @@ that failed.
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -113,6 +114,9 @@ def main() -> int:
     for directory in ["", *told["directories"]]:
         os.makedirs(tree.place(directory), exist_ok=True)
     records = []  # type: List[Record]
+    # The executor gets the signal too, and the time that it needs to end.
+    asked_to_end = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: asked_to_end.set())
     for executor in told["task"]["executors"]:
         record = {"start_time": now()}  # type: Record
         records.append(record)
@@ -120,6 +124,8 @@ def main() -> int:
         execute(executor, tree, record)
         record["end_time"] = now()
         write_json(log_file, records)
+        if asked_to_end.is_set():
+            return int(record["exit_code"]) or 128 + signal.SIGTERM
         if record["exit_code"] and not executor.get("ignore_error"):
             return int(record["exit_code"])
     return 0
