@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 BIN = Path(sys.executable).parent
-PATIENCE = 60
+PATIENCE = 180
 
 
 @dataclass(slots=True)

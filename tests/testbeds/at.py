@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.testbeds import install
-from tests.testbeds.processes import Processes, answers, end, until
+from tests.testbeds.processes import Processes, answers, until
 
 _SPOOL = Path("/var/spool/cron")
 _OWNER = "daemon"
@@ -40,7 +40,9 @@ class At:
     def stop(self) -> None:
         """Stop the daemon; jobs that it started go on, others wait."""
         assert self.server is not None
-        end(self.server)
+        # Jobs are in its process group.
+        self.server.terminate()
+        self.server.wait(15)
         (self.folder / "run/atd.pid").unlink(missing_ok=True)
 
 

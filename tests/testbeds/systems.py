@@ -95,7 +95,7 @@ class _Beds:
     # ------------------------------------------------------------------------------------------------- systems
 
     def local(self) -> System:
-        return System(kind="local", options={"path": _PATH})
+        return System(kind="local", options={"path": _PATH, "cpu_milli": 8000})
 
     def slurm(self) -> System:
         bed = self.cluster
