@@ -154,7 +154,7 @@ class TestHtcondorPilots:
 
     @pytest.fixture
     def settings(self, settings: HtcondorSettings) -> HtcondorSettings:
-        return replace(settings, pilots=4, pilot_idle_s=3.0, lease_seconds=5.0)
+        return replace(settings, pilots=4, pilot_from_jobs=1, pilot_idle_s=3.0, lease_seconds=5.0)
 
     async def test_short_jobs_share_pilots_and_others_go_by_themselves(
         self, backend: Backend, settings: HtcondorSettings

@@ -22,7 +22,13 @@ def settings(slurm: Slurm, tmp_path: Path) -> SlurmSettings:
     spool = tmp_path / "spool"
     common = SlurmSettings(spool=spool, env=slurm.environment, poll_seconds=0.2, settle_seconds=1.0)
     return replace(
-        common, pilots=4, pilot_wall_s=900.0, pilot_idle_s=2.0, short_job_seconds=math.inf, lease_seconds=5.0
+        common,
+        pilots=4,
+        pilot_from_jobs=1,
+        pilot_wall_s=900.0,
+        pilot_idle_s=2.0,
+        short_job_seconds=math.inf,
+        lease_seconds=5.0,
     )
 
 
@@ -59,6 +65,14 @@ class TestPilots(BackendConformance):
         ids = await self.submitted(backend, items)
         assert [one.isdigit() for one in ids] == [False, True, True, True]
         for one in ids:
+            assert (await self.ended(backend, one)).state == State.SUCCEEDED
+
+    async def test_few_short_jobs_go_by_themselves_unless_there_is_a_pilot(self, settings: SlurmSettings) -> None:
+        backend = open_slurm(replace(settings, pilot_from_jobs=3))
+        few = await self.submitted(backend, [job("true"), job("true")])
+        more = await self.submitted(backend, [job("true")])
+        assert [one.partition("_")[0].isdigit() for one in (*few, *more)] == [True, True, False]
+        for one in (*few, *more):
             assert (await self.ended(backend, one)).state == State.SUCCEEDED
 
     async def test_killed_pilot_loses_what_it_ran_and_nothing_that_waited(

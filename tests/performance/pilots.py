@@ -5,6 +5,7 @@ import os
 import subprocess
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from khomas.scheduler.backends.interface import State, SubmitItem
@@ -16,6 +17,7 @@ from tests.testbeds import slurm as bed
 from tests.testbeds.slurm import Slurm
 
 _LIMITS = {"cpu_milli": 1000, "wall_time_s": 60.0}
+_FEW, _FEW_ROUNDS = 4, 5
 
 
 async def measure(rounds: int, jobs: int = 1000) -> list[Figure]:
@@ -27,19 +29,20 @@ async def measure(rounds: int, jobs: int = 1000) -> list[Figure]:
             settings = SlurmSettings(
                 spool=folder / "spool", env=slurm.environment, poll_seconds=1.0, accounting=False, pilots=4
             )
-            backend = open_slurm(settings)
+            backend, plain = open_slurm(settings), open_slurm(replace(settings, pilots=0))
             try:
-                return await _measured(backend, slurm, rounds, jobs)
+                return [*await _measured(backend, slurm, rounds, jobs), await _few(backend, plain, slurm)]
             finally:
                 await backend.aclose()
+                await plain.aclose()
 
 
 async def _measured(backend: SpooledBackend, slurm: Slurm, rounds: int, jobs: int) -> list[Figure]:
     ratios, seconds, rates = [], [], []
     for _ in range(rounds):
         # No pilot waits for the first jobs: they are started within the time that is measured.
-        ours = await _through_pilots(backend, jobs, "sleep", "1")
-        rates.append(jobs / await _through_pilots(backend, jobs, "true"))
+        ours = await _ended(backend, jobs, "sleep", "1")
+        rates.append(jobs / await _ended(backend, jobs, "true"))
         await _without_pilots(slurm)
         ratios.append(ours / await asyncio.to_thread(_one_by_one, slurm, jobs))
         seconds.append(ours)
@@ -50,13 +53,24 @@ async def _measured(backend: SpooledBackend, slurm: Slurm, rounds: int, jobs: in
     ]
 
 
-async def _through_pilots(backend: SpooledBackend, jobs: int, *command: str) -> float:
+async def _few(backend: SpooledBackend, plain: SpooledBackend, slurm: Slurm) -> Figure:
+    """As few jobs as make a pilot, which has to start for them, against those that go by themselves."""
+    ratios = []
+    for _ in range(_FEW_ROUNDS):
+        await _without_pilots(slurm)
+        ours = await _ended(backend, _FEW, "true", pause=0.1)
+        await _without_pilots(slurm)
+        ratios.append(ours / await _ended(plain, _FEW, "true", pause=0.1))
+    return Figure(f"{_FEW} `true` by a pilot of their own / by themselves", "x", ratios)
+
+
+async def _ended(backend: SpooledBackend, jobs: int, *command: str, pause: float = 0.5) -> float:
     """Seconds until the last of them is seen to have ended."""
     items: list[SubmitItem] = [job(*command, resources=_LIMITS) for _ in range(jobs)]
     began = time.perf_counter()
     waiting = {outcome.native_id for outcome in await backend.submit(items)}
     while waiting:
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(pause)
         seen = (await backend.poll(sorted(waiting))).observations
         assert not any(one.state in (State.FAILED, State.CANCELLED) for one in seen)
         waiting -= {one.native_id for one in seen if one.state is State.SUCCEEDED}

@@ -275,7 +275,10 @@ class Pilot:
         if hasattr(gc, "freeze"):
             gc.freeze()  # children share this memory longer
         idle_since = cancelled = time.monotonic()
+        wrapper = os.getppid()
         while True:
+            if os.getppid() != wrapper:
+                self.stopping = True  # it was killed: the batch system believes that all is over
             if not self.stopping:
                 self.take_jobs()
             self.beat()

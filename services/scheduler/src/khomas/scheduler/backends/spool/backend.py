@@ -76,6 +76,8 @@ class SpooledBackend:
 
     async def submit(self, items: Sequence[SubmitItem]) -> list[SubmitOutcome]:
         """Hand over jobs that ask for the same as one array."""
+        if self._pilots is not None:
+            self._pilots.before_submission(items)
         outcomes = await self._handover.submit(items)
         if self._pilots is not None:
             await self._pilots.after_submission(outcomes)

@@ -19,6 +19,7 @@ from khomas.scheduler.backends.spool.dialect import (
     Submission,
     UnreadableAnswerError,
     answer_of,
+    needs_of,
 )
 from khomas.scheduler.backends.spool.handover import Handover
 from khomas.scheduler.backends.spool.hosts import Keeper, installed
@@ -36,6 +37,7 @@ _ALONE = "-"
 _SHARE = 0.8
 # A batch system that refused pilots is asked again, for smaller ones, after so long.
 _PAUSE_SECONDS = 30.0
+_MINUTE = 60.0
 # Between the pilot's own end and that of its job in the batch system.
 _END_SECONDS = 30.0
 # Memory of the pilot itself, beside that of its jobs.
@@ -58,6 +60,8 @@ class PilotDialect:
         # The last look: the pool, and what the batch system told of the pilots.
         self.seen = _NOTHING
         self.natives: Mapping[str, Status] = {}
+        # Whether there are jobs enough for pilots.
+        self.many = False
         # Why there is no pilot, for those who wait for one.
         self.trouble = ""
 
@@ -66,7 +70,7 @@ class PilotDialect:
         return [*self._pool, operation, str(self._settings.spool), *arguments]
 
     def takes(self, needs: Needs) -> bool:
-        """Whether such a job goes by pilot."""
+        """Whether such a job can go by pilot."""
         limits = self._settings
         return (
             (needs.wall_time_s or math.inf) <= limits.short_job_seconds
@@ -79,7 +83,7 @@ class PilotDialect:
 
     def submission(self, needs: Needs, runs: str) -> Submission:
         """Put short jobs into the pool; hand the others over."""
-        if not self.takes(needs):
+        if not (self.many and self.takes(needs)):
             return self.inner.submission(needs, runs)
         what = [str(needs.cpu_milli), str(needs.memory_bytes), str(math.ceil(needs.wall_time_s))]
         words = self.order("add", "@BATCH@", *what)
@@ -233,6 +237,8 @@ class Pilots:
         self._settings = settings
         # Pilots are jobs like others, with the wrapper around them.
         self._handover = Handover(keeper, settings, dialect, {})
+        # When how many jobs came that could go by pilot.
+        self._short: list[tuple[float, int]] = []
         # Until when none are submitted, and whether those after that are for one job each.
         self._resumes = 0.0
         self._single = False
@@ -240,6 +246,13 @@ class Pilots:
         if unknown:
             known = ", ".join(sorted(dialect.native_options))
             raise ValueError(f"pilot_native: {dialect.kind} has no option {', '.join(unknown)}; there are: {known}")
+
+    def before_submission(self, items: Sequence[SubmitItem]) -> None:
+        """See whether there are jobs enough for pilots."""
+        now, short = time.monotonic(), sum(self.dialect.takes(needs_of(item)) for item in items)
+        self._short = [(when, number) for when, number in self._short if now - when < _MINUTE] + [(now, short)]
+        enough = sum(number for _, number in self._short) >= self._settings.pilot_from_jobs
+        self.dialect.many = enough or bool(self.dialect.seen["pilots"])
 
     async def after_submission(self, outcomes: Sequence[SubmitOutcome]) -> None:
         """See to pilots for what was just put into the pool; a failure is made good by the next poll."""

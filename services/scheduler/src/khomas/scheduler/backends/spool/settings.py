@@ -77,6 +77,8 @@ class PilotSettings(SpoolSettings):
     pilot_native: Mapping[str, Any] = field(default_factory=dict)
     # Jobs with a wall time up to this go by pilot; with `inf` also those that state none.
     short_job_seconds: float = 600.0
+    # Fewer of them within a minute go by themselves, unless there are pilots: one is not worth a pilot of its own.
+    pilot_from_jobs: int = 4
     # A pilot that is not in the batch system any more and was quiet for so long is given up.
     lease_seconds: float = 60.0
     # A pilot that failed its test keeps its place for so long, so that a bad node is not asked all the time.
