@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from khomas.scheduler.backends.kubernetes.answers import quantity
+
 NAME = "node-1"
 _IMAGE = re.compile(r"[a-z0-9./:_-]+")
 _RETRY_SECONDS = 0.5
@@ -111,6 +113,8 @@ class Node:
                 await pod.process.wait()
 
     def _forget(self, pod: _Pod) -> None:
+        if pod.end is not None and pod.end is not asyncio.current_task():
+            pod.end.cancel()
         self._ended.add(pod.item["metadata"]["uid"])
         self._pods.pop(pod.item["metadata"]["uid"], None)
 
@@ -247,8 +251,8 @@ def _later(work: Any) -> None:
 
 
 def _cpu_milli(item: Object) -> int:
-    asked = str(item["spec"]["containers"][0].get("resources", {}).get("requests", {}).get("cpu", "0"))
-    return int(asked[:-1]) if asked.endswith("m") else round(1000 * float(asked))
+    asked = item["spec"]["containers"][0].get("resources", {}).get("requests", {}).get("cpu", "0")
+    return round(1000 * quantity(str(asked)))
 
 
 async def _until_end(process: asyncio.subprocess.Process, seconds: float | None) -> Object:
