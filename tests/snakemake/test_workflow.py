@@ -28,6 +28,12 @@ rule sleeper:
     resources: mem_mb=1000, disk_mb=100, runtime=60
     shell: "touch started.{wildcards.n}; sleep 3000; touch {output}"
 """
+_LONE = """
+rule lone:
+    output: "lone.txt"
+    resources: mem_mb=1000, disk_mb=100, runtime=10
+    shell: "touch started; sleep 5; touch {output}"
+"""
 _REFUSED = """
 rule all:
     input: "fine.txt", "odd.txt"
@@ -67,7 +73,7 @@ def folder() -> Path:
     return shared_folder("workflow")
 
 
-def start(khomas: Installation, folder: Path, *options: str) -> subprocess.Popen[str]:
+def start(khomas: Installation, folder: Path, *options: str, backend: str = "slurm") -> subprocess.Popen[str]:
     # HOME: Snakemake keeps copies of sources there.
     env = khomas.environment | {"HOME": str(folder)}
     quick = ["--seconds-between-status-checks", "1", "--latency-wait", "60"]
@@ -76,7 +82,7 @@ def start(khomas: Installation, folder: Path, *options: str) -> subprocess.Popen
         "--executor",
         "khomas",
         "--khomas-backend",
-        "slurm",
+        backend,
         "--jobs",
         "100",
         *quick,
@@ -155,3 +161,23 @@ def test_job_that_is_refused_is_told_and_the_others_run(khomas: Installation, fo
     assert "favourite_colour" in printed
     assert (folder / "fine.txt").exists()
     assert [job["state"] for job in jobs_of(khomas, printed)] == ["SUCCEEDED"]
+
+
+@pytest.mark.timeout(300)
+def test_job_that_is_no_longer_kept_is_no_success(folder: Path) -> None:
+    (folder / "Snakefile").write_text(_LONE)
+    soon = {"RETAIN": "PT0.1S", "RETENTION_PAUSE": "PT0.5S", "COLLECT_AFTER": "PT0.1S"}
+    forgetful = Installation(folder / "state", settings={f"KHOMAS_SCHEDULER_{key}": soon[key] for key in soon})
+    forgetful.state.mkdir()
+    forgetful.start()
+    try:
+        running = start(forgetful, folder, backend="local")
+        until((folder / "started").exists)
+        os.kill(running.pid, signal.SIGSTOP)
+        until(lambda: forgetful.rows("ls") == [])
+        os.kill(running.pid, signal.SIGCONT)
+        printed, _ = running.communicate(timeout=250)
+    finally:
+        forgetful.stop()
+    assert running.returncode != 0
+    assert "Khomas no longer keeps this job" in printed, printed

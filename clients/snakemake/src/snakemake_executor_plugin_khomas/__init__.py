@@ -87,12 +87,14 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # Snakemake ships no type
         """Report the jobs that ended; yield the others."""
         seen = await self._look(active_jobs) if active_jobs else {}
         for info in active_jobs:
-            job = seen.get(info.external_jobid)
-            if job is None or not is_final(job):
+            job = seen.get(info.external_jobid) if seen is not None else None
+            if seen is None or (job is not None and not is_final(job)):
                 yield info
                 continue
-            self._open.pop(job.uid, None)
-            if state_of(job) == "SUCCEEDED":
+            self._open.pop(info.external_jobid, None)
+            if job is None:
+                self.report_job_error(info, msg="Khomas no longer keeps this job, so how it ended is not known.\n")
+            elif state_of(job) == "SUCCEEDED":
                 self.report_job_success(info)
             else:
                 self.report_job_error(info, msg=await asyncio.to_thread(failure, self._client, job))
@@ -113,17 +115,26 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # Snakemake ships no type
         super().shutdown()
         self._client.close()
 
-    async def _look(self, active: Sequence[SubmittedJobInfo]) -> dict[str, Any]:
-        """The jobs by uid, in one call; empty when Khomas does not answer now."""
-        names = [info.external_jobid for info in active]
+    async def _look(self, active: Sequence[SubmittedJobInfo]) -> dict[str, Any] | None:
+        """The jobs by uid, in one call; None when Khomas does not answer now."""
         try:
             async with self.status_rate_limiter:
-                jobs = await asyncio.to_thread(self._client.run, self._client.asynchronous.jobs.get_many(names))
+                jobs = await asyncio.to_thread(self._ask, [info.external_jobid for info in active])
         except KhomasError as error:
             told = f"Khomas could not be asked for the jobs, it is tried again: {error.message}"
             self.logger.warning(told)
-            return {}
+            return None
         return {job.uid: job for job in jobs}
+
+    def _ask(self, uids: Sequence[str]) -> list[Any]:
+        """Those of the jobs that there are."""
+        jobs = self._client.asynchronous.jobs
+        try:
+            return self._client.run(jobs.get_many(uids))
+        except KhomasError as error:
+            if error.reason != "JOB_NOT_FOUND":
+                raise
+            return self._client.run(jobs.find(_of_workflow(self._workflow_id)))
 
     def _submit(self, jobs: Sequence[JobExecutorInterface]) -> None:
         try:
