@@ -199,7 +199,7 @@ class TestHtcondorPilots:
 
 
 def short(*command: str) -> SubmitItem:
-    return job(*command, resources={"wall_time_s": 60})
+    return job(*command, resources={"wall_time_s": 500})
 
 
 def test_reasons_of_holds_are_translated() -> None:

@@ -286,6 +286,7 @@ class Pilot:
             if self.running:
                 idle_since = now
             elif self.done(now - idle_since):
+                self.beat(last=True)
                 return
             if self.stopping or now - cancelled > CANCEL_SECONDS:
                 self.cancel()
@@ -300,9 +301,9 @@ class Pilot:
     def stop(self, number: int, frame: Any) -> None:
         self.stopping = True
 
-    def beat(self, failure: str = "") -> None:
+    def beat(self, failure: str = "", last: bool = False) -> None:
         """Say that it lives and what it could take."""
-        if failure or time.monotonic() - self.beaten > BEAT_SECONDS:
+        if failure or last or time.monotonic() - self.beaten > BEAT_SECONDS:
             self.beaten = time.monotonic()
             told = {"host": khomas_job.HOST, "ran": self.ran, "failure": failure}
             told.update(cpu_milli=0 if self.stopping else self.free(), memory_bytes=self.free_memory())

@@ -166,6 +166,8 @@ class PilotDialect:
             return ""
         if end:
             return str(end["message"]) if end["state"] == "FAILED" else ""
+        if told:
+            return ""
         status = self.natives.get(self.pilot_native(pilot))
         return status.native_state if status is not None and status.state is State.FAILED else ""
 
