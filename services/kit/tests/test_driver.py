@@ -98,6 +98,16 @@ async def test_values_of_a_prepared_statement_are_those_of_sqlalchemy(database: 
         assert found[0][2].tzinfo is UTC
 
 
+async def test_what_many_rows_have_in_common_is_in_each_of_them(database: Database) -> None:
+    rows = [(n, f"n{n}", NOON, b"same", {"a": 1}, (0.0, -0.0)[n % 2]) for n in range(1, 201)]
+    async with database.write() as connection:
+        await insert_rows(connection, Rows(thing, tuple(thing.c.keys()), rows))
+        found = (await connection.execute(select(thing).order_by(thing.c.id))).all()
+    assert found == rows
+    # SQLite keeps no sign of zero.
+    assert [str(row.size) for row in found[:2]] == ["-0.0" if database.dialect == "postgresql" else "0.0", "0.0"]
+
+
 async def test_rows_that_exist_are_left_out_when_asked(database: Database) -> None:
     async with database.write() as connection:
         await insert_rows(connection, things("a"))

@@ -12,6 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.kit.database.driver import Processor, execute_many, fetch, processor
 
+# Fewer rows are not worth a statement of their own shape, which PostgreSQL would have to plan.
+_MANY = 100
 _SKIP = " ON CONFLICT DO NOTHING"
 _POSTGRESQL: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
 
@@ -69,7 +71,7 @@ def _sqlite_rows(dialect: Dialect, part: Rows) -> Iterable[Sequence[Any]]:
     rows: Iterable[Sequence[Any]] = part.values
     own = _processors(part.table, part.columns, dialect)
     if any(own):
-        rows = zip(*_processed(own, part.values), strict=True)
+        rows = zip(*_processed(own, list(zip(*part.values, strict=True))), strict=True)
     common = _single(part.table, tuple(part.common), part.common, dialect)
     return [(*row, *common) for row in rows] if common else rows
 
@@ -79,14 +81,33 @@ async def _insert_arrays(connection: AsyncConnection, parts: Sequence[Rows], ski
     texts: list[str] = []
     values: list[Any] = []
     for part in parts:
+        varying, same = _told_apart(part)
         expressions = tuple((key, one.text) for key, one in part.common.items() if isinstance(one, TextClause))
-        constants = tuple(key for key, one in part.common.items() if not isinstance(one, TextClause))
-        texts.append(_array_text(part.table, part.columns, constants, expressions, len(values), skip_existing))
-        values += _processed(_processors(part.table, part.columns, dialect), part.values)
-        values += _single(part.table, constants, part.common, dialect)
+        constants = same | {key: one for key, one in part.common.items() if not isinstance(one, TextClause)}
+        columns = (tuple(varying), tuple(constants))
+        texts.append(_array_text(part.table, *columns, expressions, len(values), skip_existing))
+        values += _processed(_processors(part.table, columns[0], dialect), list(varying.values()))
+        values += _single(part.table, columns[1], constants, dialect)
     # What is written by one statement is checked against the others at its end, so their order means nothing.
     above = ", ".join(f"part_{number} AS ({text})" for number, text in enumerate(texts[:-1]))
     await fetch(connection, f"WITH {above} {texts[-1]}" if above else texts[-1], values)
+
+
+def _told_apart(part: Rows) -> tuple[dict[str, Sequence[Any]], dict[str, Any]]:
+    """Return the columns whose values differ, and the values of the others.
+
+    Half of the columns of many rows are the same in all of them, and arrays are what an insert spends its time on.
+    """
+    columns: dict[str, Sequence[Any]] = dict(zip(part.columns, zip(*part.values, strict=True), strict=True))
+    if len(part.values) < _MANY:
+        return columns, {}
+    same = {
+        key: values[0]
+        for key, values in list(columns.items())[1:]
+        # 0.0 equals -0.0, and is another value.
+        if not isinstance(values[0], float) and values.count(values[0]) == len(values)
+    }
+    return {key: values for key, values in columns.items() if key not in same}, same
 
 
 @lru_cache(maxsize=1024)
@@ -125,11 +146,11 @@ def _processors(table: Table, columns: tuple[str, ...], dialect: Dialect) -> Seq
     return [None if isinstance(type_, LargeBinary) else processor(type_, dialect) for type_ in types]
 
 
-def _processed(processors: Sequence[Processor | None], rows: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
-    """Return the columns of the rows as the driver wants them."""
+def _processed(processors: Sequence[Processor | None], columns: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
+    """Return columns as the driver wants them."""
     return [
         values if process is None else [process(value) for value in values]
-        for process, values in zip(processors, zip(*rows, strict=True), strict=True)
+        for process, values in zip(processors, columns, strict=True)
     ]
 
 
