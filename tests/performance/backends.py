@@ -32,7 +32,10 @@ from tests.testbeds import at, grid_engine, htcondor, slurm
 from tests.testbeds.slurm import Slurm
 
 _SQUEUE = ("squeue", "-h", "-r", "-t", "all", "-o", "%F|%K|%T|%N|%P|%S|%e|%r")
+# The goal is for so many.
 _HANDOVER_GOAL = 10_000
+# With one command, on a machine that is busy.
+_PATIENCE = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,10 @@ class _Bare:
         )
         assert await process.wait() == 0
         return time.perf_counter() - began
+
+
+async def _nothing() -> None:
+    """There is nothing to clear."""
 
 
 async def measure(rounds: int) -> list[Figure]:
@@ -78,7 +85,14 @@ async def _slurm(folder: Path, rounds: int) -> list[Figure]:
         bed.command("scontrol", "update", "PartitionName=batch", "State=DOWN")
         bare = _Bare(("sbatch", "--array=0-@LAST@", "--output=/dev/null", "--wrap=true"), _SQUEUE, bed.environment)
         backend = open_slurm(
-            SlurmSettings(spool=folder / "spool", env=bed.environment, max_array=10_000, max_batch=10_000)
+            SlurmSettings(
+                spool=folder / "spool",
+                env=bed.environment,
+                max_array=10_000,
+                max_batch=10_000,
+                command_seconds=_PATIENCE,
+                pilots=0,
+            )
         )
 
         async def clear() -> None:
@@ -92,16 +106,14 @@ async def _slurm(folder: Path, rounds: int) -> list[Figure]:
         token = folder / "token"
         token.write_text(bed.token())
         rest = open_slurm_rest(
-            SlurmRestSettings(url=bed.rest_url, token_file=token, spool=folder / "rest", max_array=10_000)
+            SlurmRestSettings(url=bed.rest_url, token_file=token, spool=folder / "rest", command_seconds=_PATIENCE)
         )
-        for number in (100, 1000):
-            figures += await _costs("Slurm by REST", rest, number, 1, clear=clear)
-        return figures
+        return figures + await _each("Slurm by REST", rest, (100, 1000), clear)
 
 
 async def _whole_way(bed: Slurm, folder: Path, bare: _Bare, rounds: int, jobs: int = 10_000) -> list[Figure]:
     """From the client's call to the last job whose name at Slurm is written down."""
-    options = {"spool": str(folder / "whole"), "env": dict(bed.environment), "max_array": jobs, "max_batch": jobs}
+    options = {"spool": str(folder / "whole"), "env": dict(bed.environment), "pilots": 0}
     settings = {"backends": {"farm": {"kind": "slurm", "max_jobs": 10 * jobs, "options": options}}}
     accepted: list[float] = []
     handed_over: list[float] = []
@@ -142,10 +154,10 @@ async def _htcondor(folder: Path, rounds: int) -> list[Figure]:
             tokens=pool.tokens,
             domain=htcondor.DOMAIN,
             variables={"ENABLE_IPV6": "False"},
-            max_array=10_000,
+            command_seconds=_PATIENCE,
             pilots=0,
         )
-        return await _each("HTCondor", open_htcondor(settings), (100, 1000, 10_000))
+        return await _each("HTCondor", open_htcondor(settings), (100, 1000))
 
 
 async def _grid_engine(folder: Path, rounds: int) -> list[Figure]:
@@ -160,6 +172,7 @@ async def _grid_engine(folder: Path, rounds: int) -> list[Figure]:
             execd_port=engine.execd_port,
             parallel_environment=engine.parallel_environment,
             drmaa_library=str(engine.drmaa_library),
+            command_seconds=_PATIENCE,
         )
         return await _each("Grid Engine", open_grid_engine(settings), (100, 1000))
 
@@ -167,19 +180,21 @@ async def _grid_engine(folder: Path, rounds: int) -> list[Figure]:
 async def _at(folder: Path, rounds: int) -> list[Figure]:
     with at.running(folder / "bed") as bed:
         bed.stop()  # what it would start waits
-        return await _each("at", open_at(AtSettings(spool=folder / "spool", prefix=bed.prefix)), (100, 1000))
+        settings = AtSettings(spool=folder / "spool", prefix=bed.prefix, command_seconds=_PATIENCE)
+        return await _each("at", open_at(settings), (100, 1000))
 
 
 async def _local(folder: Path, rounds: int) -> list[Figure]:
     return await _each("local", open_local(LocalSettings(spool=folder, cpu_milli=1000)), (100, 1000, 10_000))
 
 
-async def _each(name: str, backend: Backend, numbers: Sequence[int]) -> list[Figure]:
-    return [figure for number in numbers for figure in await _costs(name, backend, number, 1)]
-
-
-async def _nothing() -> None:
-    """There is nothing to clear."""
+async def _each(
+    name: str, backend: Backend, numbers: Sequence[int], clear: Callable[[], Awaitable[None]] = _nothing
+) -> list[Figure]:
+    try:
+        return [figure for number in numbers for figure in await _costs(name, backend, number, 1, clear=clear)]
+    finally:
+        await backend.aclose()
 
 
 async def _costs(
