@@ -33,7 +33,7 @@ class DavSuite(ProtocolConformance, ServerConformance, CredentialConformance):
     # Chosen so that the folder itself has to be quoted.
     @pytest.fixture
     def folder(self, server: WebServer) -> Iterator[str]:
-        name = f"a b%20ä-{uuid4().hex}"
+        name = f"a b-ä-{uuid4().hex}"
         yield name
         shutil.rmtree(server.data / name)
 
@@ -43,7 +43,7 @@ class DavSuite(ProtocolConformance, ServerConformance, CredentialConformance):
 
     @pytest.fixture
     async def protocol(self, server: WebServer, folder: str, disk: Path) -> AsyncIterator[StorageProtocol]:
-        protocol = opened(server, folder.replace("%", "%25"))
+        protocol = opened(server, folder)
         yield protocol
         await protocol.close()
 

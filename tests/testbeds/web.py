@@ -42,7 +42,7 @@ class WebServer:
         """Start it, if it is not there; return when it listens."""
         if self.process is None:
             self.process = self.processes.start(self.argv, name=self.name, env=self.env)
-        until(self._listens, 30, self.name, self.processes)
+        until(self._listens, 90, self.name, self.processes)
 
     def stop(self) -> None:
         """Kill it, with all its connections."""

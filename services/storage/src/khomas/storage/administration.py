@@ -19,6 +19,7 @@ from khomas.kit.filtering import fields, where
 from khomas.kit.idempotency import Once
 from khomas.kit.ids import new_uid
 from khomas.kit.paging import Ordering, list_page
+from khomas.storage.access_points import AccessPoint
 from khomas.storage.elements import PREFIX, Element, Elements, Protocols, Usage, element_of, element_proto, known
 from khomas.storage.errors import (
     StorageElementExists,
@@ -55,7 +56,7 @@ class Administration:
     async def create(self, request: storage_service_pb2.CreateStorageElementRequest) -> pb.StorageElement:
         """Make a StorageElement known after a first look at it."""
         row = _new_row(request.storage_element)
-        self._protocols.check(row["access_points"])
+        self._protocols.check(map(AccessPoint.stored, row["access_points"]))
         looked = await self._look(row)
 
         async def work(connection: AsyncConnection) -> pb.StorageElement:
@@ -96,7 +97,7 @@ class Administration:
         stored = known(await self._elements.all(), given.name.removeprefix(PREFIX))
         values = _changes(given, request.update_mask.paths)
         if "access_points" in values:
-            self._protocols.check(values["access_points"])
+            self._protocols.check(map(AccessPoint.stored, values["access_points"]))
             await self._protocols.room(_with(stored, values))
 
         async def work(connection: AsyncConnection) -> pb.StorageElement:
@@ -136,7 +137,7 @@ class Administration:
     async def ensure_local(self, root: Path) -> None:
         """Make the StorageElement `local` of an embedded installation, or follow its folder when that has moved."""
         folder = await asyncio.to_thread(_made, root)
-        points = [["posix", folder]]
+        points = [AccessPoint("posix", folder).row()]
         wanted = pb.StorageElement(name=PREFIX + LOCAL, site=LOCAL, media=pb.StorageElement.MEDIA_DISK)
         wanted.access_points.add(protocol="posix", address=folder)
         row = _new_row(wanted)
@@ -162,7 +163,7 @@ class Administration:
 
     async def _look(self, row: dict[str, Any]) -> dict[str, Any]:
         placeholder = {"free_bytes": -1, "reachable": False, "message": "", "check_time": row["create_time"]}
-        points = tuple((protocol, address) for protocol, address in row["access_points"])
+        points = tuple(map(AccessPoint.stored, row["access_points"]))
         return _seen(await self._protocols.room(Element(**{**row, **placeholder, "access_points": points})))
 
     async def _changed(self, connection: AsyncConnection, name: str) -> pb.StorageElement:
@@ -177,7 +178,7 @@ class Administration:
 def _record(row: Row[Any]) -> Element:
     """Return a row that has the position of a page after its columns."""
     values = {column.name: mapping(row)[column.name] for column in storage_element.c}
-    values["access_points"] = tuple((protocol, address) for protocol, address in values["access_points"])
+    values["access_points"] = tuple(map(AccessPoint.stored, values["access_points"]))
     return Element(**values)
 
 
@@ -189,7 +190,7 @@ def _new_row(given: pb.StorageElement) -> dict[str, Any]:
         "description": given.description,
         "site": given.site,
         "media": given.media,
-        "access_points": [[point.protocol, point.address] for point in given.access_points],
+        "access_points": [AccessPoint.of(point).row() for point in given.access_points],
         "read_only": given.read_only,
         "capacity_bytes": given.capacity_bytes,
         "create_time": now,
@@ -218,7 +219,7 @@ def _changes(given: pb.StorageElement, paths: Sequence[str]) -> dict[str, Any]:
 
 
 def _with(element: Element, values: dict[str, Any]) -> Element:
-    points = tuple((protocol, address) for protocol, address in values["access_points"])
+    points = tuple(map(AccessPoint.stored, values["access_points"]))
     row = {name: getattr(element, name) for name in Element.__slots__}
     return Element(**{**row, "access_points": points})
 

@@ -9,6 +9,7 @@ import grpc
 from sqlalchemy import insert, select, update
 
 from khomas.api.storage.v1 import storage_service_pb2_grpc
+from khomas.kit.credentials import open_all
 from khomas.kit.database import Database
 from khomas.kit.events import EventLog
 from khomas.kit.idempotency import Once
@@ -131,7 +132,10 @@ async def _built(settings: StorageSettings, host: Host, database: Database) -> P
     owner = new_uid()
     executor = ThreadPoolExecutor(settings.data_threads, thread_name_prefix="storage-data")
     log, once = EventLog(database, tables.event), Once(database, tables.answer)
-    elements, protocols = Elements(database), Protocols.installed(durable=settings.fsync)
+    elements, protocols = (
+        Elements(database),
+        Protocols.installed(open_all(settings.credentials), durable=settings.fsync),
+    )
     catalog = Catalog(host.channel("catalog"), settings.catalog_deadline)
     signer = Signer(await _signing_key(database))
     granting = Granting(signer, host.http_url, settings.grant_lifetime, settings.max_grant_lifetime)

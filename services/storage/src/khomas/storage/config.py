@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import Field
 
 from khomas.kit.config import ServiceSettings
+from khomas.kit.credentials import CredentialSettings
 
 
 class StorageSettings(ServiceSettings, env_prefix="KHOMAS_STORAGE_"):
@@ -23,6 +24,8 @@ class StorageSettings(ServiceSettings, env_prefix="KHOMAS_STORAGE_"):
     default_storage_element: str = "local"
     grant_lifetime: timedelta = timedelta(hours=1)
     max_grant_lifetime: timedelta = timedelta(days=7)
+    # What lets us in at other storages, by the names that access points use.
+    credentials: dict[str, CredentialSettings] = Field(default_factory=dict)
     # Threads that move or read bytes, one a file.
     data_threads: int = Field(default=4, gt=0)
     transfer_workers: int = Field(default=4, gt=0)

@@ -1,13 +1,16 @@
 """Copies one file from storage to storage: past us where both ends can, else through us; verified at the far end."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 
 from khomas.api.storage.v1 import transfer_pb2 as pb
 from khomas.storage.checksums import Algorithm
-from khomas.storage.landing import Landing, SourceDiffers, SourceFailed, Wanted, digest
+from khomas.storage.landing import Landing, SourceDiffers, SourceFailed, Wanted, read_back
 from khomas.storage.protocols.interface import Problem, ProtocolFault, StorageProtocol
+
+log = logging.getLogger(__name__)
 
 _COMMON = {
     Problem.CREDENTIAL: pb.TRANSFER_REASON_CREDENTIAL,
@@ -83,21 +86,27 @@ class Copy:
         giver, taker = source.third_party, landing.protocol.third_party
         if giver is None or taker is None or giver.family != taker.family:
             return False
-        try:
-            await self._follow(taker.pull(await giver.remote(path, write=False), landing.hidden), pulls=True)
-        except ProtocolFault as fault:
-            if fault.problem is not Problem.UNSUPPORTED:
-                raise _blamed(fault, pulls=True) from fault
+        for pulls in (True, False):
             try:
-                await self._follow(giver.push(path, await taker.remote(landing.hidden, write=True)), pulls=False)
-            except ProtocolFault as second:
-                if second.problem is not Problem.UNSUPPORTED:
-                    raise _blamed(second, pulls=False) from second
-                return False
-        await self._verify(source, path, landing)
-        return True
+                if pulls:
+                    marks = taker.pull(await giver.remote(path, write=False), landing.hidden)
+                else:
+                    marks = giver.push(path, await taker.remote(landing.hidden, write=True))
+                await self._follow(marks)
+            except ProtocolFault as fault:
+                if fault.problem is not Problem.UNSUPPORTED and not fault.other_end:
+                    raise _blamed(fault, pulls=pulls) from fault
+                # Where two do not reach or trust each other, the other way round may work, and through us too.
+                log.info("copy.not_past_us", extra={"pulls": pulls, "error": fault.message})
+                self.bytes = 0
+                if fault.problem is not Problem.UNSUPPORTED:
+                    await landing.afresh()
+            else:
+                await self._verify(source, path, landing)
+                return True
+        return False
 
-    async def _follow(self, marks: AsyncGenerator[int, None], *, pulls: bool) -> None:
+    async def _follow(self, marks: AsyncGenerator[int, None]) -> None:
         async with aclosing(marks):
             async for mark in marks:
                 self.bytes = mark
@@ -110,7 +119,8 @@ class Copy:
         except ProtocolFault as fault:
             if fault.problem is Problem.CHECKSUM:
                 with source_side():
-                    found = await digest(source, path, known)
+                    # What the source tells may be of yesterday: XRootD keeps checksums beside files.
+                    found = await read_back(source, path)
                 if (found.size_bytes, found.value) != (self._wanted.size_bytes, self._wanted.adler32):
                     there = Wanted(found.size_bytes or 0, found.value)
                     message = f"the source has {there}, not {self._wanted}"
@@ -147,9 +157,8 @@ def destination_reason(fault: ProtocolFault) -> pb.TransferReason.ValueType:
 
 
 def _blamed(fault: ProtocolFault, *, pulls: bool) -> CopyFailed:
-    """Tell whose fault it was: that of the storage that worked, or of the other one."""
-    at_source = fault.other_end if pulls else not fault.other_end
-    return CopyFailed((source_reason if at_source else destination_reason)(fault), fault.message)
+    """Blame the storage that did the work: the destination when it fetches, the source when it sends."""
+    return CopyFailed((destination_reason if pulls else source_reason)(fault), fault.message)
 
 
 @contextmanager

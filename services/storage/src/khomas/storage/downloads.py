@@ -66,7 +66,7 @@ class Downloads:
         )
         for element, replica in reading_order(file, elements, site):
             try:
-                local = self._protocols.local(element, replica.path)
+                local = self._protocols.local(element, replica.path) if self._protocols.is_local(element) else None
             except PathRefused:
                 # It has become a link that leads out of the root; another copy may be fine.
                 continue

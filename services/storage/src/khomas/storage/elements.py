@@ -13,9 +13,11 @@ from typing import Any
 from sqlalchemy import Row, select
 
 from khomas.api.storage.v1 import storage_element_pb2 as pb
+from khomas.kit.credentials import CredentialProvider
 from khomas.kit.database import Database
-from khomas.kit.errors import NotInstalled
+from khomas.kit.errors import FieldInvalid, NotInstalled
 from khomas.kit.plugins import load_all
+from khomas.storage.access_points import AccessPoint
 from khomas.storage.errors import (
     AddressInvalid,
     PathRefused,
@@ -44,7 +46,7 @@ class Element:
     description: str
     site: str
     media: int
-    access_points: tuple[tuple[str, str], ...]
+    access_points: tuple[AccessPoint, ...]
     read_only: bool
     capacity_bytes: int
     create_time: datetime
@@ -73,7 +75,7 @@ class Usage:
 def element_of(row: Row[Any]) -> Element:
     """Return a row of the table as a record."""
     values = dict(mapping(row))
-    values["access_points"] = tuple((protocol, address) for protocol, address in values["access_points"])
+    values["access_points"] = tuple(map(AccessPoint.stored, values["access_points"]))
     return Element(**values)
 
 
@@ -115,7 +117,7 @@ def element_proto(element: Element, usage: Usage) -> pb.StorageElement:
         description=element.description,
         site=element.site,
         media=pb.StorageElement.Media.ValueType(element.media),
-        access_points=[pb.AccessPoint(protocol=name, address=address) for name, address in element.access_points],
+        access_points=[point.message() for point in element.access_points],
         read_only=element.read_only,
         capacity_bytes=element.capacity_bytes,
         etag=str(element.version),
@@ -137,36 +139,60 @@ def element_proto(element: Element, usage: Usage) -> pb.StorageElement:
 class Protocols:
     """The open protocols of all StorageElements."""
 
-    def __init__(self, plugins: Mapping[str, Plugin], *, durable: bool = False) -> None:
+    def __init__(
+        self, plugins: Mapping[str, Plugin], credentials: Mapping[str, CredentialProvider], *, durable: bool = False
+    ) -> None:
         self._plugins = plugins
+        self._credentials = credentials
         self._durable = durable
-        self._open: dict[tuple[str, str, bool], StorageProtocol] = {}
+        self._open: dict[tuple[AccessPoint, bool], StorageProtocol] = {}
 
     @classmethod
-    def installed(cls, *, durable: bool = False) -> "Protocols":
+    def installed(cls, credentials: Mapping[str, CredentialProvider], *, durable: bool = False) -> "Protocols":
         """Find the plug-ins of the entry-point group."""
-        return cls(load_all("khomas.storage.protocols"), durable=durable)
+        return cls(load_all("khomas.storage.protocols"), credentials, durable=durable)
 
-    def check(self, access_points: Iterable[tuple[str, str]]) -> None:
-        """Raise ProtocolUnknown or AddressInvalid for access points that cannot be used."""
-        for name, address in access_points:
-            if name not in self._plugins:
-                raise ProtocolUnknown(protocol=name, nearest=sorted(self._plugins))
+    def check(self, access_points: Iterable[AccessPoint]) -> None:
+        """Raise ProtocolUnknown, AddressInvalid or FieldInvalid for access points that cannot be used."""
+        for number, point in enumerate(access_points):
+            if point.protocol not in self._plugins:
+                raise ProtocolUnknown(protocol=point.protocol, nearest=sorted(self._plugins))
+            if point.credential and point.credential not in self._credentials:
+                there = ", ".join(sorted(self._credentials)) or "none"
+                field = f"storage_element.access_points[{number}].credential"
+                raise FieldInvalid.of(field, f"the settings of the storage name no such credential; there is {there}")
             try:
-                self._plugins[name].open(Access(address))
+                self._opened(point, read_only=False)
             except ValueError as error:
-                raise AddressInvalid(f"The address {address} cannot be used: {error}.", address=address) from error
+                message = f"The address {point.address} cannot be used: {error}."
+                raise AddressInvalid(message, address=point.address) from error
 
     def of(self, element: Element) -> StorageProtocol:
         """Return the first protocol of a StorageElement that is installed."""
-        for name, address in element.access_points:
-            if name in self._plugins:
-                key = (name, address, element.read_only)
+        for point in element.access_points:
+            if point.protocol in self._plugins:
+                key = (point, element.read_only)
                 if key not in self._open:
-                    access = Access(address, read_only=element.read_only, durable=self._durable)
-                    self._open[key] = self._plugins[name].open(access)
+                    self._open[key] = self._opened(point, read_only=element.read_only)
                 return self._open[key]
-        raise ProtocolUnknown(protocol=element.access_points[0][0], nearest=sorted(self._plugins))
+        raise ProtocolUnknown(protocol=element.access_points[0].protocol, nearest=sorted(self._plugins))
+
+    def _opened(self, point: AccessPoint, *, read_only: bool) -> StorageProtocol:
+        access = Access(
+            point.address,
+            read_only=read_only,
+            durable=self._durable,
+            credential=self._credentials.get(point.credential),
+            options=dict(point.options),
+        )
+        return self._plugins[point.protocol].open(access)
+
+    def is_local(self, element: Element) -> bool:
+        """Tell whether its files have paths on this machine."""
+        try:
+            return self.of(element).abilities.local
+        except ProtocolUnknown:
+            return False
 
     def local(self, element: Element, path: str) -> Path:
         """Return where a file lies on this machine, or raise PathRefused."""

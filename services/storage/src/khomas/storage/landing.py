@@ -147,6 +147,9 @@ class Landing:
         try:
             async with aclosing(meter.passing()) as passing:
                 await self.protocol.put(self.hidden, passing, wanted.size_bytes)
+                # Who counts bytes need not have asked for the end.
+                async for _ in passing:
+                    break
         except (ProtocolFault, SourceFailed, SourceDiffers) as error:
             if meter.trouble is not None:
                 raise meter.trouble from error
@@ -158,6 +161,11 @@ class Landing:
             raise meter.trouble or ProtocolFault(Problem.PASSING, message)
         await self.verify(wanted.size_bytes, meter.sums)
         return meter.sums
+
+    async def afresh(self) -> None:
+        """Begin again under another name: a server may remember the checksum of what had the first one."""
+        await self._discard()
+        self.hidden = f"{INCOMING}/{new_uid()}"
 
     async def verify(self, size_bytes: int, sums: Mapping[Algorithm, str]) -> None:
         """Compare what lies there with what should; raise CHECKSUM."""

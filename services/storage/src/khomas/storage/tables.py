@@ -28,7 +28,7 @@ storage_element = Table(
     Column("description", String, nullable=False),
     Column("site", String, nullable=False),
     Column("media", Integer, nullable=False),
-    # [[protocol, address], …]
+    # [[protocol, address, credential, [[option, value], …]], …]; older rows end after the address.
     Column("access_points", JSON, nullable=False),
     Column("read_only", Boolean, nullable=False),
     Column("capacity_bytes", BigInteger, nullable=False),

@@ -21,7 +21,7 @@ from khomas.kit.ids import new_uids
 from khomas.storage import staging
 from khomas.storage.checksums import Sums
 from khomas.storage.elements import Element, Elements, Protocols, Usage
-from khomas.storage.errors import UploadNotFound, UploadState
+from khomas.storage.errors import StorageElementElsewhere, UploadNotFound, UploadState
 from khomas.storage.granting import Granting
 from khomas.storage.paths import staging as staging_path
 from khomas.storage.rows import mapping
@@ -67,7 +67,8 @@ class Uploads:
         async with self._database.read() as connection:
             used = await usages(connection)
         wanted = {name for one in request.uploads for name in one.storage_elements}
-        default = default_element(elements, self._default)
+        here = {name: element for name, element in elements.items() if self._protocols.is_local(element)}
+        default = default_element(here or elements, self._default)
         free = await self._free([element for name, element in elements.items() if name in wanted | {default}], used)
         chooser = Chooser(elements, free, default)
         places = [chooser.choose(one.storage_elements, one.reserve_bytes) for one in request.uploads]
@@ -182,6 +183,8 @@ class Uploads:
         return {
             element.id: room
             if isinstance(room, DomainError)
+            else StorageElementElsewhere(storage_element=element.id)
+            if not self._protocols.is_local(element)
             else available(element, used.get(element.id, Usage()), room)
             for element, room in zip(candidates, rooms, strict=True)
         }

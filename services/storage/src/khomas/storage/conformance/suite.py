@@ -14,6 +14,7 @@ from khomas.storage.conformance.content import (
     blocks,
     content,
     hidden,
+    listed,
     look,
     problems,
     read,
@@ -38,6 +39,12 @@ class ProtocolConformance(Listing, Reading):
 
     @pytest.mark.parametrize("name", [*NAMES, "deep/er/and deeper/still"])
     async def test_file_comes_back_under_its_name(self, protocol: StorageProtocol, name: str) -> None:
+        if name in self.refused:
+            with pytest.raises(ProtocolFault) as caught:
+                await protocol.put(name, blocks(b"x"), 1)
+            assert caught.value.problem is Problem.REFUSED
+            assert not await listed(protocol, "")
+            return
         await write(protocol, name, name.encode())
         assert await read(protocol, name) == name.encode()
 

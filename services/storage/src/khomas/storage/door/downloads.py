@@ -7,6 +7,7 @@ from typing import Final
 from aiohttp import web
 
 from khomas.storage.door.grant import GRANT
+from khomas.storage.door.relaying import relayed
 from khomas.storage.elements import Element, Elements, Protocols, known
 from khomas.storage.errors import PathNotFound
 from khomas.storage.paths import for_content
@@ -38,6 +39,8 @@ class Reading:
         """Answer GET and HEAD."""
         element = known(await self._elements.all(), request.match_info["element"])
         path = for_content(request.match_info["path"])
+        if not self._protocols.is_local(element):
+            return await relayed(request, self._protocols.of(element), path, request[GRANT].adler32)
         local = await asyncio.to_thread(self._existing, element, path)
         return PlainFile(local, request[GRANT].adler32)
 

@@ -60,6 +60,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAUTHENTICATED (HTTP 401 or 403 on the door). Expired or for another path. Metadata: none."""
     ERROR_REASON_PATH_NOT_FOUND: _ErrorReason.ValueType  # 18
     """NOT_FOUND. The path does not exist on the StorageElement. Metadata: storage_element, path."""
+    ERROR_REASON_STORAGE_ELEMENT_ELSEWHERE: _ErrorReason.ValueType  # 19
+    """FAILED_PRECONDITION. Files are not uploaded straight to this storage: upload elsewhere and copy. Metadata:
+    storage_element.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Reason of an error, found in google.rpc.ErrorInfo with domain "khomas.storage"."""
@@ -102,4 +106,8 @@ ERROR_REASON_GRANT_REFUSED: ErrorReason.ValueType  # 17
 """UNAUTHENTICATED (HTTP 401 or 403 on the door). Expired or for another path. Metadata: none."""
 ERROR_REASON_PATH_NOT_FOUND: ErrorReason.ValueType  # 18
 """NOT_FOUND. The path does not exist on the StorageElement. Metadata: storage_element, path."""
+ERROR_REASON_STORAGE_ELEMENT_ELSEWHERE: ErrorReason.ValueType  # 19
+"""FAILED_PRECONDITION. Files are not uploaded straight to this storage: upload elsewhere and copy. Metadata:
+storage_element.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

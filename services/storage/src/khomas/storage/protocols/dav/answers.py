@@ -3,6 +3,7 @@
 import base64
 import binascii
 import re
+from dataclasses import dataclass
 from typing import Final
 
 from khomas.storage.checksums import Algorithm
@@ -35,6 +36,8 @@ _WORDS: Final = {
     "no space left on device": Problem.FULL,
     "disk quota exceeded": Problem.FULL,
 }
+# Known to copy for others, besides XrdHttp; not tried here.
+_COPYING: Final = ("dCache", "StoRM")
 _TAGS: Final = re.compile(r"(?is)<(head|style|script)\b.*?</\1>|<[^>]*>")
 # The name of RFC 9530 for Adler-32 is another one than that of RFC 3230.
 _ALGORITHMS: Final = {"adler": Algorithm.ADLER32} | {one.value: one for one in Algorithm}
@@ -42,6 +45,30 @@ _BYTES: Final = {Algorithm.ADLER32: 4, Algorithm.CRC32: 4, Algorithm.MD5: 16, Al
 _REMOTE: Final = re.compile(r"(?i)remote side|remote server|could(n't| not) (connect|resolve)|ssl")
 _REMOTE_STATUS: Final = re.compile(r"status code (\d{3})")
 _MESSAGE: Final = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What a server does otherwise than the standard."""
+
+    # Addresses in listings and in the header Destination are quoted.
+    quotes: bool = True
+    # "100 Continue" is followed by an answer.
+    continues: bool = True
+    # What comes after a question mark in a name, quoted or not, is not part of the name.
+    cuts: bool = False
+    # Ranges that reach past the end are answered with as much as there is.
+    shortens: bool = True
+    # Copies for others. Whoever does not, copies to the same path within itself, and calls that done.
+    copies: bool = False
+
+
+def dialect_of(server: str) -> Dialect:
+    """Return the ways of a server that calls itself so."""
+    if server.startswith("Xroot"):
+        # Its "100 Continue" comes with "Connection: Close".
+        return Dialect(quotes=False, continues=False, cuts=True, shortens=False, copies=True)
+    return Dialect(copies=server.startswith(_COPYING))
 
 
 def fault_of(method: str, status: int, body: str) -> ProtocolFault:
@@ -97,16 +124,3 @@ def hexadecimal(algorithm: Algorithm, value: str) -> str | None:
     except binascii.Error:
         return None
     return raw.hex() if len(raw) == size else None
-
-
-def part_of(content_range: str, length: int | None, start: int, size_bytes: int | None) -> int | None:
-    """Return how many bytes of a 206 belong to the file; None when nobody knows.
-
-    XrdHttp answers 206 with the length that was asked for, also past the end, and then sends less or nothing. What it
-    says of the whole size is right.
-    """
-    total = content_range.rpartition("/")[2]
-    if not total.isdecimal():
-        return length
-    there = max(0, int(total) - start)
-    return there if size_bytes is None else min(there, size_bytes)

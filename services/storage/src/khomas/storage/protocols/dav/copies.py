@@ -14,7 +14,7 @@ from khomas.storage.protocols.dav.session import Session, said
 from khomas.storage.protocols.interface import Problem, ProtocolFault, Remote
 
 _LINE: Final = 8192
-# What servers that know COPY within themselves only say to an address elsewhere.
+# What servers without it say.
 _FOREIGN: Final = frozenset({400, 404, 405, 409, 412, 501, 502})
 
 
@@ -42,6 +42,9 @@ class HttpCopies:
 
     async def _copied(self, path: str, headers: dict[str, str]) -> AsyncGenerator[int, None]:
         # Without "Credential: none" some servers want to have one delegated.
+        dialect, told = await self._session.met(), self._session.settings.third_party
+        if not (dialect.copies if told is None else told):
+            raise ProtocolFault(Problem.UNSUPPORTED, "the server is not known to copy for others")
         url = self._session.url(path)
         wanted = {"Credential": "none", "Overwrite": "F", "RequireChecksumVerification": "false"} | headers
         async with self._session.answer("COPY", url, headers=wanted, fails=False) as reply:

@@ -8,7 +8,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from khomas.storage.checksums import Algorithm
-from khomas.storage.protocols.dav.answers import digests_of, fault_of, part_of
+from khomas.storage.protocols.dav.answers import digests_of, fault_of
 from khomas.storage.protocols.dav.copies import HttpCopies
 from khomas.storage.protocols.dav.listing import PROPERTIES, QUOTA, Multistatus, Resource
 from khomas.storage.protocols.dav.session import DavSettings, Session, said
@@ -51,9 +51,15 @@ class _Body:
 
     async def _copied(self) -> AsyncGenerator[bytes, None]:
         self._sender = asyncio.current_task()
+        ahead: bytes | None = None
         async for block in self._blocks:
+            if ahead is not None:
+                yield ahead
             # A copy: the transport keeps what it could not send yet, and the block is filled anew meanwhile.
-            yield bytes(block)
+            ahead = bytes(block)
+        # Sent when the source is known to be at its end, and right: an answer may come as soon as this is there.
+        if ahead is not None:
+            yield ahead
 
     async def close(self) -> None:
         """Return when nobody asks for blocks any more; the library sends in a task of its own, and leaves it alone."""
@@ -122,26 +128,32 @@ class DavProtocol:
 
     async def get(self, path: str, start: int = 0, size_bytes: int | None = None) -> AsyncGenerator[memoryview, None]:
         """Read, by a range where not all is wanted."""
-        if size_bytes == 0:
-            return
-        whole = start == 0 and size_bytes is None
-        headers = {"Accept-Encoding": "identity"}
-        if not whole:
-            headers["Range"] = f"bytes={start}-{'' if size_bytes is None else start + size_bytes - 1}"
+        if start == 0 and size_bytes is None:
+            headers = {}
+        else:
+            size_bytes = await self._within(path, start, size_bytes)
+            if size_bytes == 0:
+                return
+            headers = {"Range": f"bytes={start}-{'' if size_bytes is None else start + size_bytes - 1}"}
+        headers["Accept-Encoding"] = "identity"
         async with self._session.answer("GET", self._session.url(path), headers=headers, fails=False) as reply:
             if reply.status == 416:
                 return
             if reply.status >= 300:
                 raise fault_of("GET", reply.status, await said(reply))
-            left, skip = reply.content_length, 0
-            if reply.status == 206:
-                left = part_of(reply.headers.get("Content-Range", ""), left, start, size_bytes)
-            elif not whole:
-                # The server has ignored the range.
-                left = None if left is None else max(0, left - start)
-                skip, left = start, size_bytes if left is None else min(left, size_bytes or left)
-            async for block in _pieces(reply, skip, left):
+            # Who answers 200 to a range has ignored it.
+            skip, left = start if reply.status == 200 else 0, reply.content_length
+            if reply.status == 200 and left is not None:
+                left = max(0, left - start) if size_bytes is None else min(max(0, left - start), size_bytes)
+            async for block in _pieces(reply, skip, size_bytes if left is None else left):
                 yield block
+
+    async def _within(self, path: str, start: int, size_bytes: int | None) -> int | None:
+        """Return how much of a range to ask for. XrdHttp sends nothing of one that has no end, or one past the end."""
+        if size_bytes == 0 or (await self._session.met()).shortens:
+            return size_bytes
+        left = max(0, (await self._stat(path)).size_bytes - start)
+        return left if size_bytes is None else min(left, size_bytes)
 
     async def put(self, path: str, blocks: AsyncIterator[memoryview], size_bytes: int) -> None:
         """Write with a known length. Never with Content-Range: some servers would keep the part as the whole."""
@@ -223,7 +235,7 @@ class DavProtocol:
             await self._move(source, target)
 
     async def _move(self, source: str, target: str) -> None:
-        headers = {"Destination": self._session.url(target), "Overwrite": "F"}
+        headers = {"Destination": self._session.destination(target), "Overwrite": "F"}
         async with self._session.answer("MOVE", self._session.url(source), headers=headers) as reply:
             await said(reply)
 
@@ -249,7 +261,7 @@ class DavProtocol:
         async with self._session.answer("PROPFIND", url, headers=headers, data=properties) as reply:
             if reply.status != 207:
                 raise ProtocolFault(Problem.UNSUPPORTED, f"PROPFIND was answered with {reply.status}")
-            parser = Multistatus()
+            parser = Multistatus(quoted=self._session.dialect.quotes)
             async for piece in reply.content.iter_any():
                 for resource in parser.feed(piece):
                     yield resource

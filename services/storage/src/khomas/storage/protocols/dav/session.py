@@ -7,14 +7,14 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import aiohttp
 from pydantic import BaseModel, ConfigDict, Field
 from yarl import URL
 
 from khomas.kit.credentials import CredentialProvider
-from khomas.storage.protocols.dav.answers import fault_of
+from khomas.storage.protocols.dav.answers import Dialect, dialect_of, fault_of
 from khomas.storage.protocols.interface import Problem, ProtocolFault
 
 _SCHEMES: Final = {"davs": "https", "https": "https", "dav": "http", "http": "http"}
@@ -34,6 +34,8 @@ class DavSettings(BaseModel):
     authorities: Path | None = None
     # Kept to the server at the same time.
     connections: int = Field(default=32, gt=0, le=1000)
+    # Copies for others; None = by the name that the server gives itself.
+    third_party: bool | None = None
     # Until an answer begins; a server that computes a checksum of a large file needs long.
     seconds: float = Field(default=300.0, gt=0)
     connect_seconds: float = Field(default=20.0, gt=0)
@@ -49,15 +51,27 @@ class Session:
         self.settings = settings
         self._credential = credential
         self._open: aiohttp.ClientSession | None = None
+        # Known after its first answer.
+        self._dialect: Dialect | None = None
 
     @property
     def root_path(self) -> str:
         """Return the path of the root in the form of listings: not quoted, with a slash at its end."""
         return URL(self.root, encoded=True).path
 
+    @property
+    def dialect(self) -> Dialect:
+        """Return what the server does in its own way."""
+        return self._dialect or Dialect()
+
     def url(self, path: str) -> str:
         """Return the address of a path."""
         return self.root + quote(path, safe="/")
+
+    def destination(self, path: str) -> str:
+        """Return the address of a path in the form that the header Destination has."""
+        # XrdHttp trims the header, of bytes beyond ASCII too, unless something follows that is not part of the name.
+        return self.url(path) if self.dialect.quotes else f"{unquote(self.root)}{path}?x"
 
     async def authorization(self) -> dict[str, str]:
         """Return the header that lets in, or raise CREDENTIAL."""
@@ -65,12 +79,21 @@ class Session:
             return {}
         return {"Authorization": f"Bearer {await asyncio.to_thread(_token, self._credential)}"}
 
+    async def met(self) -> Dialect:
+        """Have an answer of the server, to know how to speak to it."""
+        if self._dialect is None:
+            (await self._sent("OPTIONS", self.root, {}, None)).release()
+        return self.dialect
+
     @asynccontextmanager
     async def answer(
         self, method: str, url: str, *, headers: Mapping[str, str] | None = None, data: Any = None, fails: bool = True
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send a request and give its answer, with redirections followed; raise ProtocolFault for a bad one."""
         try:
+            await self.met()
+            if self.dialect.cuts and "%3F" in url:
+                raise ProtocolFault(Problem.REFUSED, f"the server ends names at a question mark: {url}")
             async with await self._sent(method, url, dict(headers or {}), data) as response:
                 if fails and response.status >= 400:
                     raise fault_of(method, response.status, await said(response))
@@ -105,15 +128,17 @@ class Session:
         session = self._session()
         for left in reversed(range(_AGAIN)):
             try:
-                return await session.request(
+                response = await session.request(
                     method,
                     URL(url, encoded=True),
                     headers=headers,
                     data=data,
                     allow_redirects=False,
                     # What a server does not want is not sent.
-                    expect100=method == "PUT",
+                    expect100=method == "PUT" and self.dialect.continues,
                 )
+                self._dialect = dialect_of(response.headers.get("Server", ""))
+                return response
             except aiohttp.ServerDisconnectedError:
                 if not left or method not in ("PROPFIND", "MKCOL", "HEAD", "GET"):
                     raise
