@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 from urllib.parse import quote
 
-from astropy.io import fits
-from astropy.io.fits.verify import VerifyError
-
 from khomas.archive.mapping import Header
+
+# With NumPy it is 25 MiB, which a service pays with the first file that it opens.
+if TYPE_CHECKING:
+    from astropy.io import fits
 
 _READ: Final = 2880 * 16
 _ONES: Final = 0xFFFFFFFF
@@ -36,7 +37,7 @@ class Hdu:
     """One HDU without its data."""
 
     name: str
-    header: fits.Header
+    header: "fits.Header"
     datasum: int
 
     @property
@@ -46,6 +47,8 @@ class Hdu:
 
     def read(self) -> Header:
         """Return the cards as mappings see them; of cards with the same name the first counts."""
+        from astropy.io.fits.verify import VerifyError
+
         cards: dict[str, str | int | float | bool] = {}
         for card in self.header.cards:
             try:
@@ -98,6 +101,8 @@ def write_copy(source: Path, target: Path, cards: Mapping[str, tuple[str, str]])
 
 @contextmanager
 def _reading(path: Path) -> Iterator[BinaryIO]:
+    from astropy.io.fits.verify import VerifyError
+
     with path.open("rb") as raw:
         zipped = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
@@ -122,8 +127,10 @@ def _writing(path: Path) -> Iterator[BinaryIO]:
             yield stream  # type: ignore[misc]  # writes alike
 
 
-def _headers(stream: BinaryIO) -> Iterator[fits.Header]:
+def _headers(stream: BinaryIO) -> "Iterator[fits.Header]":
     """Yield one header after the other; whoever takes one reads its data before the next."""
+    from astropy.io import fits
+
     for number in count():
         start = stream.tell()
         begin = stream.read(9)
@@ -138,7 +145,7 @@ def _headers(stream: BinaryIO) -> Iterator[fits.Header]:
             raise NotFits(f"a header cannot be read: {error}") from error
 
 
-def _name(header: fits.Header, number: int) -> str:
+def _name(header: "fits.Header", number: int) -> str:
     name = str(header.get("EXTNAME", "")).strip().upper()
     return name or ("PRIMARY" if number == 0 else str(number))
 

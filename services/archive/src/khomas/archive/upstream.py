@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import aiohttp
 import grpc
 
 from khomas.api.catalog.v1 import catalog_service_pb2, dataset_pb2, file_pb2
@@ -22,6 +21,10 @@ from khomas.api.catalog.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from khomas.api.common.v1 import checksum_pb2, value_pb2
 from khomas.api.storage.v1 import grant_pb2, storage_service_pb2
 from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceStub
+
+# 8 MiB, which a service pays with the first bytes that it fetches.
+if TYPE_CHECKING:
+    import aiohttp
 
 T = TypeVar("T")
 
@@ -61,7 +64,11 @@ def is_passing(error: BaseException) -> bool:
     """Tell whether to try again later."""
     if isinstance(error, grpc.aio.AioRpcError):
         return error.code() in _PASSING
-    return isinstance(error, aiohttp.ClientError | OSError | TimeoutError)
+    if isinstance(error, OSError | TimeoutError):
+        return True
+    from aiohttp import ClientError
+
+    return isinstance(error, ClientError)
 
 
 def derived_id(uid: str, purpose: str) -> str:
@@ -236,8 +243,10 @@ class Upstream:
     def _usable(self, grant: grant_pb2.AccessGrant, mode: int) -> bool:
         return self._local_paths and bool(grant.local_path) and os.access(grant.local_path, mode)
 
-    def _session(self) -> aiohttp.ClientSession:
+    def _session(self) -> "aiohttp.ClientSession":
         if self._http is None:
+            import aiohttp
+
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=self._seconds)
             self._http = aiohttp.ClientSession(timeout=timeout)
         return self._http

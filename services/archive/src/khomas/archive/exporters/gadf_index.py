@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from io import BytesIO
 from pathlib import Path
-from typing import Final
-
-import numpy as np
-from astropy.io import fits
+from typing import TYPE_CHECKING, Final
 
 from khomas.api.catalog.v1 import file_pb2
 from khomas.archive import names
@@ -18,6 +15,10 @@ from khomas.archive.exporters.interface import Content, Options
 from khomas.archive.fits_cards import Hdu, NotFits, looks_like_fits, read_hdus
 from khomas.archive.mapping import Header, Value
 from khomas.kit.errors import FieldInvalid
+
+# With NumPy it is 25 MiB, which a service pays with its first export.
+if TYPE_CHECKING:
+    from astropy.io import fits
 
 _BATCH: Final = 32
 _DOCUMENT: Final = "https://github.com/open-gamma-ray-astro/gamma-astro-data-formats"
@@ -139,7 +140,7 @@ def _written(runs: Sequence[Run], base_dir: str, folder: Path) -> list[Path]:
     return [observations, hdus]
 
 
-def _observation_table(runs: Sequence[Run]) -> fits.BinTableHDU:
+def _observation_table(runs: Sequence[Run]) -> "fits.BinTableHDU":
     columns = []
     for name, (kind, unit) in _OBSERVATION.items():
         values = [run.events.get(name) for run in runs]
@@ -155,7 +156,7 @@ def _observation_table(runs: Sequence[Run]) -> fits.BinTableHDU:
     return table
 
 
-def _hdu_table(runs: Sequence[Run], base_dir: str) -> fits.BinTableHDU:
+def _hdu_table(runs: Sequence[Run], base_dir: str) -> "fits.BinTableHDU":
     rows = [(run, hdu) for run in runs for hdu in sorted(run.hdus)]
     columns = [
         _column("OBS_ID", "K", [run.events["OBS_ID"] for run, _ in rows]),
@@ -169,7 +170,10 @@ def _hdu_table(runs: Sequence[Run], base_dir: str) -> fits.BinTableHDU:
     return _table(columns, "HDU_INDEX", "HDU")
 
 
-def _column(name: str, kind: str, values: Iterable[Value | None], unit: str = "") -> fits.Column:
+def _column(name: str, kind: str, values: Iterable[Value | None], unit: str = "") -> "fits.Column":
+    import numpy as np
+    from astropy.io import fits
+
     if kind == "A":
         texts = ["" if value is None else str(value) for value in values]
         width = max(1, *map(len, texts))
@@ -182,14 +186,18 @@ def _column(name: str, kind: str, values: Iterable[Value | None], unit: str = ""
     return fits.Column(name, "D", unit=unit or None, array=np.array(numbers, np.float64))
 
 
-def _table(columns: Sequence[fits.Column], name: str, kind: str) -> fits.BinTableHDU:
+def _table(columns: "Sequence[fits.Column]", name: str, kind: str) -> "fits.BinTableHDU":
+    from astropy.io import fits
+
     table = fits.BinTableHDU.from_columns(columns, name=name)
     table.header.update({"HDUCLASS": "GADF", "HDUDOC": _DOCUMENT, "HDUVERS": "0.3"})
     table.header.update({"HDUCLAS1": "INDEX", "HDUCLAS2": kind})
     return table
 
 
-def _write(path: Path, table: fits.BinTableHDU) -> None:
+def _write(path: Path, table: "fits.BinTableHDU") -> None:
+    from astropy.io import fits
+
     for hdu in (primary := fits.PrimaryHDU(), table):
         hdu.add_datasum(when="of its data")
         hdu.add_checksum(when="of this HDU")
