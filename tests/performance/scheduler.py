@@ -23,18 +23,15 @@ _WAITING = {"limits": {"start_after": "2100-01-01T00:00:00Z"}}
 
 
 async def measure(rounds: int, jobs: int = 1000) -> list[Figure]:
-    """Measure everything over the wire, with SQLite and the local backend."""
+    """Measure with client and service in one process, SQLite and the local backend; the goals are those of `jobs`."""
     with tempfile.TemporaryDirectory(prefix="khomas-") as folder:
         async with serve(service, state=Path(folder)) as served:
             scheduler = Scheduler(served)
             await scheduler.run(_spec())
             return [
                 await _repeat("array of 100,000 accepted", "s", rounds, lambda: _array(scheduler, 100_000)),
-                await _repeat("array of 1,000,000 accepted", "s", rounds, lambda: _array(scheduler, 1_000_000), "<= 2"),
-                await _repeat(
-                    "1000 distinct jobs in one call", "jobs/s", rounds, lambda: _distinct(scheduler), ">= 10000"
-                ),
-                await _repeat("one job a call, 16 in flight", "jobs/s", rounds, lambda: _single(scheduler), ">= 700"),
+                await _repeat("1000 distinct jobs in one call", "jobs/s", rounds, lambda: _distinct(scheduler)),
+                await _repeat("one job a call, 16 in flight", "jobs/s", rounds, lambda: _single(scheduler)),
                 await compared(
                     f"{jobs} `true` to done / bare posix_spawn",
                     lambda: _dispatch(scheduler, jobs),
@@ -48,12 +45,12 @@ async def measure(rounds: int, jobs: int = 1000) -> list[Figure]:
                     lambda: _bare_asyncio(jobs),
                     rounds,
                 ),
-                await _repeat(f"{jobs} `true` to done", "jobs/s", rounds, lambda: _rate(scheduler, jobs), ">= 600"),
+                await _repeat(f"{jobs} `true` to done", "jobs/s", rounds, lambda: _rate(scheduler, jobs)),
             ]
 
 
-async def _repeat(name: str, unit: str, rounds: int, once: Callable[[], Awaitable[float]], goal: str = "") -> Figure:
-    return Figure(name, unit, [await once() for _ in range(rounds)], goal)
+async def _repeat(name: str, unit: str, rounds: int, once: Callable[[], Awaitable[float]]) -> Figure:
+    return Figure(name, unit, [await once() for _ in range(rounds)])
 
 
 def _spec(**spec: object) -> JobSpec:
