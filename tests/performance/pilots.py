@@ -1,6 +1,7 @@
 """Pilots on a real Slurm of 16 slots: short jobs through them against one sbatch a job, and how many they run."""
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import tempfile
@@ -79,9 +80,10 @@ async def _ended(backend: SpooledBackend, jobs: int, *command: str, pause: float
 
 async def _without_pilots(slurm: Slurm) -> None:
     """End the pilots, so that all slots are free for the others."""
-    slurm.command("scancel", "--signal=TERM", "--batch", "--state=RUNNING", "-p", "batch")
     while slurm.command("squeue", "-h"):
-        await asyncio.sleep(0.2)
+        with contextlib.suppress(subprocess.CalledProcessError):  # those that ended meanwhile
+            slurm.command("scancel", "--signal=TERM", "--batch", "--state=RUNNING", "-p", "batch")
+        await asyncio.sleep(0.5)
 
 
 def _one_by_one(slurm: Slurm, jobs: int) -> float:

@@ -98,23 +98,26 @@ def test_held_jobs_are_out_of_reach_and_dropped_ones_are_gone(pool: Pool) -> Non
 
 
 def test_buried_pilot_gives_back_what_it_had_not_begun_and_the_rest_has_failed(pool: Pool) -> None:
-    waiting, running, cancelled, done = wait(pool, 4)
+    waiting, running, cancelled, done, killed = wait(pool, 5)
     lease(pool, waiting)
-    for name in (running, cancelled, done):
+    for name in (running, cancelled, done, killed):
         (lease(pool, name) / "started").write_text('{"host": "n1", "time": "2026-01-01T00:00:00Z"}')
-    jobs = {name: Path(pool.path("jobs", name.split(".")[3])) for name in (running, cancelled, done)}
+    jobs = {name: Path(pool.path("jobs", name.split(".")[3])) for name in (running, cancelled, done, killed)}
     (jobs[cancelled] / "cancel").write_text('{"grace_s": 1}')
     (jobs[done] / "exit.json").write_text('{"state": "SUCCEEDED"}')
+    (jobs[killed] / "exit.json").write_text('{"state": "FAILED", "reason_name": "APP_SIGNAL", "signal": 9}')
     told = pool.bury("p1", "never-there")
-    assert (told["back"], sorted(told["lost"])) == ([waiting], sorted([running, cancelled, done]))
+    assert (told["back"], sorted(told["lost"])) == ([waiting], sorted([running, cancelled, done, killed]))
     assert pool.look()["pool"] == [waiting]
     assert not Path(pool.path("pilots", "p1")).exists()
     record = json.loads((jobs[running] / "exit.json").read_text())
     assert (record["state"], record["reason_name"], record["host"]) == ("FAILED", "INFRA_PILOT_ABORTED", "n1")
+    record = json.loads((jobs[killed] / "exit.json").read_text())
+    assert (record["state"], record["reason_name"], record["signal"]) == ("FAILED", "INFRA_PILOT_ABORTED", 9)
     assert not (jobs[cancelled] / "exit.json").exists()
     assert json.loads((jobs[done] / "exit.json").read_text()) == {"state": "SUCCEEDED"}
     ended = {path.name for path in Path(pool.path("ended")).iterdir()}
-    assert ended == {jobs[running].name, jobs[done].name}
+    assert ended == {jobs[running].name, jobs[done].name, jobs[killed].name}
 
 
 @pytest.fixture

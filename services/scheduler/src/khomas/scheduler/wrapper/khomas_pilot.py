@@ -110,6 +110,7 @@ class Pilot:
         self.ran = 0
         self.beaten = self.looked = -60.0
         self.stopping = False
+        self.wrapper = os.getppid()
         # Whether the last look found jobs, and none of them will ever fit.
         self.useless = False
 
@@ -223,7 +224,7 @@ class Pilot:
         """Tell first, then let go of the lease: the job is always found in one of the places."""
         record = os.path.join(self.job(token), "exit.json")
         if os.path.exists(record):
-            if self.stopping:
+            if self.stopping or self.orphaned():
                 self.blame_pilot(token, record)
             open(os.path.join(self.spool, "ended", token), "w").close()
         self.give_up(self.running.pop(token))
@@ -275,10 +276,9 @@ class Pilot:
         if hasattr(gc, "freeze"):
             gc.freeze()  # children share this memory longer
         idle_since = cancelled = time.monotonic()
-        wrapper = os.getppid()
         while True:
-            if os.getppid() != wrapper:
-                self.stopping = True  # it was killed: the batch system believes that all is over
+            if self.orphaned():
+                self.stopping = True
             if not self.stopping:
                 self.take_jobs()
             self.beat()
@@ -293,6 +293,10 @@ class Pilot:
                 cancelled = now
             self.listen(SLOW_LOOK_SECONDS if now - idle_since > UNUSED_SECONDS else LOOK_SECONDS)
 
+    def orphaned(self) -> bool:
+        """Whether the wrapper of this pilot was killed: then the batch system believes that all is over."""
+        return os.getppid() != self.wrapper
+
     def done(self, idle: float) -> bool:
         """Whether to end, when nothing runs."""
         patience = self.idle_seconds if self.ran else min(UNUSED_SECONDS, self.idle_seconds)
@@ -306,7 +310,7 @@ class Pilot:
         if failure or last or time.monotonic() - self.beaten > BEAT_SECONDS:
             self.beaten = time.monotonic()
             told = {"host": khomas_job.HOST, "ran": self.ran, "failure": failure}
-            told.update(cpu_milli=0 if self.stopping else self.free(), memory_bytes=self.free_memory())
+            told.update(cpu_milli=0 if self.stopping or last else self.free(), memory_bytes=self.free_memory())
             told.update(wall_s=self.left(), sums_memory=bool(self.memory_bytes))
             khomas_job.write_json(os.path.join(self.folder, "heartbeat"), told)
 

@@ -301,18 +301,20 @@ class Pool:
     def fail(self, entry: Entry) -> None:
         """Write the exit record that nobody else can write any more; one that was cancelled has its own end."""
         folder = self.path("jobs", entry.token)
-        record = os.path.join(folder, "exit.json")
-        cancelled = read_json(os.path.join(folder, "cancel")) or {}
-        if not os.path.isdir(folder) or "grace_s" in cancelled:
+        path = os.path.join(folder, "exit.json")
+        if not os.path.isdir(folder):
             return
-        if not os.path.exists(record):
-            started = read_json(os.path.join(folder, "started")) or {}
-            told = {"format": 1, "token": entry.token, "host": started.get("host", ""), "state": "FAILED"}
-            told.update(reason=PILOT_ABORTED, reason_name="INFRA_PILOT_ABORTED", exit_code=None, outputs=[])
-            told.update(
-                message="its pilot ended while it ran", start_time=started.get("time"), end_time=moment(self.now)
-            )
-            write(record, told)
+        record = read_json(path)
+        if "grace_s" not in (read_json(os.path.join(folder, "cancel")) or {}):
+            if record is None or record["state"] != "SUCCEEDED":
+                # Whoever killed the pilot may have killed the job first, and its wrapper told of that.
+                started = read_json(os.path.join(folder, "started")) or {}
+                told = {"format": 1, "token": entry.token, "host": started.get("host", ""), "exit_code": None}
+                told.update(start_time=started.get("time"), end_time=moment(self.now), outputs=[])
+                told.update(record or {}, state="FAILED", reason=PILOT_ABORTED, reason_name="INFRA_PILOT_ABORTED")
+                write(path, dict(told, message="its pilot ended while it ran"))
+        elif record is None:
+            return
         open(self.path("ended", entry.token), "w").close()
 
 
