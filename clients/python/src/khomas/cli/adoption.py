@@ -135,11 +135,22 @@ def se_ls(**options: Any) -> None:
 @se.command("create")
 @click.argument("name")
 @click.argument("address")
-@click.option("--protocol", default="posix")
+@click.option("--protocol", default="posix", help="posix, davs, …")
+@click.option("--credential", default="", help="Name of a credential in the settings of the storage.")
+@click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="What the protocol takes besides.")
 @click.option("--site", default="")
 @click.option("--read-only", is_flag=True, help="For trees that are adopted where they lie.")
 @click.option("--description", default="")
-def se_create(name: str, address: str, protocol: str, site: str, read_only: bool, description: str) -> None:
+def se_create(
+    name: str,
+    address: str,
+    protocol: str,
+    credential: str,
+    options: tuple[str, ...],
+    site: str,
+    read_only: bool,
+    description: str,
+) -> None:
     """Make a StorageElement known; ADDRESS is its root, a folder for the protocol posix."""
     from khomas.api.storage.v1.storage_element_pb2 import AccessPoint, StorageElement
 
@@ -149,11 +160,21 @@ def se_create(name: str, address: str, protocol: str, site: str, read_only: bool
         description=description,
         site=site,
         media=StorageElement.MEDIA_DISK,
-        access_points=[AccessPoint(protocol=protocol, address=place)],
+        access_points=[AccessPoint(protocol=protocol, address=place, credential=credential, options=_pairs(options))],
         read_only=read_only,
     )
     made = with_client(lambda client: client.storage.create_element(wanted))
     click.echo(made.name.removeprefix("storageElements/"))
+
+
+def _pairs(options: tuple[str, ...]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"{option} is not NAME=VALUE", param_hint="--option")
+        pairs[name] = value
+    return pairs
 
 
 @click.group()
