@@ -23,7 +23,7 @@ UsePAM no
 StrictModes no
 PasswordAuthentication no
 KbdInteractiveAuthentication no
-MaxSessions 100
+MaxSessions {sessions}
 MaxStartups 100
 PrintMotd no
 UseDNS no
@@ -40,6 +40,8 @@ class Ssh:
     port: int
     user: pwd.struct_passwd
     server: "subprocess.Popen[bytes] | None" = None
+    # Over one connection at once.
+    sessions: int = 100
 
     @property
     def address(self) -> str:
@@ -63,7 +65,9 @@ class Ssh:
         return ["ssh", "-F", "none", *options, "-p", str(self.port), f"{self.user.pw_name}@127.0.0.1"]
 
     def start(self) -> None:
-        """Start it; return when it lets the user in."""
+        """Start it unless it runs; return when it lets the user in."""
+        if self.server is not None and self.server.poll() is None:
+            return
         argv = ["/usr/sbin/sshd", "-D", "-e", "-f", str(self.folder / "sshd_config")]
         self.server = self.processes.start(argv, name="sshd")
         until(lambda: answers([*self.command, "true"]), 30, "sshd", self.processes)
@@ -89,11 +93,11 @@ class Ssh:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Ssh]:
+def running(folder: Path, sessions: int = 100) -> Iterator[Ssh]:
     """Install, make keys, start; `folder` is one that the user may enter."""
     install.debian("openssh-server", "openssh-client")
     with Processes(folder / "log") as processes:
-        ssh = Ssh(folder, processes, free_ports(1)[0], unprivileged())
+        ssh = Ssh(folder, processes, free_ports(1)[0], unprivileged(), sessions=sessions)
         _configure(ssh)
         ssh.start()
         try:
@@ -109,7 +113,7 @@ def _configure(ssh: Ssh) -> None:
     for name in ("host_key", "key"):
         argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(ssh.folder / name)]
         subprocess.run(argv, check=True, timeout=30)
-    (ssh.folder / "sshd_config").write_text(_CONF.format(port=ssh.port, folder=ssh.folder))
+    (ssh.folder / "sshd_config").write_text(_CONF.format(port=ssh.port, folder=ssh.folder, sessions=ssh.sessions))
     allowed = ssh.folder / "authorized_keys"
     allowed.write_text((ssh.folder / "key.pub").read_text())
     allowed.chmod(0o644)

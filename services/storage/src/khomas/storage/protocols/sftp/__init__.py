@@ -1,0 +1,1 @@
+"""The protocol `sftp`: files behind an ssh server."""
