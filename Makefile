@@ -19,7 +19,7 @@ TESTS ?=
 # Contracts are compared with this state; nothing to compare with is no fault.
 BUF_AGAINST ?= main
 
-.PHONY: setup gen lint test test-kubernetes check demo demo-everywhere bench constraints
+.PHONY: setup gen lint test test-kubernetes conformance check demo demo-everywhere bench constraints
 .DEFAULT_GOAL := check
 
 setup: .venv/.installed
@@ -65,6 +65,12 @@ test: setup
 test-kubernetes: setup
 	$(BIN)/python -m tests.testbeds.kubernetes_build
 	KHOMAS_TEST_KUBERNETES=real $(BIN)/pytest tests/backends/test_kubernetes.py tests/backends/real_kubernetes.py $(TESTS)
+
+# Every backend on its own system; the page of the documentation about it is written from what the tests say.
+conformance: setup
+	tools/test-programs
+	$(BIN)/pytest services/scheduler/tests/test_local_backend.py tests/backends --junitxml=.conformance.xml $(TESTS); \
+	  code=$$?; $(BIN)/python -m tests.backends.reference .conformance.xml && exit $$code
 
 check: lint test
 

@@ -90,7 +90,7 @@ def survivors(khomas: Installation, systems: Systems, folder: Path) -> dict[str,
     return by_system(asyncio.run(final(khomas, names)))
 
 
-@pytest.mark.timeout(2 * SECONDS)
+@pytest.mark.timeout(4 * SECONDS)
 @pytest.mark.parametrize("name", NAMES)
 def test_jobs_go_on_while_the_server_is_away_and_none_is_called_lost(
     khomas: Installation, survivors: dict[str, list[Job]], name: str
@@ -123,7 +123,7 @@ def naughty(khomas: Installation, survivors: dict[str, list[Job]], mark: str) ->
     return by_system(asyncio.run(final(khomas, asyncio.run(submitted(khomas, documents)))))
 
 
-@pytest.mark.timeout(2 * SECONDS)
+@pytest.mark.timeout(4 * SECONDS)
 @pytest.mark.parametrize("name", NAMES)
 def test_job_that_misbehaves_ends_with_the_right_reason(naughty: dict[str, list[Job]], name: str) -> None:
     told = {job.spec.display_name: Reason.Name(job.status.reason).removeprefix("REASON_") for job in naughty[name]}
@@ -131,7 +131,7 @@ def test_job_that_misbehaves_ends_with_the_right_reason(naughty: dict[str, list[
     assert {job.status.attempt for job in naughty[name]} == {1}
 
 
-@pytest.mark.timeout(2 * SECONDS)
+@pytest.mark.timeout(4 * SECONDS)
 def test_nodes_are_left_clean(naughty: dict[str, list[Job]], mark: str) -> None:
     assert naughty
     assert [path for path in Path("/proc").glob("[0-9]*/environ") if mark in environment(path)] == []

@@ -6,7 +6,6 @@ import time
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 from khomas.scheduler.backends.interface import Backend, SubmitItem
@@ -50,8 +49,3 @@ def kill_while(call: Callable[[], Coroutine[Any, Any, object]], seconds: float) 
     time.sleep(seconds)
     process.kill()
     process.join()
-
-
-def left_in(folders: Sequence[str]) -> list[Path]:
-    """What jobs left in their folders."""
-    return [path for folder in folders for path in Path(folder).rglob("*")]

@@ -21,18 +21,8 @@ from khomas.scheduler.backends.interface import (
     SubmitItem,
     Submitted,
 )
-from khomas.scheduler.conformance.jobs import (
-    GRACE,
-    MIB,
-    OpenBackend,
-    chunks,
-    job,
-    kill_while,
-    left_in,
-    pause,
-    shell,
-    token,
-)
+from khomas.scheduler.conformance.jobs import GRACE, MIB, OpenBackend, chunks, job, kill_while, pause, shell, token
+from khomas.scheduler.conformance.traces import traces
 
 
 class BackendConformance:
@@ -359,8 +349,7 @@ class BackendConformance:
         seconds = f"86400.{uuid.uuid4().int % 10**12}"
         record = await self.run(backend, shell(f"setsid sleep {seconds} & setsid nohup sleep {seconds} > /dev/null &"))
         assert (record["state"], record["stragglers"]) == ("SUCCEEDED", 2)
-        lives = await asyncio.to_thread(subprocess.run, ["pgrep", "-f", seconds], check=False, stdout=subprocess.PIPE)
-        assert lives.stdout == b""
+        assert await asyncio.to_thread(traces, seconds) == []
 
     async def test_job_that_is_ended_leaves_no_process_and_no_file(self, backend: Backend) -> None:
         seconds = f"86400.{uuid.uuid4().int % 10**12}"
@@ -370,9 +359,7 @@ class BackendConformance:
         ids = await backend.find([item.token])
         folders = (await backend.peek(ids[item.token], "stdout", 0, MIB)).data.decode().splitlines()
         assert len(folders) == 2
-        assert await asyncio.to_thread(left_in, folders) == []
-        lives = await asyncio.to_thread(subprocess.run, ["pgrep", "-f", seconds], check=False, stdout=subprocess.PIPE)
-        assert lives.stdout == b""
+        assert await asyncio.to_thread(traces, seconds, folders) == []
 
     async def test_jobs_one_after_the_other_do_not_see_each_others_limits(self, backend: Backend) -> None:
         before = await self.printed(backend, shell("ulimit -d"))
