@@ -79,6 +79,8 @@ def settings(
     options: Mapping[str, Any] = system.options
     if system.kind == "local":
         options = {**options, "spool": str(khomas.state / "spool")}
+    if system.kind in ("slurm", "htcondor"):
+        options = {**options, "pilots": 0}  # which would take several jobs
     backend = {**system.settings, "options": dict(options), "max_jobs": room}
     if moment is not None:
         backend |= {"kind": killing.KIND, "options": {"kind": system.kind, "options": options, "moment": moment}}

@@ -1,5 +1,6 @@
 """A real HTCondor pool of one machine: Debian 13's daemons in a chroot, on loopback, reached by token."""
 
+import os
 import pwd
 import shutil
 import signal
@@ -138,6 +139,23 @@ class Htcondor:
         # SIGQUIT: at once.
         master.send_signal(signal.SIGQUIT)
         end(master)
+
+    def freeze(self) -> None:
+        """Let collector and schedd answer no more; jobs go on."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let them go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        [master] = self.master
+        pattern = "^condor_(schedd|collecto)"
+        found = subprocess.run(
+            ["pgrep", "--parent", str(master.pid), pattern], check=True, capture_output=True, text=True, timeout=20
+        )
+        for pid in found.stdout.split():
+            os.kill(int(pid), number)
 
 
 @contextmanager

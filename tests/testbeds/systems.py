@@ -169,8 +169,8 @@ class _Beds:
             server="htcondor",
             site="elsewhere",
             options=options,
-            stop=bed.stop,
-            start=bed.start,
+            stop=bed.freeze,
+            start=bed.thaw,
             taken=taken,
         )
 
