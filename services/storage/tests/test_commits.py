@@ -316,7 +316,7 @@ async def test_odd_names_are_refused(storage: Storage, name: str) -> None:
     assert reason in {"PATH_REFUSED", "FIELD_INVALID"}
 
 
-@pytest.mark.parametrize("settings", [{"poll": timedelta(hours=1)}])
+@pytest.mark.parametrize("settings", [{"poll": timedelta(hours=1), "check_interval": timedelta(hours=1)}])
 async def test_thousand_files_cost_six_statements(storage: Storage) -> None:
     upload = await storage.open(max_files=1000)
     for index in range(1000):
