@@ -27,6 +27,7 @@ INCOMING: Final = f"{PRIVATE}/incoming"
 # Blocks from this size on are summed by a thread: less costs less than the way there.
 _LARGE: Final = 256 * 1024
 _NAMINGS: Final = 3
+_UID: Final = 36
 _DISCARD_SECONDS: Final = 30.0
 
 
@@ -249,11 +250,12 @@ async def tidy(protocol: StorageProtocol, before: datetime) -> None:
 
 
 def _last_seen(entry: Entry) -> datetime:
-    """Return when a hidden file was begun, by our clock, or written to, by the server's."""
-    begun = datetime.now(UTC)
+    """Return when a hidden file was begun, by our clock, or written to, by the server's; now if nobody knows."""
+    times = [entry.modify_time] if entry.modify_time is not None else []
     try:
-        uid = UUID(entry.path.rpartition("/")[2])
-        begun = datetime.fromtimestamp((uid.int >> 80) / 1000, UTC)
+        # nginx adds something to the names of parts that it leaves behind.
+        uid = UUID(entry.path.rpartition("/")[2][:_UID])
+        times.append(datetime.fromtimestamp((uid.int >> 80) / 1000, UTC))
     except (ValueError, OverflowError):
         log.info("storage.unknown", extra={"path": entry.path})
-    return max(begun, entry.modify_time or begun)
+    return max(times, default=datetime.now(UTC))

@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -82,7 +83,8 @@ class Session:
     async def met(self) -> Dialect:
         """Have an answer of the server, to know how to speak to it."""
         if self._dialect is None:
-            (await self._sent("OPTIONS", self.root, {}, None)).release()
+            async with self._answer("OPTIONS", self.root, {}, None):
+                pass
         return self.dialect
 
     @asynccontextmanager
@@ -90,22 +92,30 @@ class Session:
         self, method: str, url: str, *, headers: Mapping[str, str] | None = None, data: Any = None, fails: bool = True
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send a request and give its answer, with redirections followed; raise ProtocolFault for a bad one."""
-        try:
-            await self.met()
-            if self.dialect.cuts and "%3F" in url:
-                raise ProtocolFault(Problem.REFUSED, f"the server ends names at a question mark: {url}")
-            async with await self._sent(method, url, dict(headers or {}), data) as response:
-                if fails and response.status >= 400:
-                    raise fault_of(method, response.status, await said(response))
-                yield response
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise translated(error) from error
+        if (await self.met()).cuts and "%3F" in url:
+            raise ProtocolFault(Problem.REFUSED, f"the server ends names at a question mark: {url}")
+        async with self._answer(method, url, dict(headers or {}), data) as response:
+            if fails and response.status >= 400:
+                raise fault_of(method, response.status, await said(response))
+            yield response
 
     async def close(self) -> None:
         """End all connections."""
         if self._open is not None:
             await self._open.close()
+            # What was aborted ends in the next turn.
+            await asyncio.sleep(0)
             self._open = None
+
+    @asynccontextmanager
+    async def _answer(
+        self, method: str, url: str, headers: dict[str, str], data: Any
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        try:
+            async with await self._sent(method, url, headers, data) as response:
+                yield response
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise translated(error) from error
 
     async def _sent(self, method: str, url: str, headers: dict[str, str], data: Any) -> aiohttp.ClientResponse:
         begun = urlsplit(url)
@@ -149,7 +159,12 @@ class Session:
             limits = aiohttp.ClientTimeout(
                 total=None, sock_connect=self.settings.connect_seconds, sock_read=self.settings.idle_seconds
             )
-            connector = aiohttp.TCPConnector(limit=self.settings.connections, ssl=_trust(self.settings.authorities))
+            connector = aiohttp.TCPConnector(
+                limit=self.settings.connections,
+                ssl=_trust(self.settings.authorities),
+                # Pythons before this one wait without end for the goodbye of a server that a cancelled request left.
+                enable_cleanup_closed=sys.version_info < (3, 12, 7),
+            )
             self._open = aiohttp.ClientSession(
                 connector=connector, timeout=limits, read_bufsize=_READ_AHEAD, auto_decompress=False, trust_env=False
             )
