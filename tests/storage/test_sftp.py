@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
@@ -30,6 +31,7 @@ from khomas.storage.protocols.sftp.plugin import plugin
 from tests.backends.conftest import shared_folder
 from tests.testbeds import disks
 from tests.testbeds import ssh as ssh_bed
+from tests.testbeds.processes import until
 from tests.testbeds.ssh import Ssh
 
 
@@ -90,6 +92,19 @@ async def _unable(protocol: StorageProtocol) -> ProtocolFault:
         await protocol.space()
     await protocol.close()
     return caught.value
+
+
+def _sessions(server: Ssh) -> list[int]:
+    """Tell the processes that answer: below the two of each connection."""
+    assert server.server is not None
+    found = [server.server.pid]
+    for _ in range(3):
+        found = [child for pid in found for child in _below(pid)]
+    return found
+
+
+def _below(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 class _Small(asyncssh.SFTPServer):
@@ -248,6 +263,19 @@ class TestPlaces:
 class TestTrust:
     """Whom we believe, and who believes us."""
 
+    @pytest.fixture
+    def agent(self, server: Ssh) -> Iterator[Path]:
+        # The path of a socket must be short.
+        socket = server.folder / "agent"
+        with subprocess.Popen(["ssh-agent", "-D", "-a", socket], stdout=subprocess.DEVNULL) as agent:
+            try:
+                until(socket.exists, 30, "ssh-agent")
+                environment = os.environ | {"SSH_AUTH_SOCK": str(socket)}
+                subprocess.run(["ssh-add", "-q", server.key], check=True, timeout=30, env=environment)
+                yield socket
+            finally:
+                agent.terminate()
+
     async def test_server_with_a_key_that_nobody_knows_is_refused(
         self, server: Ssh, folder: Path, tmp_path: Path
     ) -> None:
@@ -275,6 +303,28 @@ class TestTrust:
     async def test_missing_key_is_no_credential(self, server: Ssh, folder: Path, tmp_path: Path) -> None:
         fault = await _unable(opened(server, folder, key=tmp_path / "nothing"))
         assert fault.problem is Problem.CREDENTIAL
+
+    async def test_certificate_lets_in(self, server: Ssh, folder: Path, tmp_path: Path) -> None:
+        key, authority = _key(tmp_path / "key"), _key(tmp_path / "authority")
+        allowed = server.folder / "authorized_keys"
+        before = allowed.read_text()
+        allowed.write_text(f"{before}cert-authority {authority.with_suffix('.pub').read_text()}")
+        _run("ssh-keygen", "-q", "-s", authority, "-I", "test", "-n", server.user.pw_name, "-V", "+1h", f"{key}.pub")
+        protocol = opened(server, folder, key=key, certificate=tmp_path / "key-cert.pub")
+        try:
+            await write(protocol, "file", b"abc")
+        finally:
+            allowed.write_text(before)
+            await protocol.close()
+        assert (folder / "file").read_bytes() == b"abc"
+
+    async def test_agent_lets_in(self, server: Ssh, folder: Path, agent: Path) -> None:
+        credential = SshKey("test", SshOptions(agent=agent))
+        options = {"known_hosts": str(server.known_hosts)}
+        protocol = plugin.open(Access(_address(server, folder), credential=credential, options=options))
+        await write(protocol, "file", b"abc")
+        await protocol.close()
+        assert (folder / "file").read_bytes() == b"abc"
 
     async def test_key_of_the_options_lets_in(self, server: Ssh, folder: Path) -> None:
         options = {"known_hosts": str(server.known_hosts), "key": str(server.key)}
@@ -314,8 +364,7 @@ class TestConnection:
             found = await asyncio.gather(*(read(protocol, f"file{number}") for number in range(20)))
             assert found == [content(MIB)] * 20
             assert server.server is not None
-            pid = server.server.pid
-            assert len(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()) == 1  # noqa: ASYNC240
+            assert (len(_below(server.server.pid)), len(_sessions(server))) == (1, 2)
             await protocol.close()
 
     async def test_server_that_answers_no_more_is_told(self, server: Ssh, folder: Path) -> None:
@@ -334,6 +383,24 @@ class TestConnection:
                 server.thaw()
         assert await read(protocol, "file") == content(32 * MIB)
         await protocol.close()
+
+    async def test_session_that_ended_is_opened_again(
+        self, server: Ssh, protocol: StorageProtocol, folder: Path
+    ) -> None:
+        await write(protocol, "file", b"abc")
+        ended = _sessions(server)
+        assert ended
+        for pid in ended:
+            os.kill(pid, signal.SIGKILL)
+        assert problems(await protocol.stat(["file"] * 20)) == [None] * 20
+
+    async def test_whoever_goes_away_while_it_is_opened_leaves_it_to_others(self, protocol: StorageProtocol) -> None:
+        for _ in range(5):
+            asking = asyncio.ensure_future(protocol.stat(["file"]))
+            await asyncio.sleep(0.01)
+            asking.cancel()
+            await asyncio.wait([asking])
+        assert problems(await protocol.stat(["file"])) == [Problem.ABSENT]
 
 
 class TestOtherServer:

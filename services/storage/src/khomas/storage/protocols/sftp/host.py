@@ -87,14 +87,17 @@ class Host:
             connection.abort()
 
     async def _chosen(self, *, moving: bool) -> _Session:
-        asked = monotonic()
         if (session := self._there(moving)) is not None:
             return session
+        # Whoever asked may go away: what is half open then would be open for ever, and known to nobody.
+        return await asyncio.shield(asyncio.ensure_future(self._opened_once(moving, monotonic())))
+
+    async def _opened_once(self, moving: bool, asked: float) -> _Session:
+        """Open a session, one after the other; an attempt that failed speaks for all who waited for it."""
         async with self._opening:
             if (session := self._there(moving)) is not None:
                 return session
             if self._failed is not None and self._failed[0] >= asked:
-                # Somebody else has just tried for all who waited.
                 raise self._failed[1]
             try:
                 return await self._opened(moving)
