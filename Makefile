@@ -16,6 +16,8 @@ STATE ?= demo-state
 ON ?=
 # Passed on to pytest: make test TESTS="services/catalog -x"
 TESTS ?=
+# How many tests run at the same time; most of them wait for servers. Each file stays with one worker and its servers.
+WORKERS ?= 2
 # Contracts are compared with this state; nothing to compare with is no fault.
 BUF_AGAINST ?= main
 
@@ -59,7 +61,7 @@ lint: gen
 
 test: setup
 	tools/test-programs
-	$(BIN)/pytest $(TESTS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile $(TESTS)
 
 # On a real API server, which is built from Debian's source the first time.
 test-kubernetes: setup
