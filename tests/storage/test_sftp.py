@@ -384,6 +384,24 @@ class TestConnection:
         assert await read(protocol, "file") == content(32 * MIB)
         await protocol.close()
 
+    async def test_server_that_lets_nobody_in_is_asked_once_for_all(self, server: Ssh) -> None:
+        met: list[asyncio.StreamWriter] = []
+
+        def meet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            met.append(writer)
+            writer.close()
+
+        async with await asyncio.start_server(meet, "127.0.0.1", 0) as listening:
+            port = listening.sockets[0].getsockname()[1]
+            options = {"known_hosts": str(server.known_hosts), "key": str(server.key)}
+            protocol = plugin.open(Access(f"sftp://somebody@127.0.0.1:{port}/", options=options))
+            assert problems(await protocol.stat(["file"] * 50)) == [Problem.UNREACHABLE] * 50
+            assert len(met) == 1
+            with pytest.raises(ProtocolFault) as caught:
+                await protocol.space()
+            assert (caught.value.problem, len(met)) == (Problem.UNREACHABLE, 2)
+            await protocol.close()
+
     async def test_session_that_ended_is_opened_again(
         self, server: Ssh, protocol: StorageProtocol, folder: Path
     ) -> None:

@@ -51,7 +51,9 @@ class Host:
             async with self.session() as client:
                 return await action(client)
         except ProtocolFault as fault:
-            if not again or isinstance(fault.__cause__, TimeoutError) or not is_lost(fault.__cause__):
+            # A login that failed is no such thing: servers shut out those who try too often.
+            broken = fault.problem is Problem.PASSING and is_lost(fault.__cause__)
+            if not again or not broken or isinstance(fault.__cause__, TimeoutError):
                 raise
         async with self.session() as client:
             return await action(client)
