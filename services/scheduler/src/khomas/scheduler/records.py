@@ -101,7 +101,7 @@ class Summary(NamedTuple):
 
     uid: str
     parent: str
-    index: int
+    index: int  # type: ignore[assignment]  # nobody looks for items of this tuple
     spec: str
     state: State
     reason: ReasonCode
