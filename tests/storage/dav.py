@@ -22,7 +22,7 @@ def opened(server: WebServer, folder: str, token: Path | None = None, **options:
         Access(
             f"{server.address}/{folder}",
             credential=credential,
-            options={"authorities": str(server.authorities), "idle_seconds": "15"} | options,
+            options={"authorities": str(server.authorities), "idle_seconds": "40"} | options,
         )
     )
 

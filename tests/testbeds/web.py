@@ -39,8 +39,8 @@ class WebServer:
         return f"davs://localhost:{self.port}"
 
     def start(self) -> None:
-        """Start it, if it is not there; return when it listens."""
-        if self.process is None:
+        """Start it, if it is not there or has crashed; return when it listens."""
+        if self.process is None or self.process.poll() is not None:
             self.process = self.processes.start(self.argv, name=self.name, env=self.env)
         until(self._listens, 90, self.name, self.processes)
 
@@ -55,7 +55,8 @@ class WebServer:
         until(lambda: not self._listens(), 30, f"end of {self.name}")
 
     def open_folder(self, name: str) -> Path:
-        """Make an empty folder where the server may write."""
+        """Make an empty folder where the server, which runs then, may write."""
+        self.start()
         folder = self.data / name
         folder.mkdir()
         folder.chmod(0o777)

@@ -87,7 +87,8 @@ def _one(folder: Path, issuer: Issuer, token: Path, sibling: WebServer | None) -
         (folder / "scitokens.conf").write_text(_SCITOKENS.format(audience=AUDIENCE, issuer=ISSUER))
         (folder / "authdb").write_text("u * /open a\n")
         issuer.keep_for_scitokens(folder / "cache")
-        server.open_folder("open")
+        (server.data / "open").mkdir()
+        (server.data / "open").chmod(0o777)
         for name in ("admin", "run", "cache", "cache/scitokens", "cache/scitokens/scitokens_cpp.sqllite", "host.key"):
             _give(folder / name)
         _give(folder / "log")
