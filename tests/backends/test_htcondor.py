@@ -154,7 +154,7 @@ class TestHtcondorPilots:
 
     @pytest.fixture
     def settings(self, settings: HtcondorSettings) -> HtcondorSettings:
-        return replace(settings, pilots=4, pilot_from_jobs=1, pilot_idle_s=3.0, lease_seconds=5.0)
+        return replace(settings, pilots=4, pilot_from_jobs=1, pilot_idle_s=3.0, lease_seconds=3.0)
 
     async def test_short_jobs_share_pilots_and_others_go_by_themselves(
         self, backend: Backend, settings: HtcondorSettings
@@ -174,7 +174,9 @@ class TestHtcondorPilots:
             await until(backend, one, State.RUNNING)
         [waiting] = [outcome.native_id for outcome in await backend.submit([short("true")])]
         for pilot in (settings.spool / "pilots").iterdir():
-            os.kill(json.loads((settings.spool / "jobs" / pilot.name / "started").read_text())["pid"], signal.SIGKILL)
+            wrapper = json.loads((settings.spool / "jobs" / pilot.name / "started").read_text())["pid"]
+            [child] = Path(f"/proc/{wrapper}/task/{wrapper}/children").read_text().split()
+            os.kill(int(child), signal.SIGKILL)
         for one in blockers:
             seen = await until(backend, one, State.FAILED)
             assert seen.record is not None

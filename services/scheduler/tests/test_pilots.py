@@ -152,8 +152,12 @@ def test_live_pilot_is_not_given_up_whatever_the_batch_system_says(dialect: Pilo
 
 
 def test_quiet_pilot_is_not_given_up_while_the_batch_system_has_it(dialect: PilotDialect) -> None:
-    assert dialect.statuses(told(SQUEUE, 3600.0))["khomas-b"].state is State.QUEUED
-    assert not dialect.gone("p1")
+    assert dialect.statuses(told(SQUEUE, 590.0))["khomas-b"].state is State.QUEUED
+    assert (dialect.gone("p1"), dialect.silent("p1")) == (False, False)
+    dialect.statuses(told(SQUEUE, 610.0))
+    assert (dialect.gone("p1"), dialect.silent("p1")) == (False, True)  # the batch system is told to end it
+    dialect.statuses(told("", 610.0))
+    assert (dialect.gone("p1"), dialect.silent("p1")) == (True, False)
 
 
 def test_pilot_is_given_up_when_it_is_quiet_and_not_there_or_has_told_its_end(dialect: PilotDialect) -> None:

@@ -38,6 +38,8 @@ _SHARE = 0.8
 # A batch system that refused pilots is asked again, for smaller ones, after so long.
 _PAUSE_SECONDS = 30.0
 _MINUTE = 60.0
+# A pilot that runs, as the batch system says, is ended when it was quiet for so many times the limit.
+_SILENT_LEASES = 10
 # Between the pilot's own end and that of its job in the batch system.
 _END_SECONDS = 30.0
 # Memory of the pilot itself, beside that of its jobs.
@@ -157,6 +159,13 @@ class PilotDialect:
         status = self.natives.get(self.pilot_native(pilot))
         return status is None or status.state.final
 
+    def silent(self, name: str) -> bool:
+        """Whether the batch system says that a pilot runs, of which nothing was heard for a very long time."""
+        pilot = self.seen["pilots"][name]
+        status = self.natives.get(self.pilot_native(pilot))
+        runs = status is not None and status.state is State.RUNNING
+        return runs and not pilot["end"] and pilot["quiet_s"] > _SILENT_LEASES * self._settings.lease_seconds
+
     def failure(self, pilot: Mapping[str, Any]) -> str:
         """Why a pilot could run nothing."""
         told, end = pilot["told"] or {}, pilot["end"] or {}
@@ -239,6 +248,8 @@ class Pilots:
         self._settings = settings
         # Pilots are jobs like others, with the wrapper around them.
         self._handover = Handover(keeper, settings, dialect, {})
+        # Silent ones that the batch system was told to end.
+        self._ended: set[str] = set()
         # When how many jobs came that could go by pilot.
         self._short: list[tuple[float, int]] = []
         # Until when none are submitted, and whether those after that are for one job each.
@@ -263,6 +274,7 @@ class Pilots:
 
     async def tend(self) -> None:
         """Act on what the last look told."""
+        await self._attempt(self._end_silent())
         await self._attempt(self._bury())
         if self.dialect.seen["pool"] and len(self.dialect.seen["pilots"]) < self._settings.pilots:
             await self._attempt(self._submit())
@@ -272,6 +284,17 @@ class Pilots:
             await work
         except (CommandFailedError, UnreadableAnswerError) as error:
             log.warning("pilots.untended", extra={"backend": self.dialect.kind, "error": str(error)})
+
+    async def _end_silent(self) -> None:
+        """Have the batch system end pilots that are silent: its word is needed before they are given up."""
+        silent = [name for name in self.dialect.seen["pilots"] if self.dialect.silent(name)]
+        fresh = [name for name in silent if name not in self._ended]
+        self._ended = set(silent)
+        if fresh:
+            natives = [self.dialect.pilot_native(self.dialect.seen["pilots"][name]) for name in fresh]
+            orders = self.dialect.inner.cancel(natives, running=False)
+            await self._keeper.ask("commands", commands=orders, commands_each=len(orders))
+            log.warning("pilots.silent", extra={"backend": self.dialect.kind, "natives": natives})
 
     async def _bury(self) -> None:
         pilots = self.dialect.seen["pilots"]
