@@ -174,9 +174,7 @@ class TestHtcondorPilots:
             await until(backend, one, State.RUNNING)
         [waiting] = [outcome.native_id for outcome in await backend.submit([short("true")])]
         for pilot in (settings.spool / "pilots").iterdir():
-            wrapper = json.loads((settings.spool / "jobs" / pilot.name / "started").read_text())["pid"]
-            [child] = Path(f"/proc/{wrapper}/task/{wrapper}/children").read_text().split()
-            os.kill(int(child), signal.SIGKILL)
+            os.kill(payload(settings.spool / "jobs" / pilot.name), signal.SIGKILL)
         for one in blockers:
             seen = await until(backend, one, State.FAILED)
             assert seen.record is not None
@@ -195,6 +193,13 @@ class TestHtcondorPilots:
             await until(backend, one, State.CANCELLED)
         [after] = [outcome.native_id for outcome in await backend.submit([short("true")])]
         await until(backend, after, State.SUCCEEDED)
+
+
+def payload(folder: Path) -> int:
+    """Process id of what the wrapper of this job runs."""
+    wrapper = json.loads((folder / "started").read_text())["pid"]
+    [child] = Path(f"/proc/{wrapper}/task/{wrapper}/children").read_text().split()
+    return int(child)
 
 
 def short(*command: str) -> SubmitItem:
