@@ -87,6 +87,8 @@ def settings(
     return {
         "KHOMAS_SCHEDULER_BACKENDS": json.dumps({name: backend}),
         "KHOMAS_SCHEDULER_FIND_PAUSE": "PT0.5S",
+        # What a system has of them is counted at the end.
+        "KHOMAS_SCHEDULER_COLLECT_AFTER": "PT1H",
         **killing.entry_point(khomas.state / "plugins"),
     }
 
