@@ -1,11 +1,13 @@
 """The client against real services: token discovery, bytes, errors."""
 
 import os
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from khomas.api.storage.v1.storage_element_pb2 import StorageElement
 from khomas.catalog.app import service as catalog
 from khomas.catalog.testing import create, new_file
 from khomas.client import AsyncClient, KhomasError
@@ -144,3 +146,20 @@ async def test_errors_carry_reason_and_exit_code(client: AsyncClient) -> None:
         with pytest.raises(KhomasError, match="Is KHOMAS_ENDPOINT right") as silent:
             await nobody.catalog.keys()
     assert silent.value.exit_code == UNREACHABLE
+
+
+async def test_transfers_are_cancelled_by_name_or_id(client: AsyncClient, tmp_path: Path) -> None:
+    source, away = tmp_path / "source", tmp_path / "away"
+    source.write_bytes(b"content")
+    away.mkdir()
+    await client.files.put([Pair(source, "/hess/a")])
+    element = StorageElement(name="storageElements/away", media=StorageElement.MEDIA_DISK)
+    element.access_points.add(protocol="posix", address=str(away))
+    await client.storage.create_element(element)
+    shutil.rmtree(away)  # the transfer is tried again and again
+    (one,) = await client.storage.transfer(["/hess/a"], "away")
+    name = one.transfer.name
+    assert (await client.storage.cancel_transfers([name])).cancelled == 1
+    assert (await client.storage.cancel_transfers([name.removeprefix("transfers/")])).already_final == 1
+    with pytest.raises(UsageError, match="at least one transfer"):
+        await client.storage.cancel_transfers([])

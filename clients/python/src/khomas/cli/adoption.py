@@ -1,5 +1,6 @@
 """Commands about adoption, StorageElements and transfers."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -196,6 +197,18 @@ def transfer_create(names: tuple[str, ...], destination: str) -> int:
             failed = 1
             talk(f"{name}: {result.error.message}")
     return failed
+
+
+@transfer.command("cancel")
+@click.argument("transfers", nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True)
+def transfer_cancel(transfers: tuple[str, ...], as_json: bool) -> None:
+    """Cancel transfers; what has arrived stays."""
+    answer = with_client(lambda client: client.storage.cancel_transfers(transfers))
+    if as_json:
+        click.echo(json.dumps({"cancelled": answer.cancelled, "already_final": answer.already_final}))
+    else:
+        click.echo(f"{answer.cancelled} cancelled, {answer.already_final} untouched (final)")
 
 
 @transfer.command("ls")

@@ -2,20 +2,19 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from uuid import uuid4
 
 from khomas.client import bytes_moving
 from khomas.client.bytes_moving import Progress
 from khomas.client.connection import Connection
 from khomas.client.errors import KhomasError, UsageError, from_status
+from khomas.client.parts import chunks
 from khomas.client.specs import dataset_name
 
-T = TypeVar("T")
-_CHUNK = 5000
 _PARALLEL = 8
 _COMMIT_SECONDS = 600.0
 _GRANT_FILES = 1000
@@ -28,11 +27,6 @@ class Pair:
 
     path: Path
     name: str
-
-
-def chunks(items: Sequence[T], length: int = _CHUNK) -> Iterator[Sequence[T]]:
-    """Cut a list into what fits into one call."""
-    return (items[start : start + length] for start in range(0, len(items), length))
 
 
 def nothing(length: int) -> None:

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from khomas.client.connection import Connection
 from khomas.client.errors import KhomasError, UsageError, from_status, is_passing
-from khomas.client.files import chunks
+from khomas.client.parts import chunks, merged
 from khomas.client.specs import Sandboxes, job_spec, reason
 
 _FINAL = ("SUCCEEDED", "FAILED", "CANCELLED")
@@ -57,18 +57,6 @@ def reason_of(status: Any) -> str:
     from khomas.api.scheduler.v1.state_pb2 import Reason
 
     return Reason.Name(status.reason).removeprefix("REASON_") if status.reason else ""
-
-
-def merged(answers: Sequence[Any]) -> Any:
-    """The answers to the parts of one wish as one: numbers are added, lists put together."""
-    whole, *rest = answers
-    for answer in rest:
-        for field, value in answer.ListFields():
-            if isinstance(value, int):
-                setattr(whole, field.name, getattr(whole, field.name) + value)
-            else:
-                getattr(whole, field.name).extend(value)
-    return whole
 
 
 def is_final(job: Any) -> bool:

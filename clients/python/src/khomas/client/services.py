@@ -7,7 +7,8 @@ from typing import Any
 from uuid import uuid4
 
 from khomas.client.connection import Connection
-from khomas.client.errors import KhomasError
+from khomas.client.errors import KhomasError, UsageError
+from khomas.client.parts import chunks, merged
 from khomas.client.specs import dataset_name
 
 _PAUSE = 0.3
@@ -78,10 +79,23 @@ class Storage(Calls):
         """Want copies of files on a StorageElement; returns TransferResult messages."""
         from khomas.api.storage.v1 import storage_service_pb2 as pb
 
-        request = pb.BatchCreateTransfersRequest()
-        for name in names:
-            request.transfers.add(file=name, destination=destination)
-        return list((await self.call("storage", "BatchCreateTransfers", request)).results)
+        results: list[Any] = []
+        for part in chunks(names):
+            request = pb.BatchCreateTransfersRequest()
+            for name in part:
+                request.transfers.add(file=name, destination=destination)
+            results += (await self.call("storage", "BatchCreateTransfers", request)).results
+        return results
+
+    async def cancel_transfers(self, names: Sequence[str]) -> Any:
+        """Want no more of transfers, given by name or id. Returns the response message with its counts."""
+        from khomas.api.storage.v1 import storage_service_pb2 as pb
+
+        if not names:
+            raise UsageError("name at least one transfer")
+        full = [name if name.startswith("transfers/") else f"transfers/{name}" for name in names]
+        requests = [pb.BatchCancelTransfersRequest(names=part) for part in chunks(full)]
+        return merged([await self.call("storage", "BatchCancelTransfers", request) for request in requests])
 
     async def transfers(self, filter_text: str = "") -> list[Any]:
         """Search transfers."""
