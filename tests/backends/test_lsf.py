@@ -1,7 +1,5 @@
 """LSF, emulated: its documented answers, and commands that answer like it."""
 
-import asyncio
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from khomas.scheduler.backends import lsf_answers
-from khomas.scheduler.backends.interface import Backend, Seen, State, SubmitItem, Submitted, Usage
+from khomas.scheduler.backends.interface import State, Submitted, Usage
 from khomas.scheduler.backends.lsf import LsfSettings, open_lsf
-from khomas.scheduler.conformance import GRACE, BackendConformance, OpenBackend, job, shell, token
+from khomas.scheduler.conformance import OpenBackend
+from tests.backends.emulated_suite import EmulatedConformance, loses_nothing_while_its_server_is_away
 from tests.backends.recorded import lsf_system
 from tests.backends.recorded.server import emulated
 
@@ -89,53 +88,13 @@ def open_backend(settings: LsfSettings) -> OpenBackend:
 
 
 @pytest.mark.timeout(600)
-class TestLsf(BackendConformance):
+class TestLsf(EmulatedConformance):
     """LSF as emulated keeps the contract."""
 
-    patience_s = 120.0
-    patience_of_thousand_s = 400.0
-
-    async def test_held_job_waits_until_it_is_released(self, backend: Backend) -> None:
-        everything = {"cpu_milli": 16000}
-        blocker, waiting = await self.submitted(
-            backend, [job("sleep", "60", resources=everything), job("true", resources=everything)]
-        )
-        await self.wait_for(backend, blocker, State.RUNNING)
-        assert [one.done for one in await backend.hold([waiting], True)] == [True]
-        await backend.cancel([blocker], GRACE)
-        await self.ended(backend, blocker)
-        await asyncio.sleep(0.3)
-        assert (await self.look(backend, waiting)).native_state == "PSUSP"
-        await backend.hold([waiting], False)
-        assert (await self.ended(backend, waiting)).state == State.SUCCEEDED
-
-    async def test_unknown_queue_is_refused_and_leaves_nothing(self, backend: Backend) -> None:
-        item = SubmitItem(token(), {"command": ["true"]}, queue="nosuch")
-        [outcome] = await backend.submit([item])
-        assert (outcome.kind, "queue" in outcome.message) == (Submitted.REJECTED, True)
-        assert await backend.find([item.token]) == {}
-
-    async def test_job_that_was_killed_without_record_is_told_by_the_history(self, backend: Backend) -> None:
-        [native_id] = await self.submitted(backend, [shell("kill -9 $PPID")])
-        seen = await self.ended(backend, native_id)
-        assert (seen.state, seen.record) == (State.FAILED, None)
+    held = "PSUSP"
 
 
 async def test_server_that_is_away_is_no_answer_and_nothing_is_lost(tmp_path: Path) -> None:
     with emulated(tmp_path / "tools", lsf_system, slots=4) as tools:
-        backend = open_lsf(LsfSettings(spool=tmp_path / "spool", tools=str(tools), command_seconds=2))
-        [outcome] = await backend.submit([shell(f"while [ ! -e {tmp_path}/go ]; do sleep 0.1; done")])
-        (tools / "server").rename(tools / "away")
-        answer = await backend.poll([outcome.native_id])
-        assert (answer.complete, answer.observations[0].seen) == (False, Seen.NOT_ANSWERED)
-        item = job("true")
-        assert (await backend.submit([item]))[0].kind is Submitted.UNKNOWN
-        (tools / "away").rename(tools / "server")
-        (tmp_path / "go").touch()
-        assert await backend.find([item.token]) == {}
-        [again] = await backend.submit([item])
-        assert again.kind is Submitted.ACCEPTED
-        ids, deadline = [outcome.native_id, again.native_id], time.monotonic() + 60
-        while {one.state for one in (await backend.poll(ids)).observations} != {State.SUCCEEDED}:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.2)
+        settings = LsfSettings(spool=tmp_path / "spool", tools=str(tools), command_seconds=2)
+        await loses_nothing_while_its_server_is_away(lambda: open_lsf(settings), tools, tmp_path, Submitted.UNKNOWN)
