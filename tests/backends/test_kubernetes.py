@@ -29,6 +29,7 @@ def settings(cluster: Cluster, tmp_path: Path) -> KubernetesSettings:
         namespace=NAMESPACE,
         image="python:3.12-slim",
         volume={"persistentVolumeClaim": {"claimName": "khomas"}},
+        command_seconds=90.0,  # the stand-in and its thousand pods share the cores with us
         poll_seconds=0.2,
         settle_seconds=1.0,
     )

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,9 @@ class Installation:
             self.process.wait(PATIENCE)
         for record in self.state.rglob("runner.json"):
             pid = json.loads(record.read_text()).get("pid")
-            if pid and "khomas_runner" in Path(f"/proc/{pid}/cmdline").read_text():
-                os.kill(pid, signal.SIGTERM)
+            with suppress(FileNotFoundError, ProcessLookupError):  # it may have ended by itself
+                if pid and "khomas_runner" in Path(f"/proc/{pid}/cmdline").read_text():
+                    os.kill(pid, signal.SIGTERM)
 
     @staticmethod
     def _clean() -> dict[str, str]:
