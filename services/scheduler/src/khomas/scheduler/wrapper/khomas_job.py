@@ -254,7 +254,8 @@ def become_subreaper() -> None:
 def children(pid: int) -> List[int]:
     found = []  # type: List[int]
     for thread in os.listdir("/proc/%d/task" % pid):
-        with open("/proc/%d/task/%s/children" % (pid, thread), "rb") as stream:
+        # A thread that ended meanwhile hides not what the others started.
+        with contextlib.suppress(OSError), open("/proc/%d/task/%s/children" % (pid, thread), "rb") as stream:
             found += map(int, stream.read().split())
     return found
 
