@@ -67,10 +67,12 @@ class Connection:
                 answer = await getattr(self.stub(area), method)(request, timeout=timeout, metadata=self._metadata())
             except grpc.aio.AioRpcError as error:
                 asked = retry_pause(error)
-                pause = asked if asked is not None else pause * random.uniform(1, 2)  # noqa: S311
-                if not _worth_it(error, asked) or time.monotonic() + pause - began > self._patience():
+                self._met = self._met or asked is not None
+                pause = min(pause * random.uniform(1, 2), _LONGEST_PAUSE)  # noqa: S311
+                wait = pause if asked is None else asked
+                if not _worth_it(error, asked) or time.monotonic() + wait - began > self._patience():
                     raise from_call(error, self.endpoint) from None
-                await asyncio.sleep(min(pause, _LONGEST_PAUSE))
+                await asyncio.sleep(wait)
             else:
                 self._met = True
                 return answer
