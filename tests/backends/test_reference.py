@@ -8,7 +8,7 @@ import pytest
 from tests.backends import reference
 
 ROOT = Path(__file__).parents[2]
-SUITES = {"BackendConformance", "ArcSuite"}
+SUITES = {"BackendConformance", "ArcSuite", "EmulatedConformance"}
 
 
 @pytest.fixture(scope="module")

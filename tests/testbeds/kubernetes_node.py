@@ -148,6 +148,7 @@ class Node:
         words = [_translated(word, paths) for word in [*container["command"], *container.get("args", ())]]
         with log.open("ab") as stream:
             pod.process = await asyncio.create_subprocess_exec(
+                *_as_user(pod.item),
                 *words,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=stream,
@@ -155,8 +156,6 @@ class Node:
                 cwd=_translated(container.get("workingDir", ""), paths) or pod.folder,
                 env=env,
                 start_new_session=True,
-                user=_user(pod.item, "runAsUser"),
-                group=_user(pod.item, "runAsGroup"),
             )
         began = _now()
         status = {"phase": "Running", "startTime": began, "conditions": []}
@@ -292,10 +291,14 @@ def _translated(word: str, paths: Mapping[str, str]) -> str:
     return word
 
 
-def _user(item: Object, name: str) -> int | None:
-    """Whom the pod wants to be, where this machine lets us."""
-    asked: int | None = item["spec"].get("securityContext", {}).get(name)
-    return asked if os.geteuid() == 0 else None
+def _as_user(item: Object) -> list[str]:
+    """What goes before a command of whom the pod wants to be, where this machine lets us."""
+    asked = item["spec"].get("securityContext", {})
+    if os.geteuid() != 0 or "runAsUser" not in asked:
+        return []
+    # Not by the arguments of the same names: for those Python forks, which threads in gRPC do not always survive.
+    user = asked["runAsUser"]
+    return ["setpriv", f"--reuid={user}", f"--regid={asked.get('runAsGroup', user)}", "--clear-groups", "--"]
 
 
 def _fill_folder(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -46,9 +46,9 @@ async def test_life_of_a_workflow_under_all_policies(tmp_path: Path, database_ur
     ) as served:
         scheduler = Scheduler(served)
         stub = scheduler.stub
-        spec = shell("{index}", splitter={"count": {"count": 3}}, limits=slow(10), retain_after_end="0s")
+        spec = shell("{index}", splitter={"count": {"count": 3}}, limits=slow(10), retain_after_end="5s")
         [array] = await scheduler.submit(spec)
-        [last] = await scheduler.submit(shell("last", dependencies=[{"job": array.name}], retain_after_end="0s"))
+        [last] = await scheduler.submit(shell("last", dependencies=[{"job": array.name}], retain_after_end="5s"))
         await until(lambda: len(system.going) == 3)
 
         # Slow, and answered for.

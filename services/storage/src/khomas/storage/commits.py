@@ -77,7 +77,13 @@ class Commits:
         check_twice(request)
         await self._check_datasets(request)
         elements = await self._elements.all()
-        arrivals = await self._arrivals.verified(request.files, rows, elements, principal)
+        try:
+            arrivals = await self._arrivals.verified(request.files, rows, elements, principal)
+        except DomainError:
+            # The same request may have come twice at once, and the other one has placed the files meanwhile.
+            if await self._intents.before(asked) is None:
+                raise
+            return await self._resumed(asked)
         return await self._committed(asked, request, arrivals, elements)
 
     async def resume(self) -> None:

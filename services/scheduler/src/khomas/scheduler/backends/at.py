@@ -14,8 +14,13 @@ from khomas.scheduler.backends.spool.slots import in_slot
 _CLEAN = ("env", "-i", "PATH=/usr/local/bin:/usr/bin:/bin", "LANG=C.UTF-8", "LC_ALL=C.UTF-8")
 # Everything but its usual words and our own about a deadline.
 _REFUSED = r"(?im)^(?!warning: commands will be|job \d+ at|no answer within).*\S"
+# atq fails when a job leaves the queue while atq reads it.
+_LIST = 'for n in 1 2 3 4 5; do jobs=$("$1") && break; done || exit; '
+_WAITING = _LIST + '[ -z "$jobs" ] || echo "$jobs"'
 # at cannot name its jobs, so they are found by a line of their scripts.
-_SEARCH = 'for id in $("$1" | cut -f1); do "$2" -c "$id" | sed -n "s/^# khomas \\(.*\\)/$id \\1/p"; done'
+_SEARCH = _LIST + (
+    'for id in $(echo "$jobs" | cut -f1); do "$2" -c "$id" | sed -n "s/^# khomas \\(.*\\)/$id \\1/p"; done'
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +62,7 @@ class AtDialect:
 
     def status(self, natives: Sequence[str]) -> list[list[str]]:
         """What waits, and what atd has started."""
-        return [[self._settings.tool("atq")]]
+        return [["sh", "-c", _WAITING, "sh", self._settings.tool("atq")]]
 
     def statuses(self, answers: Sequence[Answer]) -> Mapping[str, Status]:
         """A job that atd has started waits for a slot until its wrapper runs."""
@@ -96,7 +101,7 @@ class AtDialect:
 
     def resources(self) -> list[list[str]]:
         """What waits and runs."""
-        return [[self._settings.tool("atq")]]
+        return [["sh", "-c", _WAITING, "sh", self._settings.tool("atq")]]
 
     def queues(self, answers: Sequence[Answer]) -> list[ComputeResource]:
         """One queue of one-core slots."""

@@ -74,7 +74,8 @@ def _ended(condition: Object, pod: Object | None) -> Status:
     if not reason and any(word in _LOST | _UNSTARTED for word in words):
         reason = "INFRA_ENVIRONMENT"
     unstarted = container.get("message", "") if container.get("reason") in _UNSTARTED else ""
-    said = (why, condition.get("message", ""), told.get("reason", ""), told.get("message", ""), unstarted)
+    code = f"exit code {container['exitCode']}" if container.get("exitCode") else ""
+    said = (why, condition.get("message", ""), told.get("reason", ""), told.get("message", ""), unstarted, code)
     return Status(
         State.FAILED,
         f"Failed ({why})" if why else "Failed",
