@@ -1,6 +1,6 @@
 """Counting statements, to prove that many rows cost as many statements as one."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,12 +10,15 @@ from khomas.kit.database.engine import Database
 
 
 @contextmanager
-def count_statements(database: Database) -> Iterator[list[str]]:
-    """Collect the statements that run inside the block, without those that begin and end transactions."""
+def count_statements(database: Database, counts: Callable[[], object] = lambda: True) -> Iterator[list[str]]:
+    """Collect the statements that run inside the block, without those that begin and end transactions.
+
+    Only those for which `counts` is true at that moment: `current_call` leaves out what loops do meanwhile.
+    """
     statements: list[str] = []
 
     def note(_1: Any, _2: Any, statement: str, *_others: Any) -> None:
-        if not statement.startswith(("BEGIN", "COMMIT")):
+        if not statement.startswith(("BEGIN", "COMMIT")) and counts():
             statements.append(statement)
 
     engines = [engine.sync_engine for engine in database.engines]
