@@ -31,6 +31,7 @@ from khomas.storage.following import Following
 from khomas.storage.granting import Granting
 from khomas.storage.grants import Signer
 from khomas.storage.intents import Intents
+from khomas.storage.links import tables as link_tables
 from khomas.storage.mover import Mover
 from khomas.storage.retry import Policy
 from khomas.storage.scan import Scans
@@ -41,6 +42,8 @@ from khomas.storage.uploads import Uploads
 
 _MIGRATIONS = "khomas.storage:migrations"
 _KEY = "grants"
+# Modules that declare tables beside those of `tables`: naming them here lets nobody forget one.
+_TABLES = (tables, link_tables)
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,8 +129,21 @@ transfer = Table(
     *lease_columns(),
     Column("create_time", UtcTime, nullable=False),
     Column("state_time", UtcTime, nullable=False),
-    Column("end_time", UtcTime, nullable=True),
-    Index("transfer_queue", "state", "next_attempt_time"),
+    Column("end_time", UtcTime, nullable=True, index=True),
+    Column("deadline", UtcTime, nullable=True, index=True),
+    Column("share", String, nullable=False, server_default=""),
+    # "source>destination": what it is queued for. The source is empty while none is chosen.
+    Column("lane", KeyText, nullable=False, server_default=""),
+    # Its place in the lane, see `turns`.
+    Column("turn", Double, nullable=False, server_default="0"),
+    # What is moved by one stream has one run.
+    Column("run", String, nullable=False, server_default=""),
+    Column("moved_bytes", BigInteger, nullable=False, server_default="0"),
+    # Where another executor has it, "name:its id", and the hidden name that it writes to.
+    Column("external", String, nullable=False, server_default=""),
+    Column("hidden", String, nullable=False, server_default=""),
+    Index("transfer_pause", "state", "reason", "next_attempt_time"),
+    Index("transfer_lane", "state", "reason", "lane", "turn"),
     Index("transfer_wanted", "file", "destination", "state"),
 )
 transfer_attempt = Table(
@@ -144,6 +157,10 @@ transfer_attempt = Table(
     Column("bytes", BigInteger, nullable=False),
     Column("start_time", UtcTime, nullable=False),
     Column("elapsed_seconds", Double, nullable=False),
+    Column("queued_seconds", Double, nullable=False, server_default="0"),
+    Column("bottleneck", Integer, nullable=False, server_default="0"),
+    Column("streamed_bytes", BigInteger, nullable=False, server_default="0"),
+    Column("executor", String, nullable=False, server_default=""),
 )
 
 deletion = Table(

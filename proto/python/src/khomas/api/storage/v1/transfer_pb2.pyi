@@ -53,6 +53,8 @@ class _TransferReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Transf
     """No common protocol, unknown StorageElement. Not retried."""
     TRANSFER_REASON_CANCELLED: _TransferReason.ValueType  # 60
     """Cancelled by a person."""
+    TRANSFER_REASON_DEADLINE: _TransferReason.ValueType  # 61
+    """Its deadline has passed. Not retried."""
 
 class TransferReason(_TransferReason, metaclass=_TransferReasonEnumTypeWrapper):
     """Why a transfer waits or failed. The tens tell the class that the retry policy keys on."""
@@ -83,7 +85,101 @@ TRANSFER_REASON_CONFIGURATION: TransferReason.ValueType  # 50
 """No common protocol, unknown StorageElement. Not retried."""
 TRANSFER_REASON_CANCELLED: TransferReason.ValueType  # 60
 """Cancelled by a person."""
+TRANSFER_REASON_DEADLINE: TransferReason.ValueType  # 61
+"""Its deadline has passed. Not retried."""
 Global___TransferReason: _TypeAlias = TransferReason  # noqa: Y015
+
+class _Bottleneck:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BottleneckEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Bottleneck.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BOTTLENECK_UNSPECIFIED: _Bottleneck.ValueType  # 0
+    """Not known."""
+    BOTTLENECK_QUEUE: _Bottleneck.ValueType  # 1
+    """It waited for its turn longer than it took."""
+    BOTTLENECK_SOURCE: _Bottleneck.ValueType  # 2
+    """Reading from the source."""
+    BOTTLENECK_NETWORK: _Bottleneck.ValueType  # 3
+    """Neither end waited for the other much more: the way between them, or this machine."""
+    BOTTLENECK_DESTINATION: _Bottleneck.ValueType  # 4
+    """Writing to the destination, with all that it is asked for."""
+    BOTTLENECK_LIMIT: _Bottleneck.ValueType  # 5
+    """A bound on the rate of the link."""
+
+class Bottleneck(_Bottleneck, metaclass=_BottleneckEnumTypeWrapper):
+    """What an attempt spent most of its time on."""
+
+BOTTLENECK_UNSPECIFIED: Bottleneck.ValueType  # 0
+"""Not known."""
+BOTTLENECK_QUEUE: Bottleneck.ValueType  # 1
+"""It waited for its turn longer than it took."""
+BOTTLENECK_SOURCE: Bottleneck.ValueType  # 2
+"""Reading from the source."""
+BOTTLENECK_NETWORK: Bottleneck.ValueType  # 3
+"""Neither end waited for the other much more: the way between them, or this machine."""
+BOTTLENECK_DESTINATION: Bottleneck.ValueType  # 4
+"""Writing to the destination, with all that it is asked for."""
+BOTTLENECK_LIMIT: Bottleneck.ValueType  # 5
+"""A bound on the rate of the link."""
+Global___Bottleneck: _TypeAlias = Bottleneck  # noqa: Y015
+
+class _DeletionReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DeletionReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeletionReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DELETION_REASON_UNSPECIFIED: _DeletionReason.ValueType  # 0
+    """It does not wait."""
+    DELETION_REASON_UNDO_WINDOW: _DeletionReason.ValueType  # 1
+    """The deletion can be undone until then."""
+    DELETION_REASON_RATE: _DeletionReason.ValueType  # 2
+    """The StorageElement takes no more of them a second."""
+    DELETION_REASON_TRANSIENT: _DeletionReason.ValueType  # 10
+    """A passing fault. Soon again."""
+    DELETION_REASON_STILL_THERE: _DeletionReason.ValueType  # 11
+    """The storage says that it is done, but the file is still there. Soon again."""
+    DELETION_REASON_UNREACHABLE: _DeletionReason.ValueType  # 20
+    """The storage does not answer. Tried with one file until it does."""
+    DELETION_REASON_REFUSED: _DeletionReason.ValueType  # 21
+    """The storage does not allow it. Slowly again."""
+    DELETION_REASON_CREDENTIAL: _DeletionReason.ValueType  # 22
+    """A credential is missing or expired. Slowly again."""
+    DELETION_REASON_CATALOG: _DeletionReason.ValueType  # 30
+    """The catalogue does not answer. Soon again."""
+    DELETION_REASON_CONFIGURATION: _DeletionReason.ValueType  # 40
+    """No such StorageElement, no such protocol. Slowly again."""
+    DELETION_REASON_PROTECTED: _DeletionReason.ValueType  # 50
+    """A rule protects this replica."""
+
+class DeletionReason(_DeletionReason, metaclass=_DeletionReasonEnumTypeWrapper):
+    """Why a deletion waits. The pause before the next try depends on it."""
+
+DELETION_REASON_UNSPECIFIED: DeletionReason.ValueType  # 0
+"""It does not wait."""
+DELETION_REASON_UNDO_WINDOW: DeletionReason.ValueType  # 1
+"""The deletion can be undone until then."""
+DELETION_REASON_RATE: DeletionReason.ValueType  # 2
+"""The StorageElement takes no more of them a second."""
+DELETION_REASON_TRANSIENT: DeletionReason.ValueType  # 10
+"""A passing fault. Soon again."""
+DELETION_REASON_STILL_THERE: DeletionReason.ValueType  # 11
+"""The storage says that it is done, but the file is still there. Soon again."""
+DELETION_REASON_UNREACHABLE: DeletionReason.ValueType  # 20
+"""The storage does not answer. Tried with one file until it does."""
+DELETION_REASON_REFUSED: DeletionReason.ValueType  # 21
+"""The storage does not allow it. Slowly again."""
+DELETION_REASON_CREDENTIAL: DeletionReason.ValueType  # 22
+"""A credential is missing or expired. Slowly again."""
+DELETION_REASON_CATALOG: DeletionReason.ValueType  # 30
+"""The catalogue does not answer. Soon again."""
+DELETION_REASON_CONFIGURATION: DeletionReason.ValueType  # 40
+"""No such StorageElement, no such protocol. Slowly again."""
+DELETION_REASON_PROTECTED: DeletionReason.ValueType  # 50
+"""A rule protects this replica."""
+Global___DeletionReason: _TypeAlias = DeletionReason  # noqa: Y015
 
 @_typing.final
 class Transfer(_message.Message):
@@ -142,6 +238,10 @@ class Transfer(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    MOVED_BYTES_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Output only. "transfers/{uid}"."""
     file: _builtins.str
@@ -149,7 +249,7 @@ class Transfer(_message.Message):
     destination: _builtins.str
     """Id of the StorageElement that gets the copy."""
     priority: _builtins.int
-    """Higher first, 0 is normal."""
+    """0 is normal; every 10 more double its weight against others of its link, up to 100. None waits for ever."""
     max_attempts: _builtins.int
     """Give up after so many attempts. 0 = the service's default."""
     origin: _builtins.str
@@ -164,6 +264,12 @@ class Transfer(_message.Message):
     """Output only."""
     owner: _builtins.str
     """Output only. Subject of the token."""
+    share: _builtins.str
+    """On whose account it goes: accounts take turns by their weights. Empty = that of the owner."""
+    moved_bytes: _builtins.int
+    """Output only. Bytes that the attempt under way has moved, as of a few seconds ago."""
+    source: _builtins.str
+    """Output only. The StorageElement that it is going to be read from, or is."""
     @_builtins.property
     def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """StorageElements to read from, by id. Empty = any with a replica, the best first."""
@@ -184,6 +290,10 @@ class Transfer(_message.Message):
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """Output only."""
 
+    @_builtins.property
+    def deadline(self) -> _timestamp_pb2.Timestamp:
+        """Not tried any more after this moment."""
+
     def __init__(
         self,
         *,
@@ -203,10 +313,14 @@ class Transfer(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         owner: _builtins.str = ...,
+        share: _builtins.str = ...,
+        deadline: _timestamp_pb2.Timestamp | None = ...,
+        moved_bytes: _builtins.int = ...,
+        source: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "next_attempt_time", b"next_attempt_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline", b"deadline", "end_time", b"end_time", "next_attempt_time", b"next_attempt_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "create_time", b"create_time", "destination", b"destination", "end_time", b"end_time", "file", b"file", "max_attempts", b"max_attempts", "message", b"message", "name", b"name", "next_attempt_time", b"next_attempt_time", "origin", b"origin", "owner", b"owner", "priority", b"priority", "reason", b"reason", "size_bytes", b"size_bytes", "sources", b"sources", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "create_time", b"create_time", "deadline", b"deadline", "destination", b"destination", "end_time", b"end_time", "file", b"file", "max_attempts", b"max_attempts", "message", b"message", "moved_bytes", b"moved_bytes", "name", b"name", "next_attempt_time", b"next_attempt_time", "origin", b"origin", "owner", b"owner", "priority", b"priority", "reason", b"reason", "share", b"share", "size_bytes", b"size_bytes", "source", b"source", "sources", b"sources", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -225,6 +339,10 @@ class TransferAttempt(_message.Message):
     BYTES_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     ELAPSED_FIELD_NUMBER: _builtins.int
+    QUEUED_FIELD_NUMBER: _builtins.int
+    BOTTLENECK_FIELD_NUMBER: _builtins.int
+    STREAMED_BYTES_FIELD_NUMBER: _builtins.int
+    EXECUTOR_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """From 1."""
     source: _builtins.str
@@ -235,6 +353,12 @@ class TransferAttempt(_message.Message):
     """The native error."""
     bytes: _builtins.int
     """Bytes moved."""
+    bottleneck: Global___Bottleneck.ValueType
+    """What it spent most of its time on."""
+    streamed_bytes: _builtins.int
+    """Bytes that went through the mover; the others went from storage to storage."""
+    executor: _builtins.str
+    """Who moved the bytes: "mover", or the name of another executor."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When it began."""
@@ -242,6 +366,10 @@ class TransferAttempt(_message.Message):
     @_builtins.property
     def elapsed(self) -> _duration_pb2.Duration:
         """How long it took."""
+
+    @_builtins.property
+    def queued(self) -> _duration_pb2.Duration:
+        """How long it had waited for its turn."""
 
     def __init__(
         self,
@@ -253,10 +381,14 @@ class TransferAttempt(_message.Message):
         bytes: _builtins.int = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         elapsed: _duration_pb2.Duration | None = ...,
+        queued: _duration_pb2.Duration | None = ...,
+        bottleneck: Global___Bottleneck.ValueType = ...,
+        streamed_bytes: _builtins.int = ...,
+        executor: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["elapsed", b"elapsed", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["elapsed", b"elapsed", "queued", b"queued", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "elapsed", b"elapsed", "message", b"message", "number", b"number", "reason", b"reason", "source", b"source", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bottleneck", b"bottleneck", "bytes", b"bytes", "elapsed", b"elapsed", "executor", b"executor", "message", b"message", "number", b"number", "queued", b"queued", "reason", b"reason", "source", b"source", "start_time", b"start_time", "streamed_bytes", b"streamed_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -306,6 +438,7 @@ class Deletion(_message.Message):
     NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"deletions/{uid}"."""
     file: _builtins.str
@@ -322,6 +455,8 @@ class Deletion(_message.Message):
     """The native error of the last try."""
     attempts: _builtins.int
     """How many tries."""
+    reason: Global___DeletionReason.ValueType
+    """Why it waits."""
     @_builtins.property
     def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
         """Not before this moment."""
@@ -348,10 +483,11 @@ class Deletion(_message.Message):
         next_attempt_time: _timestamp_pb2.Timestamp | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        reason: Global___DeletionReason.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "next_attempt_time", b"next_attempt_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "create_time", b"create_time", "end_time", b"end_time", "file", b"file", "file_uid", b"file_uid", "message", b"message", "name", b"name", "next_attempt_time", b"next_attempt_time", "path", b"path", "state", b"state", "storage_element", b"storage_element"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "create_time", b"create_time", "end_time", b"end_time", "file", b"file", "file_uid", b"file_uid", "message", b"message", "name", b"name", "next_attempt_time", b"next_attempt_time", "path", b"path", "reason", b"reason", "state", b"state", "storage_element", b"storage_element"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
