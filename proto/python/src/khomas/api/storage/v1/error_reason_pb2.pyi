@@ -64,6 +64,36 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. Files are not uploaded straight to this storage: upload elsewhere and copy. Metadata:
     storage_element.
     """
+    ERROR_REASON_RECONCILIATION_NOT_FOUND: _ErrorReason.ValueType  # 40
+    """NOT_FOUND. Metadata: name."""
+    ERROR_REASON_RECONCILIATION_STATE: _ErrorReason.ValueType  # 41
+    """FAILED_PRECONDITION. Metadata: name, state."""
+    ERROR_REASON_INCIDENT_NOT_FOUND: _ErrorReason.ValueType  # 42
+    """NOT_FOUND. Metadata: name."""
+    ERROR_REASON_REPAIR_UNFIT: _ErrorReason.ValueType  # 43
+    """FAILED_PRECONDITION. This repair does not fit what was found. Metadata: name, repair, kind."""
+    ERROR_REASON_DELETION_NOT_FOUND: _ErrorReason.ValueType  # 44
+    """NOT_FOUND. Metadata: name."""
+    ERROR_REASON_EXPRESSION_INVALID: _ErrorReason.ValueType  # 60
+    """INVALID_ARGUMENT. A placement expression cannot be read, or matches nothing. Metadata: position, problem."""
+    ERROR_REASON_TOO_FEW_ELEMENTS: _ErrorReason.ValueType  # 61
+    """FAILED_PRECONDITION. Metadata: expression, copies, matching."""
+    ERROR_REASON_RULE_NOT_FOUND: _ErrorReason.ValueType  # 62
+    """NOT_FOUND. Metadata: name."""
+    ERROR_REASON_RULE_FOREIGN: _ErrorReason.ValueType  # 63
+    """PERMISSION_DENIED. The rule is somebody else's. Metadata: name, owner."""
+    ERROR_REASON_REPLICA_NEEDED: _ErrorReason.ValueType  # 64
+    """FAILED_PRECONDITION. A rule protects the replica. Metadata: file, storage_element, rule."""
+    ERROR_REASON_LAST_REPLICA: _ErrorReason.ValueType  # 65
+    """FAILED_PRECONDITION. No other good replica of the file is known. Metadata: file, storage_element."""
+    ERROR_REASON_POLICY_NOT_FOUND: _ErrorReason.ValueType  # 66
+    """NOT_FOUND. Metadata: name."""
+    ERROR_REASON_POLICY_EXISTS: _ErrorReason.ValueType  # 67
+    """ALREADY_EXISTS. Metadata: name."""
+    ERROR_REASON_DRAIN_NOT_FOUND: _ErrorReason.ValueType  # 68
+    """NOT_FOUND. The StorageElement is not being drained. Metadata: name."""
+    ERROR_REASON_DRAIN_STATE: _ErrorReason.ValueType  # 69
+    """FAILED_PRECONDITION. Metadata: name, state."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Reason of an error, found in google.rpc.ErrorInfo with domain "khomas.storage"."""
@@ -110,4 +140,34 @@ ERROR_REASON_STORAGE_ELEMENT_ELSEWHERE: ErrorReason.ValueType  # 19
 """FAILED_PRECONDITION. Files are not uploaded straight to this storage: upload elsewhere and copy. Metadata:
 storage_element.
 """
+ERROR_REASON_RECONCILIATION_NOT_FOUND: ErrorReason.ValueType  # 40
+"""NOT_FOUND. Metadata: name."""
+ERROR_REASON_RECONCILIATION_STATE: ErrorReason.ValueType  # 41
+"""FAILED_PRECONDITION. Metadata: name, state."""
+ERROR_REASON_INCIDENT_NOT_FOUND: ErrorReason.ValueType  # 42
+"""NOT_FOUND. Metadata: name."""
+ERROR_REASON_REPAIR_UNFIT: ErrorReason.ValueType  # 43
+"""FAILED_PRECONDITION. This repair does not fit what was found. Metadata: name, repair, kind."""
+ERROR_REASON_DELETION_NOT_FOUND: ErrorReason.ValueType  # 44
+"""NOT_FOUND. Metadata: name."""
+ERROR_REASON_EXPRESSION_INVALID: ErrorReason.ValueType  # 60
+"""INVALID_ARGUMENT. A placement expression cannot be read, or matches nothing. Metadata: position, problem."""
+ERROR_REASON_TOO_FEW_ELEMENTS: ErrorReason.ValueType  # 61
+"""FAILED_PRECONDITION. Metadata: expression, copies, matching."""
+ERROR_REASON_RULE_NOT_FOUND: ErrorReason.ValueType  # 62
+"""NOT_FOUND. Metadata: name."""
+ERROR_REASON_RULE_FOREIGN: ErrorReason.ValueType  # 63
+"""PERMISSION_DENIED. The rule is somebody else's. Metadata: name, owner."""
+ERROR_REASON_REPLICA_NEEDED: ErrorReason.ValueType  # 64
+"""FAILED_PRECONDITION. A rule protects the replica. Metadata: file, storage_element, rule."""
+ERROR_REASON_LAST_REPLICA: ErrorReason.ValueType  # 65
+"""FAILED_PRECONDITION. No other good replica of the file is known. Metadata: file, storage_element."""
+ERROR_REASON_POLICY_NOT_FOUND: ErrorReason.ValueType  # 66
+"""NOT_FOUND. Metadata: name."""
+ERROR_REASON_POLICY_EXISTS: ErrorReason.ValueType  # 67
+"""ALREADY_EXISTS. Metadata: name."""
+ERROR_REASON_DRAIN_NOT_FOUND: ErrorReason.ValueType  # 68
+"""NOT_FOUND. The StorageElement is not being drained. Metadata: name."""
+ERROR_REASON_DRAIN_STATE: ErrorReason.ValueType  # 69
+"""FAILED_PRECONDITION. Metadata: name, state."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -26,13 +26,15 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+khomas/api/storage/v1/storage_element.proto\x12\x15khomas.api.storage.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe4\x04\n\x0eStorageElement\x12@\n\x04name\x18\x01 \x01(\tB2\xbaH/r-2+^storageElements/[a-z0-9][a-z0-9._-]{0,62}$\x12\x1d\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x15\n\x04site\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x46\n\x05media\x18\x04 \x01(\x0e\x32+.khomas.api.storage.v1.StorageElement.MediaB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x45\n\raccess_points\x18\x05 \x03(\x0b\x32\".khomas.api.storage.v1.AccessPointB\n\xbaH\x07\x92\x01\x04\x08\x01\x10\x10\x12\x11\n\tread_only\x18\x06 \x01(\x08\x12\x1f\n\x0e\x63\x61pacity_bytes\x18\x07 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12+\n\x05space\x18\x08 \x01(\x0b\x32\x1c.khomas.api.storage.v1.Space\x12-\n\x06health\x18\t \x01(\x0b\x32\x1d.khomas.api.storage.v1.Health\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x0c \x01(\t\x12\x0b\n\x03uid\x18\r \x01(\t\">\n\x05Media\x12\x15\n\x11MEDIA_UNSPECIFIED\x10\x00\x12\x0e\n\nMEDIA_DISK\x10\x01\x12\x0e\n\nMEDIA_TAPE\x10\x02\"\xf6\x01\n\x0b\x41\x63\x63\x65ssPoint\x12\x31\n\x08protocol\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a\x32\x18^[a-z][a-z0-9+.-]{0,31}$\x12\x1b\n\x07\x61\x64\x64ress\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x10\x12\x1b\n\ncredential\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12J\n\x07options\x18\x04 \x03(\x0b\x32/.khomas.api.storage.v1.AccessPoint.OptionsEntryB\x08\xbaH\x05\x9a\x01\x02\x10 \x1a.\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8d\x01\n\x05Space\x12\x12\n\nused_bytes\x18\x01 \x01(\x03\x12\x12\n\nfile_count\x18\x02 \x01(\x03\x12\x16\n\x0ereserved_bytes\x18\x03 \x01(\x03\x12\x12\n\nfree_bytes\x18\x04 \x01(\x03\x12\x30\n\x0cobserve_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\\\n\x06Health\x12\x11\n\treachable\x18\x01 \x01(\x08\x12\x0f\n\x07message\x18\x02 \x01(\t\x12.\n\ncheck_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+khomas/api/storage/v1/storage_element.proto\x12\x15khomas.api.storage.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8d\x07\n\x0eStorageElement\x12@\n\x04name\x18\x01 \x01(\tB2\xbaH/r-2+^storageElements/[a-z0-9][a-z0-9._-]{0,62}$\x12\x1d\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x15\n\x04site\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x46\n\x05media\x18\x04 \x01(\x0e\x32+.khomas.api.storage.v1.StorageElement.MediaB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x45\n\raccess_points\x18\x05 \x03(\x0b\x32\".khomas.api.storage.v1.AccessPointB\n\xbaH\x07\x92\x01\x04\x08\x01\x10\x10\x12\x11\n\tread_only\x18\x06 \x01(\x08\x12\x1f\n\x0e\x63\x61pacity_bytes\x18\x07 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12+\n\x05space\x18\x08 \x01(\x0b\x32\x1c.khomas.api.storage.v1.Space\x12-\n\x06health\x18\t \x01(\x0b\x32\x1d.khomas.api.storage.v1.Health\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x0c \x01(\t\x12\x0b\n\x03uid\x18\r \x01(\t\x12\x84\x01\n\x06labels\x18\x0e \x03(\x0b\x32\x31.khomas.api.storage.v1.StorageElement.LabelsEntryBA\xbaH>\x9a\x01;\x10@\"\x1br\x19\x32\x17^[a-z][a-z0-9_-]{0,62}$*\x1ar\x18\x32\x16^[A-Za-z0-9._-]{1,63}$\x12\x1a\n\x06weight\x18\x0f \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12!\n\x0ehigh_watermark\x18\x10 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x00\x12 \n\rlow_watermark\x18\x11 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x00\x12\x10\n\x08\x64raining\x18\x12 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\">\n\x05Media\x12\x15\n\x11MEDIA_UNSPECIFIED\x10\x00\x12\x0e\n\nMEDIA_DISK\x10\x01\x12\x0e\n\nMEDIA_TAPE\x10\x02\"\xf6\x01\n\x0b\x41\x63\x63\x65ssPoint\x12\x31\n\x08protocol\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a\x32\x18^[a-z][a-z0-9+.-]{0,31}$\x12\x1b\n\x07\x61\x64\x64ress\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x10\x12\x1b\n\ncredential\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12J\n\x07options\x18\x04 \x03(\x0b\x32/.khomas.api.storage.v1.AccessPoint.OptionsEntryB\x08\xbaH\x05\x9a\x01\x02\x10 \x1a.\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa4\x01\n\x05Space\x12\x12\n\nused_bytes\x18\x01 \x01(\x03\x12\x12\n\nfile_count\x18\x02 \x01(\x03\x12\x16\n\x0ereserved_bytes\x18\x03 \x01(\x03\x12\x12\n\nfree_bytes\x18\x04 \x01(\x03\x12\x30\n\x0cobserve_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rplanned_bytes\x18\x06 \x01(\x03\"\\\n\x06Health\x12\x11\n\treachable\x18\x01 \x01(\x08\x12\x0f\n\x07message\x18\x02 \x01(\t\x12.\n\ncheck_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'khomas.api.storage.v1.storage_element_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_STORAGEELEMENT_LABELSENTRY']._loaded_options = None
+  _globals['_STORAGEELEMENT_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_STORAGEELEMENT'].fields_by_name['name']._loaded_options = None
   _globals['_STORAGEELEMENT'].fields_by_name['name']._serialized_options = b'\272H/r-2+^storageElements/[a-z0-9][a-z0-9._-]{0,62}$'
   _globals['_STORAGEELEMENT'].fields_by_name['description']._loaded_options = None
@@ -45,6 +47,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STORAGEELEMENT'].fields_by_name['access_points']._serialized_options = b'\272H\007\222\001\004\010\001\020\020'
   _globals['_STORAGEELEMENT'].fields_by_name['capacity_bytes']._loaded_options = None
   _globals['_STORAGEELEMENT'].fields_by_name['capacity_bytes']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_STORAGEELEMENT'].fields_by_name['labels']._loaded_options = None
+  _globals['_STORAGEELEMENT'].fields_by_name['labels']._serialized_options = b'\272H>\232\001;\020@\"\033r\0312\027^[a-z][a-z0-9_-]{0,62}$*\032r\0302\026^[A-Za-z0-9._-]{1,63}$'
+  _globals['_STORAGEELEMENT'].fields_by_name['weight']._loaded_options = None
+  _globals['_STORAGEELEMENT'].fields_by_name['weight']._serialized_options = b'\272H\007\032\005\030\350\007(\000'
+  _globals['_STORAGEELEMENT'].fields_by_name['high_watermark']._loaded_options = None
+  _globals['_STORAGEELEMENT'].fields_by_name['high_watermark']._serialized_options = b'\272H\006\032\004\030d(\000'
+  _globals['_STORAGEELEMENT'].fields_by_name['low_watermark']._loaded_options = None
+  _globals['_STORAGEELEMENT'].fields_by_name['low_watermark']._serialized_options = b'\272H\006\032\004\030d(\000'
   _globals['_ACCESSPOINT_OPTIONSENTRY']._loaded_options = None
   _globals['_ACCESSPOINT_OPTIONSENTRY']._serialized_options = b'8\001'
   _globals['_ACCESSPOINT'].fields_by_name['protocol']._loaded_options = None
@@ -56,15 +66,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACCESSPOINT'].fields_by_name['options']._loaded_options = None
   _globals['_ACCESSPOINT'].fields_by_name['options']._serialized_options = b'\272H\005\232\001\002\020 '
   _globals['_STORAGEELEMENT']._serialized_start=133
-  _globals['_STORAGEELEMENT']._serialized_end=745
-  _globals['_STORAGEELEMENT_MEDIA']._serialized_start=683
-  _globals['_STORAGEELEMENT_MEDIA']._serialized_end=745
-  _globals['_ACCESSPOINT']._serialized_start=748
-  _globals['_ACCESSPOINT']._serialized_end=994
-  _globals['_ACCESSPOINT_OPTIONSENTRY']._serialized_start=948
-  _globals['_ACCESSPOINT_OPTIONSENTRY']._serialized_end=994
-  _globals['_SPACE']._serialized_start=997
-  _globals['_SPACE']._serialized_end=1138
-  _globals['_HEALTH']._serialized_start=1140
-  _globals['_HEALTH']._serialized_end=1232
+  _globals['_STORAGEELEMENT']._serialized_end=1042
+  _globals['_STORAGEELEMENT_LABELSENTRY']._serialized_start=933
+  _globals['_STORAGEELEMENT_LABELSENTRY']._serialized_end=978
+  _globals['_STORAGEELEMENT_MEDIA']._serialized_start=980
+  _globals['_STORAGEELEMENT_MEDIA']._serialized_end=1042
+  _globals['_ACCESSPOINT']._serialized_start=1045
+  _globals['_ACCESSPOINT']._serialized_end=1291
+  _globals['_ACCESSPOINT_OPTIONSENTRY']._serialized_start=1245
+  _globals['_ACCESSPOINT_OPTIONSENTRY']._serialized_end=1291
+  _globals['_SPACE']._serialized_start=1294
+  _globals['_SPACE']._serialized_end=1458
+  _globals['_HEALTH']._serialized_start=1460
+  _globals['_HEALTH']._serialized_end=1552
 # @@protoc_insertion_point(module_scope)

@@ -49,6 +49,26 @@ class StorageElement(_message.Message):
     MEDIA_TAPE: StorageElement.Media.ValueType  # 2
     """Readable after a recall."""
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     SITE_FIELD_NUMBER: _builtins.int
@@ -62,6 +82,11 @@ class StorageElement(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    HIGH_WATERMARK_FIELD_NUMBER: _builtins.int
+    LOW_WATERMARK_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"storageElements/{id}"."""
     description: _builtins.str
@@ -78,6 +103,14 @@ class StorageElement(_message.Message):
     """Output only."""
     uid: _builtins.str
     """Output only."""
+    weight: _builtins.int
+    """How much rules like to put copies here, against others that match. 0 = 1."""
+    high_watermark: _builtins.int
+    """Clean up unprotected cached copies when it is fuller than this many percent. 0 = never."""
+    low_watermark: _builtins.int
+    """Until it is as full as this. 0 = ten percent less than `high_watermark`."""
+    draining: _builtins.bool
+    """Output only. It is being emptied and takes no new files, see Drain."""
     @_builtins.property
     def access_points(self) -> _containers.RepeatedCompositeFieldContainer[Global___AccessPoint]:
         """How to reach it, the preferred one first."""
@@ -98,6 +131,10 @@ class StorageElement(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """Output only."""
 
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What rules can name besides id, site and media: {"tier": "1", "archive": "yes"}."""
+
     def __init__(
         self,
         *,
@@ -114,10 +151,15 @@ class StorageElement(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
         uid: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        weight: _builtins.int = ...,
+        high_watermark: _builtins.int = ...,
+        low_watermark: _builtins.int = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "health", b"health", "space", b"space", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_points", b"access_points", "capacity_bytes", b"capacity_bytes", "create_time", b"create_time", "description", b"description", "etag", b"etag", "health", b"health", "media", b"media", "name", b"name", "read_only", b"read_only", "site", b"site", "space", b"space", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_points", b"access_points", "capacity_bytes", b"capacity_bytes", "create_time", b"create_time", "description", b"description", "draining", b"draining", "etag", b"etag", "health", b"health", "high_watermark", b"high_watermark", "labels", b"labels", "low_watermark", b"low_watermark", "media", b"media", "name", b"name", "read_only", b"read_only", "site", b"site", "space", b"space", "uid", b"uid", "update_time", b"update_time", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -190,6 +232,7 @@ class Space(_message.Message):
     RESERVED_BYTES_FIELD_NUMBER: _builtins.int
     FREE_BYTES_FIELD_NUMBER: _builtins.int
     OBSERVE_TIME_FIELD_NUMBER: _builtins.int
+    PLANNED_BYTES_FIELD_NUMBER: _builtins.int
     used_bytes: _builtins.int
     """Bytes of replicas and uploads that we know of."""
     file_count: _builtins.int
@@ -198,6 +241,8 @@ class Space(_message.Message):
     """Bytes promised to running uploads and transfers."""
     free_bytes: _builtins.int
     """Free according to the storage itself; -1 when it cannot tell."""
+    planned_bytes: _builtins.int
+    """Bytes of copies that rules want here and that no transfer has been made for yet; part of `reserved_bytes`."""
     @_builtins.property
     def observe_time(self) -> _timestamp_pb2.Timestamp:
         """When the storage was asked."""
@@ -210,10 +255,11 @@ class Space(_message.Message):
         reserved_bytes: _builtins.int = ...,
         free_bytes: _builtins.int = ...,
         observe_time: _timestamp_pb2.Timestamp | None = ...,
+        planned_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["observe_time", b"observe_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_count", b"file_count", "free_bytes", b"free_bytes", "observe_time", b"observe_time", "reserved_bytes", b"reserved_bytes", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_count", b"file_count", "free_bytes", b"free_bytes", "observe_time", b"observe_time", "planned_bytes", b"planned_bytes", "reserved_bytes", b"reserved_bytes", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -163,7 +163,7 @@ class StorageServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpdateStorageElement(self, request, context):
-        """Changes description, site, access points, read_only or capacity.
+        """Changes description, site, access points, read_only, capacity, labels, weight or watermarks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

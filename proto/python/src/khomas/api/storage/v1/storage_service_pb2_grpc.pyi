@@ -31,7 +31,7 @@ class StorageServiceStub:
     ListStorageElements: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.ListStorageElementsRequest, _storage_service_pb2.ListStorageElementsResponse]
     """Lists StorageElements."""
     UpdateStorageElement: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.UpdateStorageElementRequest, _storage_element_pb2.StorageElement]
-    """Changes description, site, access points, read_only or capacity."""
+    """Changes description, site, access points, read_only, capacity, labels, weight or watermarks."""
     DeleteStorageElement: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.DeleteStorageElementRequest, _storage_service_pb2.DeleteStorageElementResponse]
     """Forgets an empty StorageElement. Touches no bytes."""
     BatchCreateUploads: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.BatchCreateUploadsRequest, _storage_service_pb2.BatchCreateUploadsResponse]
@@ -106,7 +106,7 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _storage_service_pb2.UpdateStorageElementRequest,
         context: _aio.ServicerContext[_storage_service_pb2.UpdateStorageElementRequest, _abc.Awaitable[_storage_element_pb2.StorageElement]],
     ) -> _abc.Awaitable[_storage_element_pb2.StorageElement]:
-        """Changes description, site, access points, read_only or capacity."""
+        """Changes description, site, access points, read_only, capacity, labels, weight or watermarks."""
 
     @_abc_1.abstractmethod
     def DeleteStorageElement(
