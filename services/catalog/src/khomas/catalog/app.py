@@ -16,6 +16,7 @@ from khomas.catalog.directories import Directories
 from khomas.catalog.files import Files
 from khomas.catalog.keys import Keys
 from khomas.catalog.lineage import Lineage
+from khomas.catalog.located import Located
 from khomas.catalog.membership import Membership
 from khomas.catalog.servicer import CatalogServicer, Parts
 from khomas.kit.database import Database
@@ -51,6 +52,7 @@ async def start(settings: CatalogSettings, host: Host) -> Running:
     parts = Parts(
         creation=creation,
         files=Files(database, keys),
+        located=Located(database),
         changes=changes,
         deletions=Deletions(database, once, log, changes, settings.undo_window),
         lineage=Lineage(database),

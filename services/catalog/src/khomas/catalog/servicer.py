@@ -18,6 +18,7 @@ from khomas.catalog.deletions import Deletions
 from khomas.catalog.files import Files
 from khomas.catalog.keys import Keys
 from khomas.catalog.lineage import Lineage
+from khomas.catalog.located import Located
 from khomas.kit.boundary.call import Context
 from khomas.kit.events import EventLog
 
@@ -28,6 +29,7 @@ class Parts:
 
     creation: Creation
     files: Files
+    located: Located
     changes: Changes
     deletions: Deletions
     lineage: Lineage
@@ -62,6 +64,11 @@ class CatalogServicer(CatalogServiceServicer):
 
     def StreamFiles(self, request: pb.ListFilesRequest, context: Context) -> AsyncIterator[pb.ListFilesResponse]:
         return self._parts.files.stream(request)
+
+    def StreamReplicas(
+        self, request: pb.StreamReplicasRequest, context: Context
+    ) -> AsyncIterator[pb.StreamReplicasResponse]:
+        return self._parts.located.stream(request)
 
     async def ListDirectory(self, request: pb.ListDirectoryRequest, context: Context) -> pb.ListDirectoryResponse:
         return await self._parts.files.list_directory(request)

@@ -80,6 +80,7 @@ replica = Table(
     Column("state", Integer, nullable=False),
     Column("verify_time", UtcTime),
     Index("replica_storage_element", "storage_element", "file_id"),
+    Index("replica_path", "path", sqlite_where=text("path IS NOT NULL"), postgresql_where=text("path IS NOT NULL")),
 )
 
 metadata_key = Table(

@@ -287,6 +287,102 @@ class ListFilesResponse(_message.Message):
 Global___ListFilesResponse: _TypeAlias = ListFilesResponse  # noqa: Y015
 
 @_typing.final
+class StreamReplicasRequest(_message.Message):
+    """See StreamReplicas."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORAGE_ELEMENT_FIELD_NUMBER: _builtins.int
+    PATHS_FIELD_NUMBER: _builtins.int
+    storage_element: _builtins.str
+    """Id of the StorageElement."""
+    @_builtins.property
+    def paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only those at these paths. Empty = all."""
+
+    def __init__(
+        self,
+        *,
+        storage_element: _builtins.str = ...,
+        paths: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["paths", b"paths", "storage_element", b"storage_element"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamReplicasRequest: _TypeAlias = StreamReplicasRequest  # noqa: Y015
+
+@_typing.final
+class StreamReplicasResponse(_message.Message):
+    """See StreamReplicas."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___LocatedFile]:
+        """At most 1000."""
+
+    def __init__(
+        self,
+        *,
+        files: _abc.Iterable[Global___LocatedFile] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamReplicasResponse: _TypeAlias = StreamReplicasResponse  # noqa: Y015
+
+@_typing.final
+class LocatedFile(_message.Message):
+    """A file as it should lie on a StorageElement."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    ADLER32_FIELD_NUMBER: _builtins.int
+    REPLICA_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its LFN."""
+    uid: _builtins.str
+    """Its uid."""
+    state: _file_pb2.File.State.ValueType
+    """Whether it is ACTIVE or DELETING."""
+    size_bytes: _builtins.int
+    """Size of the content."""
+    adler32: _builtins.str
+    """As at its commit; empty when none was given."""
+    @_builtins.property
+    def replica(self) -> _file_pb2.Replica:
+        """The copy there."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        uid: _builtins.str = ...,
+        state: _file_pb2.File.State.ValueType = ...,
+        size_bytes: _builtins.int = ...,
+        adler32: _builtins.str = ...,
+        replica: _file_pb2.Replica | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["replica", b"replica"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adler32", b"adler32", "name", b"name", "replica", b"replica", "size_bytes", b"size_bytes", "state", b"state", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LocatedFile: _TypeAlias = LocatedFile  # noqa: Y015
+
+@_typing.final
 class ListDirectoryRequest(_message.Message):
     """See ListDirectory."""
 

@@ -67,6 +67,11 @@ class CatalogServiceStub(object):
                 request_serializer=khomas_dot_api_dot_catalog_dot_v1_dot_catalog__service__pb2.ListFilesRequest.SerializeToString,
                 response_deserializer=khomas_dot_api_dot_catalog_dot_v1_dot_catalog__service__pb2.ListFilesResponse.FromString,
                 _registered_method=True)
+        self.StreamReplicas = channel.unary_stream(
+                '/khomas.api.catalog.v1.CatalogService/StreamReplicas',
+                request_serializer=khomas_dot_api_dot_catalog_dot_v1_dot_catalog__service__pb2.StreamReplicasRequest.SerializeToString,
+                response_deserializer=khomas_dot_api_dot_catalog_dot_v1_dot_catalog__service__pb2.StreamReplicasResponse.FromString,
+                _registered_method=True)
         self.ListDirectory = channel.unary_unary(
                 '/khomas.api.catalog.v1.CatalogService/ListDirectory',
                 request_serializer=khomas_dot_api_dot_catalog_dot_v1_dot_catalog__service__pb2.ListDirectoryRequest.SerializeToString,
@@ -200,6 +205,14 @@ class CatalogServiceServicer(object):
 
     def StreamFiles(self, request, context):
         """The same search without pages: all matches, streamed, as of one snapshot.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamReplicas(self, request, context):
+        """All that the catalogue has on one StorageElement, streamed as of one snapshot, without tombstones. In no order that
+        a caller may rely on. For the comparison with what lies there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -366,6 +379,11 @@ def add_CatalogServiceServicer_to_server(servicer, server):
                     servicer.StreamFiles,
                     request_deserializer=khomas_dot_api_dot_catalog_dot_v1_dot_catalog__service__pb2.ListFilesRequest.FromString,
                     response_serializer=khomas_dot_api_dot_catalog_dot_v1_dot_catalog__service__pb2.ListFilesResponse.SerializeToString,
+            ),
+            'StreamReplicas': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamReplicas,
+                    request_deserializer=khomas_dot_api_dot_catalog_dot_v1_dot_catalog__service__pb2.StreamReplicasRequest.FromString,
+                    response_serializer=khomas_dot_api_dot_catalog_dot_v1_dot_catalog__service__pb2.StreamReplicasResponse.SerializeToString,
             ),
             'ListDirectory': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDirectory,
@@ -598,6 +616,33 @@ class CatalogService(object):
             '/khomas.api.catalog.v1.CatalogService/StreamFiles',
             khomas_dot_api_dot_catalog_dot_v1_dot_catalog__service__pb2.ListFilesRequest.SerializeToString,
             khomas_dot_api_dot_catalog_dot_v1_dot_catalog__service__pb2.ListFilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamReplicas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/khomas.api.catalog.v1.CatalogService/StreamReplicas',
+            khomas_dot_api_dot_catalog_dot_v1_dot_catalog__service__pb2.StreamReplicasRequest.SerializeToString,
+            khomas_dot_api_dot_catalog_dot_v1_dot_catalog__service__pb2.StreamReplicasResponse.FromString,
             options,
             channel_credentials,
             insecure,

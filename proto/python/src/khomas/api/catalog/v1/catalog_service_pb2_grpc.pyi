@@ -39,6 +39,10 @@ class CatalogServiceStub:
     """Searches files below a directory or in a dataset by attributes and metadata, a page at a time."""
     StreamFiles: _aio.UnaryStreamMultiCallable[_catalog_service_pb2.ListFilesRequest, _catalog_service_pb2.ListFilesResponse]
     """The same search without pages: all matches, streamed, as of one snapshot."""
+    StreamReplicas: _aio.UnaryStreamMultiCallable[_catalog_service_pb2.StreamReplicasRequest, _catalog_service_pb2.StreamReplicasResponse]
+    """All that the catalogue has on one StorageElement, streamed as of one snapshot, without tombstones. In no order that
+    a caller may rely on. For the comparison with what lies there.
+    """
     ListDirectory: _aio.UnaryUnaryMultiCallable[_catalog_service_pb2.ListDirectoryRequest, _catalog_service_pb2.ListDirectoryResponse]
     """Lists files and directories directly in a directory, by name."""
     BatchUpdateMetadata: _aio.UnaryUnaryMultiCallable[_catalog_service_pb2.BatchUpdateMetadataRequest, _catalog_service_pb2.BatchUpdateMetadataResponse]
@@ -141,6 +145,16 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_catalog_service_pb2.ListFilesRequest, _abc.AsyncIterator[_catalog_service_pb2.ListFilesResponse]],
     ) -> _abc.AsyncIterator[_catalog_service_pb2.ListFilesResponse]:
         """The same search without pages: all matches, streamed, as of one snapshot."""
+
+    @_abc_1.abstractmethod
+    def StreamReplicas(
+        self,
+        request: _catalog_service_pb2.StreamReplicasRequest,
+        context: _aio.ServicerContext[_catalog_service_pb2.StreamReplicasRequest, _abc.AsyncIterator[_catalog_service_pb2.StreamReplicasResponse]],
+    ) -> _abc.AsyncIterator[_catalog_service_pb2.StreamReplicasResponse]:
+        """All that the catalogue has on one StorageElement, streamed as of one snapshot, without tombstones. In no order that
+        a caller may rely on. For the comparison with what lies there.
+        """
 
     @_abc_1.abstractmethod
     def ListDirectory(
