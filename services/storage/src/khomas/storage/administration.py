@@ -39,7 +39,17 @@ _FIELDS = {
     "read_only": fields.boolean(storage_element.c.read_only),
 }
 _ORDER = Ordering(fields={}, unique=storage_element.c.id)
-_CHANGEABLE = ("description", "site", "access_points", "read_only", "capacity_bytes")
+_CHANGEABLE = (
+    "description",
+    "site",
+    "access_points",
+    "read_only",
+    "capacity_bytes",
+    "labels",
+    "weight",
+    "high_watermark",
+    "low_watermark",
+)
 LOCAL = "local"
 
 
@@ -193,6 +203,11 @@ def _new_row(given: pb.StorageElement) -> dict[str, Any]:
         "access_points": [AccessPoint.of(point).row() for point in given.access_points],
         "read_only": given.read_only,
         "capacity_bytes": given.capacity_bytes,
+        "labels": dict(given.labels),
+        "weight": given.weight,
+        "high_watermark": given.high_watermark,
+        "low_watermark": given.low_watermark,
+        "draining": False,
         "create_time": now,
         "update_time": now,
         "version": 1,

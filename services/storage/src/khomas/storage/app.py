@@ -34,6 +34,7 @@ from khomas.storage.intents import Intents
 from khomas.storage.links import tables as link_tables
 from khomas.storage.mover import Mover
 from khomas.storage.retry import Policy
+from khomas.storage.rules import tables as rule_tables
 from khomas.storage.scan import Scans
 from khomas.storage.servicer import StorageServicer
 from khomas.storage.transfer_queue import Queue
@@ -43,7 +44,7 @@ from khomas.storage.uploads import Uploads
 _MIGRATIONS = "khomas.storage:migrations"
 _KEY = "grants"
 # Modules that declare tables beside those of `tables`: naming them here lets nobody forget one.
-_TABLES = (tables, link_tables)
+_TABLES = (tables, link_tables, rule_tables)
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,11 +56,16 @@ class Element:
     reachable: bool
     message: str
     check_time: datetime
+    labels: Mapping[str, str]
+    weight: int
+    high_watermark: int
+    low_watermark: int
+    draining: bool
 
     @property
     def takes_files(self) -> bool:
         """Tell whether new files may go there."""
-        return not self.read_only and self.media == pb.StorageElement.MEDIA_DISK
+        return not self.read_only and not self.draining and self.media == pb.StorageElement.MEDIA_DISK
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,8 @@ class Usage:
     used_bytes: int = 0
     file_count: int = 0
     reserved_bytes: int = 0
+    # Of those: wanted by rules, without a transfer yet.
+    planned_bytes: int = 0
 
 
 def element_of(row: Row[Any]) -> Element:
@@ -122,6 +129,11 @@ def element_proto(element: Element, usage: Usage) -> pb.StorageElement:
         capacity_bytes=element.capacity_bytes,
         etag=str(element.version),
         uid=element.uid,
+        labels=element.labels,
+        weight=element.weight,
+        high_watermark=element.high_watermark,
+        low_watermark=element.low_watermark,
+        draining=element.draining,
     )
     message.create_time.FromDatetime(element.create_time)
     message.update_time.FromDatetime(element.update_time)
@@ -131,6 +143,7 @@ def element_proto(element: Element, usage: Usage) -> pb.StorageElement:
     message.space.used_bytes = usage.used_bytes
     message.space.file_count = usage.file_count
     message.space.reserved_bytes = usage.reserved_bytes
+    message.space.planned_bytes = usage.planned_bytes
     message.space.free_bytes = element.free_bytes
     message.space.observe_time.FromDatetime(element.check_time)
     return message

@@ -1,6 +1,19 @@
 """The storage's tables. States and reasons are stored as the numbers of their enums in the contract."""
 
-from sqlalchemy import JSON, BigInteger, Boolean, Column, Double, Index, Integer, LargeBinary, MetaData, String, Table
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    false,
+)
 
 from khomas.kit.database import KeyText, UtcTime
 from khomas.kit.events import cursor_table, event_table
@@ -40,6 +53,13 @@ storage_element = Table(
     Column("reachable", Boolean, nullable=False),
     Column("message", String, nullable=False),
     Column("check_time", UtcTime, nullable=False),
+    # What rules can name and weigh.
+    Column("labels", JSON, nullable=False, server_default="{}"),
+    Column("weight", Integer, nullable=False, server_default="0"),
+    # Percent.
+    Column("high_watermark", Integer, nullable=False, server_default="0"),
+    Column("low_watermark", Integer, nullable=False, server_default="0"),
+    Column("draining", Boolean, nullable=False, server_default=false()),
 )
 
 # What the catalogue has on each StorageElement, kept by its events.
@@ -57,7 +77,11 @@ replica = Table(
     Column("storage_element", KeyText, primary_key=True),
     Column("path", KeyText, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
+    Column("state", Integer, nullable=False, server_default="1"),
+    # When its bytes were compared last; NULL where we have not heard of it yet.
+    Column("verify_time", UtcTime, nullable=True),
     Index("replica_by_path", "storage_element", "path"),
+    Index("replica_by_verify_time", "storage_element", "state", "verify_time"),
 )
 
 upload = Table(
@@ -172,12 +196,15 @@ deletion = Table(
     Column("storage_element", KeyText, nullable=False),
     Column("path", String, nullable=False),
     Column("state", Integer, nullable=False),
+    Column("reason", Integer, nullable=False, server_default="0"),
     Column("message", String, nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("next_attempt_time", UtcTime, nullable=False),
     *lease_columns(),
     Column("create_time", UtcTime, nullable=False),
     Column("end_time", UtcTime, nullable=True),
+    # Only this replica, not the whole file.
+    Column("single", Boolean, nullable=False, server_default=false()),
     Index("deletion_queue", "state", "next_attempt_time"),
     Index("deletion_of_file", "file_uid", "storage_element"),
 )

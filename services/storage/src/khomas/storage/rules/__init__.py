@@ -1,0 +1,1 @@
+"""Where copies are wanted: rules, policies, drains and the cleaning of caches."""
