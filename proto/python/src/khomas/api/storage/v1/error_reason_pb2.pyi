@@ -64,6 +64,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. Files are not uploaded straight to this storage: upload elsewhere and copy. Metadata:
     storage_element.
     """
+    ERROR_REASON_RECALL_NOT_FOUND: _ErrorReason.ValueType  # 20
+    """NOT_FOUND. Metadata: name."""
+    ERROR_REASON_NOT_ON_TAPE: _ErrorReason.ValueType  # 21
+    """FAILED_PRECONDITION. The file has no good copy on a StorageElement of media TAPE. Metadata: file."""
+    ERROR_REASON_OFFLINE: _ErrorReason.ValueType  # 22
+    """FAILED_PRECONDITION. All copies that can be read are on tape, and none is on disk now: recall it. Metadata: file,
+    storage_element.
+    """
     ERROR_REASON_RECONCILIATION_NOT_FOUND: _ErrorReason.ValueType  # 40
     """NOT_FOUND. Metadata: name."""
     ERROR_REASON_RECONCILIATION_STATE: _ErrorReason.ValueType  # 41
@@ -138,6 +146,14 @@ ERROR_REASON_PATH_NOT_FOUND: ErrorReason.ValueType  # 18
 """NOT_FOUND. The path does not exist on the StorageElement. Metadata: storage_element, path."""
 ERROR_REASON_STORAGE_ELEMENT_ELSEWHERE: ErrorReason.ValueType  # 19
 """FAILED_PRECONDITION. Files are not uploaded straight to this storage: upload elsewhere and copy. Metadata:
+storage_element.
+"""
+ERROR_REASON_RECALL_NOT_FOUND: ErrorReason.ValueType  # 20
+"""NOT_FOUND. Metadata: name."""
+ERROR_REASON_NOT_ON_TAPE: ErrorReason.ValueType  # 21
+"""FAILED_PRECONDITION. The file has no good copy on a StorageElement of media TAPE. Metadata: file."""
+ERROR_REASON_OFFLINE: ErrorReason.ValueType  # 22
+"""FAILED_PRECONDITION. All copies that can be read are on tape, and none is on disk now: recall it. Metadata: file,
 storage_element.
 """
 ERROR_REASON_RECONCILIATION_NOT_FOUND: ErrorReason.ValueType  # 40
