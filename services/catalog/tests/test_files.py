@@ -54,6 +54,15 @@ async def test_a_search_finds_what_matches(runs: CatalogServiceStub, text: str, 
     assert await names(runs, filter=text) == found
 
 
+async def test_a_file_is_found_by_its_uid_and_by_a_part_of_it(runs: CatalogServiceStub) -> None:
+    (one,) = (await runs.BatchGetFiles(pb.BatchGetFilesRequest(names=["/hess/notes.txt"]))).results
+    (same,) = (await runs.BatchGetFiles(pb.BatchGetFilesRequest(names=[f"files/{one.file.uid}"]))).results
+    assert same == one
+    assert await names(runs, filter=f'uid = "{one.file.uid}"') == ["/hess/notes.txt"]
+    assert await names(runs, filter=f'uid:"{one.file.uid[-12:]}"') == ["/hess/notes.txt"]
+    assert await names(runs, filter='uid = "none"') == []
+
+
 async def test_a_misspelt_key_in_a_filter_is_answered_with_the_nearest(runs: CatalogServiceStub) -> None:
     with pytest.raises(grpc.aio.AioRpcError, match=r"metadata\.zenith") as refused:
         await names(runs, filter="metadata.zenit > 3")

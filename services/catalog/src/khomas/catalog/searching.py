@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, Table, and_, exists, func, select
+from sqlalchemy import ColumnElement, Table, Text, and_, cast, exists, func, select
 
 from khomas.api.catalog.v1.dataset_pb2 import MetadataKey
 from khomas.api.catalog.v1.file_pb2 import File
@@ -19,7 +19,7 @@ from khomas.kit.paging import Ordering
 
 _FIELDS: dict[str, Field] = {
     "name": fields.text(file.c.name),
-    "uid": fields.text(file.c.uid),
+    "uid": fields.text(cast(file.c.uid, Text)),
     "size_bytes": fields.integer(file.c.size_bytes),
     "create_time": fields.time(file.c.create_time),
     "update_time": fields.time(file.c.update_time),

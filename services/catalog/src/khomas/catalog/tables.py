@@ -17,7 +17,7 @@ from sqlalchemy import (
     text,
 )
 
-from khomas.kit.database import KeyText, RowId, UtcTime
+from khomas.kit.database import KeyText, RowId, UidText, UtcTime
 from khomas.kit.events import event_table
 from khomas.kit.idempotency import answer_table
 
@@ -38,7 +38,7 @@ file = Table(
     "file",
     metadata,
     Column("id", RowId, primary_key=True),
-    Column("uid", KeyText, nullable=False, unique=True),
+    Column("uid", UidText, nullable=False, unique=True),
     Column("name", KeyText, nullable=False),
     Column("directory_id", BigInteger, ForeignKey("directory.id"), nullable=False),
     Column("size_bytes", BigInteger, nullable=False),

@@ -44,14 +44,16 @@ def write_job(
 ) -> None:
     """Write a job; spec and attempts only where given, counts also where all children are still to be made.
 
-    Fields set one by one take half the time of those given to the constructor.
+    Fields set one by one take half the time of those given to the constructor, and empty ones are better left alone.
     """
     message.name = f"jobs/{job.uid}"
-    message.origin = job.origin
     message.uid = job.uid
+    if job.origin:
+        message.origin = job.origin
     if job.parent:
         message.parent = f"jobs/{job.parent}"
-    message.index = job.index
+    if job.index:
+        message.index = job.index
     if parameters := job.parameters:
         message.parameters.update(parameters)
     _write_status(message.status, job)
@@ -75,13 +77,17 @@ def write_job(
 
 def _write_status(status: pb.JobStatus, job: Job | Summary) -> None:
     status.state = job.state
-    status.reason = job.reason
-    status.message = job.message
+    if job.reason:
+        status.reason = job.reason
+    if job.message:
+        status.message = job.message
     _set(status.since, job.since)
     status.desired = job.desired
-    status.attempt = job.attempt
+    if job.attempt:
+        status.attempt = job.attempt
     status.version = job.version
-    status.application_status = job.application_status
+    if job.application_status:
+        status.application_status = job.application_status
     if job.next_attempt_time is not None:
         _set(status.next_attempt_time, job.next_attempt_time)
 

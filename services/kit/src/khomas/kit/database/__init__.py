@@ -6,7 +6,7 @@ from khomas.kit.database.engine import Database
 from khomas.kit.database.insertion import Rows, insert_many, insert_rows
 from khomas.kit.database.migrations import SchemaOutdated
 from khomas.kit.database.statements import count_statements
-from khomas.kit.database.types import AnyRow, KeyText, RowId, UtcTime
+from khomas.kit.database.types import AnyRow, KeyText, RowId, UidText, UtcTime
 
 __all__ = [
     "AnyRow",
@@ -16,6 +16,7 @@ __all__ = [
     "RowId",
     "Rows",
     "SchemaOutdated",
+    "UidText",
     "UtcTime",
     "count_statements",
     "fetch",

@@ -1,9 +1,10 @@
 """Column types that mean the same on SQLite and PostgreSQL."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import Any
+from typing import cast as seen_as
 
-from sqlalchemy import BigInteger, DateTime, Integer, Row, String, TypeDecorator
+from sqlalchemy import BigInteger, ColumnElement, DateTime, Integer, Row, String, Text, TypeDecorator, cast
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeEngine
@@ -37,13 +38,33 @@ class UtcTime(TypeDecorator[datetime]):
         if isinstance(value, int):
             return _EPOCH + timedelta(microseconds=value)
         if not isinstance(value, datetime) or value.tzinfo is UTC:
-            return cast(datetime | None, value)
+            return seen_as(datetime | None, value)
         return value.astimezone(UTC)
 
 
 # Text compared byte by byte: prefix searches and pages in name order use its index on both databases.
 # PostgreSQL's default collation would do neither.
 KeyText = String().with_variant(postgresql.TEXT(collation="C"), "postgresql")
+
+
+class UidText(TypeDecorator[str]):
+    """A uid, text for Python: `uuid` on PostgreSQL, where that takes 45 bytes less with its index, text on SQLite.
+
+    To compare it with what may be no uid, cast it to text: PostgreSQL refuses to read anything else as a `uuid`.
+    """
+
+    impl = String
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Choose the native type."""
+        native = postgresql.UUID(as_uuid=False) if dialect.name == "postgresql" else String()
+        return dialect.type_descriptor(native)
+
+    def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        """Read it as text in the database, which takes less time than in Python."""
+        return cast(column, Text)
+
 
 # A bigint that SQLite accepts as its row id.
 RowId = BigInteger().with_variant(Integer(), "sqlite")
