@@ -67,6 +67,10 @@ class Catalog:
         request = pb.UpdateDatasetFilesRequest(name=dataset, add=names, request_id=request_id)
         await self._repeated(lambda left: self.stub.UpdateDatasetFiles(request, timeout=left))
 
+    async def list_files(self, request: pb.ListFilesRequest) -> pb.ListFilesResponse:
+        """Read one page of files."""
+        return await self._repeated(lambda left: self.stub.ListFiles(request, timeout=left))
+
     async def dataset(self, name: str) -> dataset_pb2.Dataset:
         """Read a dataset."""
         return await self._repeated(lambda left: self.stub.GetDataset(pb.GetDatasetRequest(name=name), timeout=left))

@@ -173,7 +173,7 @@ class Tape(Protocol):
         """Ask for files on disk for so long, in as few requests as possible; return the id of each one's request."""
 
     async def staging(self, request: str, paths: Sequence[str]) -> list[Recalling | ProtocolFault]:
-        """Tell how far a request is."""
+        """Tell how far a request is; "*" stands for any, when nobody knows which one it was."""
 
     async def cancel(self, request: str, paths: Sequence[str]) -> list[ProtocolFault | None]:
         """Take it back; over already is no fault."""

@@ -47,7 +47,8 @@ class RootTape:
 
     async def staging(self, request: str, paths: Sequence[str]) -> list[Recalling | ProtocolFault]:
         """Look at the files, then ask about those that are not on disk."""
-        return await self._about(paths, request, lambda: Recalling(Recall.DONE), _recalling)
+        told = _recalling_any if request == _ANY_REQUEST else _recalling
+        return await self._about(paths, request, lambda: Recalling(Recall.DONE), told)
 
     async def cancel(self, request: str, paths: Sequence[str]) -> list[ProtocolFault | None]:
         """Take these files out of the request, or, where the server can only do that, the whole of it."""
@@ -201,8 +202,13 @@ def _recalling(told: Mapping[str, Any]) -> Recalling:
         return Recalling(Recall.FAILED, str(text))
     if told.get("has_reqid"):
         return Recalling(Recall.WAITING, queue_position=place if isinstance(place, int) else None)
-    # Asked before the request has come there, which happens.
+    # Asked after before the request has come there, which happens.
     return Recalling(Recall.UNKNOWN, "the tape system does not know the request")
+
+
+def _recalling_any(told: Mapping[str, Any]) -> Recalling:
+    # Whether anybody has asked for it: nobody remembers which request it was.
+    return _recalling({"has_reqid": told.get("requested"), **{k: v for k, v in told.items() if k != "has_reqid"}})
 
 
 def _of(
