@@ -77,7 +77,7 @@ def prepared(folder: Path, name: str, *, token: Path | None = None) -> Iterator[
     with ExitStack() as stack:
         bed = stack.enter_context(voms.running(folder / "people"))
         processes = stack.enter_context(Processes(folder / "log"))
-        data = stack.enter_context(disks.memory(folder / "data", 2048 * _MIB))
+        data = stack.enter_context(disks.memory(folder / "data", 8192 * _MIB))
         data.chmod(0o777)
         stack.enter_context(disks.memory(data / "full", 4 * _MIB)).chmod(0o777)
         (data / "forbidden").mkdir(mode=0o755)

@@ -34,6 +34,8 @@ from khomas.storage.intents import Intents
 from khomas.storage.links import tables as link_tables
 from khomas.storage.mover import Mover
 from khomas.storage.retry import Policy
+from khomas.storage.reconciling import tables as integrity_tables
+from khomas.storage.reconciling.parts import Integrity
 from khomas.storage.rules import tables as rule_tables
 from khomas.storage.scan import Scans
 from khomas.storage.servicer import StorageServicer
@@ -44,7 +46,7 @@ from khomas.storage.uploads import Uploads
 _MIGRATIONS = "khomas.storage:migrations"
 _KEY = "grants"
 # Modules that declare tables beside those of `tables`: naming them here lets nobody forget one.
-_TABLES = (tables, link_tables, rule_tables)
+_TABLES = (tables, link_tables, rule_tables, integrity_tables)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class Parts:
     transfers: Transfers
     deletions: Deletions
     following: Following
+    integrity: Integrity
 
     async def close(self) -> None:
         """Let threads end, then close what they use."""
@@ -111,10 +114,12 @@ async def start(settings: StorageSettings, host: Host) -> Running:
 
     def add_to(server: grpc.aio.Server) -> None:
         storage_service_pb2_grpc.add_StorageServiceServicer_to_server(servicer, server)
+        parts.integrity.add_to(server)
 
     return Running(
         add_to=add_to,
         background={
+            **parts.integrity.background,
             "commits": every(settings.poll, parts.commits.resume),
             "transfers": parts.mover.run,
             "deletions": every(settings.poll, parts.deletions.work),
@@ -156,6 +161,8 @@ async def _built(settings: StorageSettings, host: Host, database: Database) -> P
         poll=settings.poll,
         lease=settings.lease,
     )
+    transfers = Transfers(database, once, log, elements, catalog, mover.wake)
+    integrity = Integrity.built(settings, database, once, log, catalog, elements, protocols, transfers, owner)
     return Parts(
         database=database,
         log=log,
@@ -180,7 +187,7 @@ async def _built(settings: StorageSettings, host: Host, database: Database) -> P
         ),
         downloads=Downloads(catalog, elements, protocols, granting),
         mover=mover,
-        transfers=Transfers(database, once, log, elements, catalog, mover.wake),
+        transfers=transfers,
         deletions=Deletions(
             database,
             log,
@@ -191,14 +198,15 @@ async def _built(settings: StorageSettings, host: Host, database: Database) -> P
             lease=settings.lease,
             pause=settings.deletion_pause,
         ),
-        following=Following(database, log, catalog),
+        following=Following(database, log, catalog, integrity.recording),
+        integrity=integrity,
     )
 
 
 async def _free_all(database: Database) -> None:
     """Let go of everything that is leased."""
     async with database.write() as connection:
-        for table in (tables.upload_commit, tables.transfer, tables.deletion):
+        for table in (tables.upload_commit, tables.transfer, tables.deletion, *integrity_tables.LEASED):
             await connection.execute(update(table).values(FREE).where(table.c.lease_owner.is_not(None)))
 
 

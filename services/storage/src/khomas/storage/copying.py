@@ -2,13 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 
 from khomas.api.storage.v1 import transfer_pb2 as pb
 from khomas.storage.checksums import Algorithm
 from khomas.storage.landing import Landing, SourceDiffers, SourceFailed, Wanted, read_back
+from khomas.storage.links.bucket import Throttle
 from khomas.storage.protocols.interface import Problem, ProtocolFault, StorageProtocol
+from khomas.storage.reading import Reading, Source
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +41,18 @@ class Copy:
         self.bytes = 0
         # Bytes that went through this process.
         self.streamed_bytes = 0
+        # How they were read, once there was a stream.
+        self.reading: Reading | None = None
+        # Checksums of what was sent, where nobody has compared them with what arrived.
+        self.unverified: Mapping[Algorithm, str] | None = None
         self._wanted = wanted
         self._stopped = False
         self._task: asyncio.Task[object] | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Tell whether it was."""
+        return self._stopped
 
     def stop(self) -> None:
         """End it."""
@@ -49,13 +60,26 @@ class Copy:
         if self._task is not None:
             self._task.cancel()
 
-    async def run(self, source: StorageProtocol, path: str, landing: Landing) -> None:
-        """Copy and verify; raises CopyFailed."""
+    async def run(
+        self,
+        source: StorageProtocol,
+        path: str,
+        landing: Landing,
+        *,
+        others: Sequence[Source] = (),
+        throttle: Throttle | None = None,
+        verify: bool = True,
+    ) -> None:
+        """Copy and verify; raises CopyFailed.
+
+        A stream goes on from `others` when the source gives up. Without `verify` what was streamed stays `unverified`.
+        """
         self._task = asyncio.current_task()
         try:
             self._check_stopped()
             if not await self._past_us(source, path, landing):
-                await self._through_us(source, path, landing)
+                self.reading = Reading([Source("", source, path), *others], throttle)
+                await self._through_us(self.reading, landing, verify=verify)
             self._check_stopped()
         except asyncio.CancelledError:
             if not self._stopped or self._task is None:
@@ -65,14 +89,18 @@ class Copy:
         finally:
             self._task = None
 
-    async def _through_us(self, source: StorageProtocol, path: str, landing: Landing) -> None:
+    async def _through_us(self, reading: Reading, landing: Landing, *, verify: bool) -> None:
         try:
             with destination_side():
-                await landing.take(self._counted(source.get(path)), self._wanted)
+                sums = await landing.take(self._counted(reading.blocks()), self._wanted, verify=verify)
         except SourceFailed as error:
             raise CopyFailed(source_reason(error.fault), error.fault.message) from error
         except SourceDiffers as error:
-            raise CopyFailed(pb.TRANSFER_REASON_SOURCE_CHECKSUM, str(error)) from error
+            # Of more than one copy nobody can tell which was wrong: the next attempt reads one only.
+            mixed = reading.switched
+            reason = pb.TRANSFER_REASON_TRANSIENT if mixed else pb.TRANSFER_REASON_SOURCE_CHECKSUM
+            raise CopyFailed(reason, str(error)) from error
+        self.unverified = None if verify else sums
 
     async def _counted(self, blocks: AsyncGenerator[memoryview, None]) -> AsyncGenerator[memoryview, None]:
         async with aclosing(blocks):

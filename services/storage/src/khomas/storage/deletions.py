@@ -24,8 +24,10 @@ from khomas.kit.leases import claim
 from khomas.kit.paging import Ordering, list_page
 from khomas.storage.catalog import Catalog
 from khomas.storage.elements import Element, Elements, Protocols
+from khomas.storage.errors import NoReplica
 from khomas.storage.known_replicas import shared_paths
 from khomas.storage.rows import mapping, mappings
+from khomas.storage.rules.protection import ReplicaKey, objections
 from khomas.storage.tables import deletion
 
 log = logging.getLogger(__name__)
@@ -53,7 +55,8 @@ class _Result:
 
 async def plan(connection: AsyncConnection, event_log: EventLog, files: Mapping[str, file_pb2.File]) -> None:
     """Bring the plan in line with files, by uid, as they are now: those DELETING get deletions, others lose them."""
-    query = select(deletion).where(in_values(deletion.c.file_uid, list(files)), deletion.c.state == State.STATE_WAITING)
+    of_files = (in_values(deletion.c.file_uid, list(files)), deletion.c.single.is_(False))
+    query = select(deletion).where(*of_files, deletion.c.state == State.STATE_WAITING)
     waiting = {(row.file_uid, row.storage_element) for row in (await connection.execute(query)).all()}
     deleting = {uid: file for uid, file in files.items() if file.state == file_pb2.File.STATE_DELETING}
     rows = [
@@ -67,7 +70,11 @@ async def plan(connection: AsyncConnection, event_log: EventLog, files: Mapping[
     if undone:
         statement = (
             update(deletion)
-            .where(in_values(deletion.c.file_uid, undone), deletion.c.state == State.STATE_WAITING)
+            .where(
+                in_values(deletion.c.file_uid, undone),
+                deletion.c.single.is_(False),
+                deletion.c.state == State.STATE_WAITING,
+            )
             .values(state=State.STATE_UNDONE, end_time=datetime.now(UTC))
             .returning(deletion)
         )
@@ -137,10 +144,27 @@ class Deletions:
     async def _deleted(self, rows: Sequence[Row[Any]]) -> list[_Result]:
         """Ask once more whether the files are to go: an undo may be on its way to us. Then delete and confirm."""
         found = await self._catalog.files([f"files/{row.file_uid}" for row in rows])
-        judged = [_judged(row, result) for row, result in zip(rows, found, strict=True)]
+        needed = await self._needed(rows, found)
+        judged = [
+            _Result(row, State.STATE_UNDONE, needed[row.uid]) if row.uid in needed else _judged(row, result)
+            for row, result in zip(rows, found, strict=True)
+        ]
         results = await self._without_bytes([result.row for result in judged if result.state == State.STATE_CONFIRMED])
         await self._confirm([result.row for result in results if result.state == State.STATE_CONFIRMED])
         return [*results, *(result for result in judged if result.state != State.STATE_CONFIRMED)]
+
+    async def _needed(self, rows: Sequence[Row[Any]], found: Sequence[catalog_pb.FileResult]) -> dict[str, str]:
+        """Return why single replicas are kept that a rule wants by now, or that have become the last good ones."""
+        keys = {row.uid: ReplicaKey(row.file_uid, row.storage_element) for row in rows if row.single}
+        if not keys:
+            return {}
+        files = {result.file.uid: result.file for result in found if result.file.state == file_pb2.File.STATE_ACTIVE}
+        active = {uid: key for uid, key in keys.items() if key.file_uid in files}
+        async with self._database.read() as connection:
+            refused = await objections(connection, list(active.values()), files)
+        # One that is not in the catalogue any more was deleted by a process that died before it could say so.
+        stay = {key: error.message for key, error in refused.items() if not isinstance(error, NoReplica)}
+        return {uid: stay[key] for uid, key in active.items() if key in stay}
 
     async def _without_bytes(self, rows: Sequence[Row[Any]]) -> list[_Result]:
         """Delete the bytes, StorageElement by StorageElement."""
@@ -258,8 +282,11 @@ def _judged(row: Row[Any], result: catalog_pb.FileResult) -> _Result:
     file = result.file
     if result.HasField("error"):
         return _Result(row, State.STATE_WAITING, f"the catalogue does not know the file: {result.error.message}")
-    if file.state == file_pb2.File.STATE_ACTIVE:
+    if (file.state == file_pb2.File.STATE_ACTIVE) is not row.single:
+        # An undone deletion of the file; or the whole file is to go now, which is planned apart.
         return _Result(row, State.STATE_UNDONE)
+    if row.single:
+        return _Result(row, State.STATE_CONFIRMED)
     if file.deletion.purge_time.ToDatetime(UTC) > datetime.now(UTC):
         return _Result(row, State.STATE_WAITING)
     return _Result(row, State.STATE_CONFIRMED)

@@ -179,3 +179,95 @@ class GrantRefused(DomainError):
     area = "storage"
     reason = "GRANT_REFUSED"
     template = "The grant has expired or is for another path; ask for a new one."
+
+
+class ExpressionInvalid(DomainError):
+    """A placement expression cannot be read, or matches nothing."""
+
+    code = StatusCode.INVALID_ARGUMENT
+    area = "storage"
+    reason = "EXPRESSION_INVALID"
+    template = "The expression cannot be used: at position {position}, {problem}."
+
+
+class TooFewElements(DomainError):
+    """Fewer StorageElements match than copies are wanted."""
+
+    code = StatusCode.FAILED_PRECONDITION
+    area = "storage"
+    reason = "TOO_FEW_ELEMENTS"
+    template = "{copies} copies are wanted and {expression} matches {matching} StorageElements; widen it or want fewer."
+
+
+class RuleNotFound(DomainError):
+    """There is no such rule."""
+
+    code = StatusCode.NOT_FOUND
+    area = "storage"
+    reason = "RULE_NOT_FOUND"
+    template = "There is no {name}; `khomas rule ls` lists rules."
+
+
+class RuleForeign(DomainError):
+    """The rule is somebody else's."""
+
+    code = StatusCode.PERMISSION_DENIED
+    area = "storage"
+    reason = "RULE_FOREIGN"
+    template = "{name} belongs to {owner}; ask them or an operator."
+
+
+class ReplicaNeeded(DomainError):
+    """A rule protects the replica."""
+
+    code = StatusCode.FAILED_PRECONDITION
+    area = "storage"
+    reason = "REPLICA_NEEDED"
+    template = "{rule} keeps the copy of {file} on {storage_element}; end or change that rule first."
+
+
+class LastReplica(DomainError):
+    """No other good replica of the file is known."""
+
+    code = StatusCode.FAILED_PRECONDITION
+    area = "storage"
+    reason = "LAST_REPLICA"
+    template = (
+        "The copy of {file} on {storage_element} is the last good one; make another copy first, or delete the file."
+    )
+
+
+class PolicyNotFound(DomainError):
+    """There is no such policy."""
+
+    code = StatusCode.NOT_FOUND
+    area = "storage"
+    reason = "POLICY_NOT_FOUND"
+    template = "There is no {name}; `khomas rule policies` lists them."
+
+
+class PolicyExists(DomainError):
+    """The id is taken."""
+
+    code = StatusCode.ALREADY_EXISTS
+    area = "storage"
+    reason = "POLICY_EXISTS"
+    template = "{name} exists already; take another id or delete it."
+
+
+class DrainNotFound(DomainError):
+    """The StorageElement is not being drained."""
+
+    code = StatusCode.NOT_FOUND
+    area = "storage"
+    reason = "DRAIN_NOT_FOUND"
+    template = "There is no {name}; `khomas se drain` begins one."
+
+
+class DrainState(DomainError):
+    """The drain is at its end."""
+
+    code = StatusCode.FAILED_PRECONDITION
+    area = "storage"
+    reason = "DRAIN_STATE"
+    template = "{name} is {state}; that cannot be taken back."

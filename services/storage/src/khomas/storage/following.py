@@ -12,19 +12,23 @@ from khomas.kit.database import Database
 from khomas.kit.events import EventConsumer, EventLog
 from khomas.storage import deletions, known_replicas
 from khomas.storage.catalog import Catalog
+from khomas.storage.reconciling.recording import Recording
+from khomas.storage.rules import events as rules
 from khomas.storage.tables import cursor
 
-_FILTER = 'kind = "catalog.file.*"'
+_FILTER = 'kind = "catalog.file.*" OR kind = "catalog.dataset.*"'
+_DATASETS = "catalog.dataset."
 _LISTS = ("", "state = DELETING")
 
 
 class Following:
-    """Follows the catalogue's files: for the space they take, and for those that are to go."""
+    """Follows the catalogue's files: for the space they take, for those that are to go, and for rules."""
 
-    def __init__(self, database: Database, event_log: EventLog, catalog: Catalog) -> None:
+    def __init__(self, database: Database, event_log: EventLog, catalog: Catalog, recording: Recording) -> None:
         self._database = database
         self._log = event_log
         self._catalog = catalog
+        self._recording = recording
         self._consumer = EventConsumer(
             database, cursor, name="storage", watch=catalog.stub.WatchEvents, filter_text=_FILTER
         )
@@ -41,11 +45,14 @@ class Following:
             if _unpacked(event, file):
                 files[file.uid] = file
         await self._take(connection, files)
+        await rules.note_datasets(connection, [event for event in events if event.kind.startswith(_DATASETS)])
 
     async def _take(self, connection: AsyncConnection, files: dict[str, file_pb2.File]) -> None:
         if files:
             await known_replicas.note(connection, files)
             await deletions.plan(connection, self._log, files)
+            await self._recording.suspects(connection, files.values())
+            await rules.note_files(connection, files)
 
     async def _relist(self) -> None:
         """Events were missed: count everything anew, and see what is to be deleted."""
@@ -56,6 +63,8 @@ class Following:
             async for batch in self._catalog.stub.StreamFiles(request):
                 async with self._database.write() as connection:
                     await self._take(connection, {file.uid: file for file in batch.files})
+        async with self._database.write() as connection:
+            await rules.list_all(connection)
 
 
 def _unpacked(event: event_pb2.Event, message: Message) -> bool:

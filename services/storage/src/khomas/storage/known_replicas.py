@@ -1,6 +1,7 @@
 """What the catalogue has where, kept by its events: for space accounting, and to delete nothing that is in use."""
 
 from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC
 from typing import Any
 
 from sqlalchemy import delete, select
@@ -56,6 +57,8 @@ def _row(file: file_pb2.File, one: file_pb2.Replica) -> dict[str, Any]:
         "storage_element": one.storage_element,
         "path": one.path,
         "size_bytes": file.size_bytes,
+        "state": one.state,
+        "verify_time": one.verify_time.ToDatetime(UTC) if one.HasField("verify_time") else None,
     }
 
 

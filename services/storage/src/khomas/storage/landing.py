@@ -7,9 +7,9 @@ computed from what was sent, or, where it can tell none, before all bytes were r
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Final
@@ -27,6 +27,7 @@ INCOMING: Final = f"{PRIVATE}/incoming"
 # Blocks from this size on are summed by a thread: less costs less than the way there.
 _LARGE: Final = 256 * 1024
 _NAMINGS: Final = 3
+_AT_ONCE: Final = 8
 _UID: Final = 36
 _DISCARD_SECONDS: Final = 30.0
 
@@ -128,7 +129,7 @@ class Landing:
         self.protocol = protocol
         self.hidden = f"{INCOMING}/{new_uid()}"
         self._landings = landings
-        self._published = False
+        self.published = False
 
     async def __aenter__(self) -> "Landing":
         return self
@@ -136,11 +137,13 @@ class Landing:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._published:
+        if not self.published:
             await asyncio.shield(self._discard())
 
-    async def take(self, blocks: AsyncGenerator[memoryview, None], wanted: Wanted) -> Mapping[Algorithm, str]:
-        """Write what comes, and verify it; return its checksums.
+    async def take(
+        self, blocks: AsyncGenerator[memoryview, None], wanted: Wanted, *, verify: bool = True
+    ) -> Mapping[Algorithm, str]:
+        """Write what comes, and verify it; return its checksums. Who does not want to `verify` does so later.
 
         Raises SourceFailed, SourceDiffers, or a ProtocolFault of this storage.
         """
@@ -160,7 +163,8 @@ class Landing:
         if not meter.ended:
             message = f"the storage says that all is there after {meter.size_bytes} of {wanted.size_bytes} bytes"
             raise meter.trouble or ProtocolFault(Problem.PASSING, message)
-        await self.verify(wanted.size_bytes, meter.sums)
+        if verify:
+            await self.verify(wanted.size_bytes, meter.sums)
         return meter.sums
 
     async def afresh(self) -> None:
@@ -170,36 +174,122 @@ class Landing:
 
     async def verify(self, size_bytes: int, sums: Mapping[Algorithm, str]) -> None:
         """Compare what lies there with what should; raise CHECKSUM."""
-        found = await digest(self.protocol, self.hidden, sums)
-        if found.size_bytes != size_bytes or found.value != sums[found.algorithm]:
-            arrived = f"{found.size_bytes} bytes with {found.algorithm} {found.value}"
-            message = f"{arrived} arrived where {size_bytes} bytes with {sums[found.algorithm]} were sent"
-            raise ProtocolFault(Problem.CHECKSUM, message)
+        (fault,) = await verify_all([(self, size_bytes, sums)])
+        if fault is not None:
+            raise fault
 
     async def publish(self, path: str) -> None:
         """Give it its name; raise TAKEN if there is something already, or a file where a folder is needed."""
-        for _ in range(_NAMINGS):
-            (fault,) = await self.protocol.rename([(self.hidden, path)])
-            if fault is None:
-                self._published = True
-                return
-            folder = path.rpartition("/")[0]
-            if fault.problem is not Problem.ABSENT or not folder:
-                raise fault
-            # Missing, or removed by whoever has just deleted the last file in it.
-            (unmade,) = await self.protocol.make_folders([folder])
-            if unmade is not None:
-                raise unmade
-        raise ProtocolFault(Problem.PASSING, f"the folder of {path} was removed again and again")
+        (fault,) = await publish_all([(self, path)])
+        if fault is not None:
+            raise fault
 
     async def _discard(self) -> None:
-        try:
-            async with asyncio.timeout(_DISCARD_SECONDS):
-                (fault,) = await self.protocol.delete([self.hidden])
-        except TimeoutError:
-            fault = ProtocolFault(Problem.PASSING, "no answer")
+        await discard_all([self])
+
+
+Sent = tuple[Landing, int, Mapping[Algorithm, str]]
+
+
+async def verify_all(sent: Sequence[Sent]) -> list[ProtocolFault | None]:
+    """Compare files of one storage with what was sent, all in one question if it can tell checksums."""
+    if not sent:
+        return []
+    protocol = sent[0][0].protocol
+    told: dict[str, Digest] = {}
+    algorithm = next((one for one in protocol.abilities.checksums if one in sent[0][2]), None)
+    if algorithm is not None and len(sent) > 1:
+        paths = [landing.hidden for landing, _, _ in sent]
+        answers = await protocol.checksum(paths, algorithm)
+        told = {path: answer for path, answer in zip(paths, answers, strict=True) if isinstance(answer, Digest)}
+        told |= await _with_sizes(protocol, {path: one for path, one in told.items() if one.size_bytes is None})
+    at_once = asyncio.Semaphore(_AT_ONCE)
+
+    async def compared(one: Sent) -> ProtocolFault | None:
+        async with at_once:
+            return await _compared(one, told.get(one[0].hidden))
+
+    return await asyncio.gather(*map(compared, sent))
+
+
+async def _with_sizes(protocol: StorageProtocol, told: Mapping[str, Digest]) -> dict[str, Digest]:
+    entries = await protocol.stat(list(told)) if told else []
+    return {
+        path: replace(told[path], size_bytes=entry.size_bytes)
+        for path, entry in zip(told, entries, strict=True)
+        if isinstance(entry, Entry)
+    }
+
+
+async def _compared(sent: Sent, told: Digest | None) -> ProtocolFault | None:
+    landing, size_bytes, sums = sent
+    try:
+        if told is None or told.size_bytes is None:
+            told = await digest(landing.protocol, landing.hidden, sums)
+    except ProtocolFault as fault:
+        return fault
+    if told.size_bytes == size_bytes and told.value == sums[told.algorithm]:
+        return None
+    arrived = f"{told.size_bytes} bytes with {told.algorithm} {told.value}"
+    message = f"{arrived} arrived where {size_bytes} bytes with {sums[told.algorithm]} were sent"
+    return ProtocolFault(Problem.CHECKSUM, message)
+
+
+async def publish_all(named: Sequence[tuple[Landing, str]]) -> list[ProtocolFault | None]:
+    """Give files of one storage their names; TAKEN if there is something, or a file where a folder is needed."""
+    faults: dict[int, ProtocolFault] = {}
+    left = list(range(len(named)))
+    for _ in range(_NAMINGS):
+        if not left:
+            break
+        pairs = [(named[number][0].hidden, named[number][1]) for number in left]
+        answers = dict(zip(left, await named[0][0].protocol.rename(pairs), strict=True))
+        for number, fault in answers.items():
+            named[number][0].published = fault is None
+            if fault is not None:
+                faults[number] = fault
+        left = [
+            number for number, fault in answers.items() if fault is not None and _lacks_folder(fault, named[number])
+        ]
+        # Missing, or removed by whoever has just deleted the last file in it.
+        unmade = await _folders([named[number] for number in left])
+        for number in list(left):
+            if (fault := unmade.get(_folder(named[number][1]))) is not None:
+                faults[number] = fault
+                left.remove(number)
+    for number in left:
+        faults[number] = ProtocolFault(Problem.PASSING, f"the folder of {named[number][1]} was removed again and again")
+    return [None if named[number][0].published else faults[number] for number in range(len(named))]
+
+
+async def discard_all(landings: Iterable[Landing]) -> None:
+    """Delete what has got no name, of one storage."""
+    left = [one for one in landings if not one.published]
+    if not left:
+        return
+    try:
+        async with asyncio.timeout(_DISCARD_SECONDS):
+            faults = await left[0].protocol.delete([one.hidden for one in left])
+    except TimeoutError:
+        faults = [ProtocolFault(Problem.PASSING, "no answer")] * len(left)
+    for landing, fault in zip(left, faults, strict=True):
         if fault is not None:
-            log.info("storage.left_behind", extra={"path": self.hidden, "error": fault.message})
+            log.info("storage.left_behind", extra={"path": landing.hidden, "error": fault.message})
+
+
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _lacks_folder(fault: ProtocolFault, named: tuple[Landing, str]) -> bool:
+    return fault.problem is Problem.ABSENT and bool(_folder(named[1]))
+
+
+async def _folders(named: Sequence[tuple[Landing, str]]) -> dict[str, ProtocolFault | None]:
+    if not named:
+        return {}
+    folders = sorted({_folder(path) for _, path in named})
+    return dict(zip(folders, await named[0][0].protocol.make_folders(folders), strict=True))
 
 
 async def digest(protocol: StorageProtocol, path: str, known: Mapping[Algorithm, str]) -> Digest:

@@ -1,73 +1,37 @@
-"""Does transfers: claims them, copies in worker threads, tells the catalogue in batches, settles."""
+"""Does transfers: claims them by lane, has each run moved by one stream or another executor, settles in batches."""
 
 import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
-from uuid import uuid4
+from typing import Final
 
 import grpc
 
-from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
-from khomas.api.catalog.v1 import file_pb2
 from khomas.api.storage.v1 import transfer_pb2 as pb
-from khomas.kit.boundary.status import reason_of
-from khomas.kit.errors import DomainError, UpstreamUnavailable
-from khomas.storage import paths
+from khomas.kit.errors import DomainError
+from khomas.storage.announcing import Announcing
+from khomas.storage.attempts import Attempt, plan
 from khomas.storage.catalog import Catalog
-from khomas.storage.checksums import Algorithm
-from khomas.storage.copying import Copy, CopyFailed, destination_side, published
-from khomas.storage.downloads import reading_order
+from khomas.storage.copying import CopyFailed
 from khomas.storage.elements import Element, Elements, Protocols
-from khomas.storage.landing import Landing, Landings, Wanted, digest
-from khomas.storage.protocols.interface import ProtocolFault
+from khomas.storage.executors.outside import Outside
+from khomas.storage.landing import Landings
+from khomas.storage.links.bucket import Bucket, Throttle
+from khomas.storage.links.measures import Measures
+from khomas.storage.moving import Moving, ending
 from khomas.storage.transfer_queue import Outcome, Queue
-from khomas.storage.transfers import sources_of
 
 log = logging.getLogger(__name__)
 
-_GATHER = 500
-_SUCCESS = pb.TRANSFER_REASON_UNSPECIFIED
-
-
-@dataclass(slots=True)
-class _Task:
-    """A transfer that this process works on."""
-
-    row: Mapping[str, Any]
-    copy: Copy
-    start_time: datetime
-    started: float
-    source: str = ""
-    source_path: str = ""
-    path: str = ""
-    copied: Wanted | None = None
-
-    def outcome(self, reason: pb.TransferReason.ValueType = _SUCCESS, message: str = "") -> Outcome:
-        return Outcome(
-            uid=self.row["uid"],
-            epoch=self.row["lease_epoch"],
-            attempt=self.row["attempt"],
-            max_attempts=self.row["max_attempts"],
-            file_uid=self.row["file_uid"],
-            destination=self.row["destination"],
-            source=self.source,
-            source_path=self.source_path,
-            path=self.path,
-            reason=reason,
-            message=message,
-            bytes=self.copy.bytes,
-            copied=self.copied,
-            start_time=self.start_time,
-            elapsed_seconds=time.monotonic() - self.started,
-        )
+_GATHER: Final = 500
+# How often progress is written down, of attempts that take longer than that.
+_PROGRESS_SECONDS: Final = 2.0
 
 
 class Mover:
-    """The executor of transfers that streams through this process."""
+    """Works on the queue."""
 
     def __init__(
         self,
@@ -75,6 +39,8 @@ class Mover:
         catalog: Catalog,
         elements: Elements,
         protocols: Protocols,
+        measures: Measures,
+        outside: Outside,
         *,
         workers: int,
         poll: timedelta,
@@ -84,11 +50,17 @@ class Mover:
         self._catalog = catalog
         self._elements = elements
         self._protocols = protocols
+        self._measures = measures
+        self._outside = outside
         self._workers = workers
         self._poll = poll.total_seconds()
         self._renewal = lease.total_seconds() / 3
-        self._landings = Landings()
-        self._tasks: dict[str, _Task] = {}
+        self._moving = Moving(queue, protocols, Landings(), self._throttle)
+        self._announcing = Announcing(catalog, elements, protocols)
+        self._buckets: dict[tuple[str, str], Bucket] = {}
+        self._limits: Mapping[tuple[str, str], Sequence[tuple[str, str]]] = {}
+        self._attempts: dict[str, Attempt] = {}
+        self._streams = 0
         self._outcomes: asyncio.Queue[Outcome] = asyncio.Queue()
         self._free = asyncio.Event()
 
@@ -98,200 +70,142 @@ class Mover:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._settle())
                 group.create_task(self._renew())
+                group.create_task(self._tell())
                 while True:
                     await self._start(group)
                     await self._wait()
         finally:
-            self._tasks.clear()
-
-    async def _start(self, group: asyncio.TaskGroup) -> None:
-        """Claim as many as there are free workers, with one question to the catalogue for all of them."""
-        idle = self._workers - len(self._tasks)
-        rows = await self._queue.claim(idle) if idle else []
-        if not rows:
-            return
-        try:
-            files = await self._catalog.files([f"files/{row['file_uid']}" for row in rows])
-        except (DomainError, grpc.aio.AioRpcError) as error:
-            files = []
-            problem = f"the catalogue does not answer: {error}"
-        failed = await self._queue.failed_sources([row["uid"] for row in rows])
-        for number, row in enumerate(rows):
-            task = _Task(row, Copy(Wanted(0, "")), datetime.now(UTC), time.monotonic())
-            self._tasks[row["uid"]] = task
-            if not files:
-                self._outcomes.put_nowait(task.outcome(pb.TRANSFER_REASON_TRANSIENT, problem))
-                continue
-            group.create_task(self._attempt(task, files[number], failed.get(row["uid"], [])))
+            self._attempts.clear()
+            self._streams = 0
 
     def wake(self) -> None:
         """Look at the queue now."""
         self._free.set()
 
+    async def _start(self, group: asyncio.TaskGroup) -> None:
+        """Claim for all free streams, with one question to the catalogue for all that is claimed."""
+        idle = self._workers - self._streams
+        if not idle:
+            return
+        elements = await self._elements.all()
+        runs = await self._queue.claim(idle, {one.id: one.site for one in elements.values()})
+        if not runs:
+            return
+        now, begun = datetime.now(UTC), time.monotonic()
+        attempts = [[Attempt(row, now, begun) for row in run] for run in runs]
+        self._attempts |= {one.uid: one for run in attempts for one in run}
+        await self._plan([one for run in attempts for one in run], elements)
+        for run in attempts:
+            self._streams += 1
+            group.create_task(self._run(run, elements))
+
+    async def _plan(self, attempts: Sequence[Attempt], elements: Mapping[str, Element]) -> None:
+        failed = await self._queue.failed_sources([one.uid for one in attempts if one.row["attempt"] > 1])
+        await self._set_bounds(elements)
+        try:
+            results = await self._catalog.files([f"files/{one.row['file_uid']}" for one in attempts])
+        except (DomainError, grpc.aio.AioRpcError) as error:
+            for attempt in attempts:
+                attempt.end(pb.TRANSFER_REASON_TRANSIENT, f"the catalogue does not answer: {error}")
+            return
+        for attempt, result in zip(attempts, results, strict=True):
+            with ending(attempt):
+                plan(attempt, result, elements, self._measures.known, failed.get(attempt.uid, []))
+        await self._check_room(attempts, elements)
+
+    async def _check_room(self, attempts: Sequence[Attempt], elements: Mapping[str, Element]) -> None:
+        """Refuse what a capacity does not allow; what the disk does not allow it says itself."""
+        bounded = {
+            one.row["destination"]: elements[one.row["destination"]].capacity_bytes
+            for one in attempts
+            if one.ended is None and elements[one.row["destination"]].capacity_bytes
+        }
+        if not bounded:
+            return
+        used = await self._queue.used_bytes(bounded)
+        free = {name: capacity - used.get(name, 0) for name, capacity in bounded.items()}
+        for attempt in attempts:
+            name, need = attempt.row["destination"], attempt.wanted.size_bytes
+            if attempt.ended is None and name in free:
+                with ending(attempt):
+                    if free[name] < need:
+                        message = f"{name} may take {max(free[name], 0)} more bytes, {need} are needed"
+                        raise CopyFailed(pb.TRANSFER_REASON_SPACE, message)
+                    free[name] -= need
+
+    async def _run(self, attempts: Sequence[Attempt], elements: Mapping[str, Element]) -> None:
+        left = [one for one in attempts if one.ended is None]
+        try:
+            if left:
+                destination = elements[left[0].row["destination"]]
+                if not await self._outside.run(left, destination, self._moving):
+                    await self._moving.run(left, destination)
+        except Exception as error:
+            log.exception("transfer.run_broken")
+            for one in left:
+                if one.ended is None and one.copied is None:
+                    one.end(pb.TRANSFER_REASON_TRANSIENT, f"{type(error).__name__}: {error}")
+        finally:
+            self._streams -= 1
+        for one in attempts:
+            self._outcomes.put_nowait(one.ended or one.end())
+
+    async def _set_bounds(self, elements: Mapping[str, Element]) -> None:
+        """Make what throttles streams what operators have set."""
+        bounds = {(one.source, one.destination): one for one in await self._measures.limits() if one.max_rate}
+        sites = {one.id: one.site for one in elements.values()}
+        for key, limit in bounds.items():
+            if key not in self._buckets or self._buckets[key].rate != limit.max_rate:
+                self._buckets[key] = Bucket(float(limit.max_rate), time.monotonic())
+        for key in self._buckets.keys() - bounds.keys():
+            del self._buckets[key]
+        self._limits = {
+            (source, destination): [key for key, limit in bounds.items() if limit.matches(source, destination, sites)]
+            for source in (elements if bounds else ())
+            for destination in elements
+        }
+
+    def _throttle(self, source: str, destination: str) -> Throttle:
+        keys = self._limits.get((source, destination), ())
+        return Throttle([self._buckets[key] for key in keys if key in self._buckets])
+
     async def _wait(self) -> None:
-        self._free.clear()
         try:
             async with asyncio.timeout(self._poll):
                 await self._free.wait()
         except TimeoutError:
             return
-
-    async def _attempt(self, task: _Task, result: catalog_pb.FileResult, failed: Sequence[str]) -> None:
-        try:
-            outcome = await self._moved(task, result, failed)
-        except CopyFailed as failure:
-            outcome = task.outcome(failure.reason, failure.message)
-        except DomainError as error:
-            outcome = task.outcome(pb.TRANSFER_REASON_CONFIGURATION, error.message)
-        except Exception as error:
-            log.exception("transfer.broken", extra={"transfer": task.row["uid"]})
-            outcome = task.outcome(pb.TRANSFER_REASON_TRANSIENT, f"{type(error).__name__}: {error}")
-        self._outcomes.put_nowait(outcome)
-
-    async def _moved(self, task: _Task, result: catalog_pb.FileResult, failed: Sequence[str]) -> Outcome:
-        file, row = result.file, task.row
-        if result.HasField("error") or file.state != file_pb2.File.STATE_ACTIVE:
-            raise CopyFailed(pb.TRANSFER_REASON_NO_SOURCE, "the file is not in the catalogue any more")
-        elements = await self._elements.all()
-        destination = elements.get(row["destination"])
-        if destination is None:
-            raise CopyFailed(pb.TRANSFER_REASON_CONFIGURATION, f"there is no StorageElement {row['destination']}")
-        if not destination.takes_files:
-            raise CopyFailed(pb.TRANSFER_REASON_DESTINATION, f"{destination.id} is read-only")
-        there = [replica for replica in file.replicas if replica.storage_element == destination.id]
-        if there and there[0].state == file_pb2.Replica.STATE_AVAILABLE:
-            return task.outcome(message="The file has a replica there already.")
-        wanted = Wanted(file.size_bytes, file.checksums.adler32)
-        if not await self._arrived_before(task, wanted, destination):
-            await self._check_room(destination, wanted.size_bytes)
-            task.copy = Copy(wanted)
-            source = self._source(task, file, elements, destination, failed)
-            await self._copied(task, source, destination)
-        task.copied = wanted
-        return task.outcome()
-
-    async def _check_room(self, destination: Element, size_bytes: int) -> None:
-        """Refuse what a capacity does not allow; what the disk does not allow it says itself."""
-        if destination.capacity_bytes:
-            free = destination.capacity_bytes - await self._queue.used_bytes(destination.id)
-            if free < size_bytes:
-                message = f"{destination.id} may take {max(free, 0)} more bytes, {size_bytes} are needed"
-                raise CopyFailed(pb.TRANSFER_REASON_SPACE, message)
-
-    async def _copied(self, task: _Task, source: Element, destination: Element) -> None:
-        with destination_side():
-            landing = await self._landings.begin(self._protocols.of(destination))
-        async with landing:
-            await task.copy.run(self._protocols.of(source), task.source_path, landing)
-            await self._publish(task, landing, paths.for_file(task.row["file"]))
-
-    def _source(
-        self,
-        task: _Task,
-        file: file_pb2.File,
-        elements: Mapping[str, Element],
-        destination: Element,
-        failed: Sequence[str],
-    ) -> Element:
-        allowed = set(sources_of(task.row)) or set(elements)
-        order = [
-            (element, replica)
-            for element, replica in reading_order(file, elements, destination.site)
-            if element.id in allowed and element.id != destination.id
-        ]
-        if not order:
-            raise CopyFailed(pb.TRANSFER_REASON_NO_SOURCE, "no replica is left to read from")
-        element, replica = min(order, key=lambda pair: failed.count(pair[0].id))
-        task.source, task.source_path = element.id, replica.path
-        return element
-
-    async def _arrived_before(self, task: _Task, wanted: Wanted, destination: Element) -> bool:
-        """Tell whether an earlier attempt got the copy there, but could not tell anybody."""
-        path = task.row["path"]
-        if not path:
-            return False
-        task.path = path
-        try:
-            found = await digest(self._protocols.of(destination), path, {Algorithm.ADLER32: wanted.adler32})
-        except ProtocolFault:
-            return False
-        return (found.size_bytes, found.value) == (wanted.size_bytes, wanted.adler32)
-
-    async def _publish(self, task: _Task, landing: Landing, wanted: str) -> None:
-        """Give the copy its name, or one beside it. The name is noted first: a crash must leave nothing unknown."""
-        uid, epoch = task.row["uid"], task.row["lease_epoch"]
-        for path in (wanted, paths.beside(wanted, uid), paths.apart(wanted, uid)):
-            if not await self._queue.note_path(uid, epoch, path):
-                raise CopyFailed(pb.TRANSFER_REASON_CANCELLED, "the transfer was taken back or taken over")
-            if await published(landing, path):
-                task.path = path
-                return
-        raise CopyFailed(pb.TRANSFER_REASON_DESTINATION, f"{wanted} and the names beside it are taken")
+        finally:
+            self._free.clear()
 
     async def _settle(self) -> None:
         while True:
             outcomes = [await self._outcomes.get()]
             while not self._outcomes.empty() and len(outcomes) < _GATHER:
                 outcomes.append(self._outcomes.get_nowait())
-            await self._queue.settle(await self._announced(outcomes))
+            await self._queue.settle(await self._announcing.announced(outcomes))
             for one in outcomes:
-                self._tasks.pop(one.uid, None)
+                self._attempts.pop(one.uid, None)
             self._free.set()
-
-    async def _announced(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
-        """Tell the catalogue of new and of damaged replicas, in one call or, if it refuses that, one by one."""
-        updates = _updates(outcomes)
-        if not updates:
-            return list(outcomes)
-        try:
-            await self._catalog.update_replicas(updates, str(uuid4()))
-        except UpstreamUnavailable as error:
-            return [_unannounced(one, pb.TRANSFER_REASON_TRANSIENT, error.message) for one in outcomes]
-        except grpc.aio.AioRpcError as error:
-            if len(outcomes) > 1:
-                return [settled for one in outcomes for settled in await self._announced([one])]
-            gone = reason_of(error) in {"FILE_NOT_FOUND", "NOT_FOUND"}
-            reason = pb.TRANSFER_REASON_NO_SOURCE if gone else pb.TRANSFER_REASON_CONFIGURATION
-            await self._remove(outcomes[0])
-            return [_unannounced(outcomes[0], reason, f"the catalogue refused: {error.details()}")]
-        return list(outcomes)
-
-    async def _remove(self, one: Outcome) -> None:
-        """Remove a copy that the catalogue does not want."""
-        destination = (await self._elements.all()).get(one.destination)
-        if one.copied is not None and destination is not None:
-            (fault,) = await self._protocols.of(destination).delete([one.path])
-            if fault is not None:
-                log.warning("transfer.left_behind", extra={"path": one.path, "error": fault.message})
 
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(self._renewal)
-            epochs = {uid: task.row["lease_epoch"] for uid, task in self._tasks.items()}
+            epochs = {uid: attempt.epoch for uid, attempt in self._attempts.items()}
             if not epochs:
                 continue
             kept = await self._queue.renew(epochs)
             for uid in epochs.keys() - kept:
-                if (lost := self._tasks.get(uid)) is not None:
+                if (lost := self._attempts.get(uid)) is not None:
                     lost.copy.stop()
 
-
-def _updates(outcomes: Sequence[Outcome]) -> list[catalog_pb.ReplicaUpdate]:
-    """Return what the catalogue must learn from outcomes, one entry a file."""
-    updates: dict[str, catalog_pb.ReplicaUpdate] = {}
-    for one in outcomes:
-        update = updates.setdefault(one.file_uid, catalog_pb.ReplicaUpdate(name=f"files/{one.file_uid}"))
-        if one.reason == pb.TRANSFER_REASON_SOURCE_CHECKSUM:
-            suspect = file_pb2.Replica.STATE_SUSPECT
-            update.set.add(storage_element=one.source, path=one.source_path, state=suspect)
-        elif one.copied is not None:
-            available = file_pb2.Replica.STATE_AVAILABLE
-            replica = update.set.add(storage_element=one.destination, path=one.path, state=available)
-            replica.verify_time.FromDatetime(datetime.now(UTC))
-            update.size_bytes, update.adler32 = one.copied.size_bytes, one.copied.adler32
-    return [update for update in updates.values() if update.set]
-
-
-def _unannounced(one: Outcome, reason: pb.TransferReason.ValueType, message: str) -> Outcome:
-    """Return a success that the catalogue does not know as a failure; everything else as it is."""
-    return one if one.copied is None else replace(one, reason=reason, message=message)
+    async def _tell(self) -> None:
+        """Write down how far attempts are that take long."""
+        told: dict[str, int] = {}
+        while True:
+            await asyncio.sleep(_PROGRESS_SECONDS)
+            now = {uid: one.copy.bytes for uid, one in self._attempts.items() if one.copy.bytes}
+            moved = {uid: (self._attempts[uid].epoch, size) for uid, size in now.items() if told.get(uid) != size}
+            if moved:
+                await self._queue.note_progress(moved)
+            told = now

@@ -5,41 +5,46 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy import Select, case, func, literal, select, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from khomas.api.storage.v1 import grant_pb2, transfer_pb2
+from khomas.api.storage.v1 import grant_pb2, rule_pb2, transfer_pb2
 from khomas.kit.errors import DomainError
 from khomas.storage.elements import Element, Usage, known
 from khomas.storage.errors import NoSpace, StorageElementReadOnly
 from khomas.storage.protocols.interface import Room
+from khomas.storage.rules.tables import rule_copy
 from khomas.storage.tables import space, transfer, upload, uploaded_file
 
 _UNDER_WAY = (transfer_pb2.Transfer.STATE_WAITING, transfer_pb2.Transfer.STATE_RUNNING)
 
 
 async def usages(connection: AsyncConnection) -> dict[str, Usage]:
-    """Add up, for each StorageElement, its replicas, its open uploads and the transfers on their way to it."""
+    """Add up, for each StorageElement, its replicas, its open uploads and what is on its way to it or going to be."""
+    none = literal(0)
     catalogued = select(
-        space.c.storage_element, space.c.used_bytes, space.c.file_count, literal(0).label("reserved_bytes")
+        space.c.storage_element,
+        space.c.used_bytes,
+        space.c.file_count,
+        none.label("reserved_bytes"),
+        none.label("planned_bytes"),
     )
-    moving = select(transfer.c.destination, literal(0), literal(0), transfer.c.size_bytes).where(
+    moving = select(transfer.c.destination, none, none, transfer.c.size_bytes, none).where(
         transfer.c.state.in_(_UNDER_WAY)
     )
-    parts = union_all(catalogued, _uploading(), moving).subquery()
-    total = select(
-        parts.c.storage_element,
-        func.sum(parts.c.used_bytes),
-        func.sum(parts.c.file_count),
-        func.sum(parts.c.reserved_bytes),
-    ).group_by(parts.c.storage_element)
-    rows = (await connection.execute(total)).all()
-    return {name: Usage(int(used), int(count), int(reserved)) for name, used, count, reserved in rows}
+    size = rule_copy.c.size_bytes
+    planned = select(rule_copy.c.storage_element, none, none, size, size).where(
+        rule_copy.c.state == rule_pb2.ReplicationRule.STATE_REPLICATING, rule_copy.c.transfer_uid == ""
+    )
+    parts = union_all(catalogued, _uploading(), moving, planned).subquery()
+    sums = [func.sum(parts.c[name]) for name in ("used_bytes", "file_count", "reserved_bytes", "planned_bytes")]
+    total = select(parts.c.storage_element, *sums).group_by(parts.c.storage_element)
+    return {row[0]: Usage(*map(int, row[1:])) for row in (await connection.execute(total)).all()}
 
 
-def _uploading() -> Select[str, int, int, int]:
+def _uploading() -> Select[str, int, int, int, int]:
     """Count what has arrived as used, and of the reservation only what is still to come."""
     size = func.coalesce(func.sum(uploaded_file.c.size_bytes), 0)
     to_come = case((upload.c.reserve_bytes > size, upload.c.reserve_bytes - size), else_=0)
     return (
-        select(upload.c.storage_element, size, func.count(uploaded_file.c.number), to_come)
+        select(upload.c.storage_element, size, func.count(uploaded_file.c.number), to_come, literal(0))
         .select_from(upload.outerjoin(uploaded_file, uploaded_file.c.upload_uid == upload.c.uid))
         .where(upload.c.state == grant_pb2.Upload.STATE_OPEN)
         .group_by(upload.c.uid, upload.c.storage_element, upload.c.reserve_bytes)

@@ -1,11 +1,11 @@
 """Transfers as callers want, see and cancel them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
-from sqlalchemy import ColumnElement, Row, select, true, update
+from sqlalchemy import ColumnElement, Row, delete, select, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
@@ -28,10 +28,14 @@ from khomas.storage.catalog import Catalog
 from khomas.storage.elements import Element, Elements, known
 from khomas.storage.errors import NoReplica, StorageElementReadOnly, TransferNotFound
 from khomas.storage.explaining import explanation
+from khomas.storage.links.choosing import nearest
+from khomas.storage.links.measures import Measure, Measures
 from khomas.storage.rows import mapping, mappings
 from khomas.storage.tables import transfer, transfer_attempt
+from khomas.storage.turns import deal, ends, lane
 
 PREFIX = "transfers/"
+_PRUNED = 5000
 ACTIVE = (pb.Transfer.STATE_WAITING, pb.Transfer.STATE_RUNNING)
 _FIELDS = {
     "state": fields.enum(transfer.c.state, pb.Transfer.State),
@@ -40,6 +44,7 @@ _FIELDS = {
     "destination": fields.text(transfer.c.destination),
     "origin": fields.text(transfer.c.origin),
     "owner": fields.text(transfer.c.owner),
+    "share": fields.text(transfer.c.share),
     "create_time": fields.time(transfer.c.create_time),
     "uid": fields.text(transfer.c.uid),
 }
@@ -61,20 +66,28 @@ class Transfers:
         log: EventLog,
         elements: Elements,
         catalog: Catalog,
+        measures: Measures,
         wake: Callable[[], None],
+        *,
+        shares: Mapping[str, float],
+        retention: timedelta,
     ) -> None:
         self._database = database
         self._once = once
         self._log = log
         self._elements = elements
         self._catalog = catalog
+        self._measures = measures
         self._wake = wake
+        self._shares = shares
+        self._retention = retention
 
     async def create(self, request: storage_service_pb2.BatchCreateTransfersRequest) -> Results:
         """Queue copies; what is wanted already is not wanted twice."""
         elements = await self._elements.all()
         files = await self._catalog.files([one.file for one in request.transfers])
-        judged = [_row(one, file, elements) for one, file in zip(request.transfers, files, strict=True)]
+        measures = self._measures.known
+        judged = [_row(one, file, elements, measures) for one, file in zip(request.transfers, files, strict=True)]
 
         async def work(connection: AsyncConnection) -> Results:
             wanted = await self._wanted(connection, {one.file for one in request.transfers})
@@ -88,6 +101,7 @@ class Transfers:
                     rows.append(row)
                     wanted[one.file, one.destination] = transfer_proto(row)
                 results.results.add(transfer=wanted[one.file, one.destination])
+            await deal(connection, [row for row in rows if row["state"] in ACTIVE], self._shares)
             await insert_many(connection, transfer, rows)
             await self._log.append(connection, [transfer_event(row) for row in rows])
             self._database.after_commit(connection, self._wake)
@@ -143,6 +157,21 @@ class Transfers:
 
         return await self._once(request, storage_service_pb2.BatchCancelTransfersResponse, work)
 
+    async def prune(self) -> None:
+        """Forget transfers that ended long ago, some thousand at a time."""
+        before = datetime.now(UTC) - self._retention
+        old = select(transfer.c.uid).where(transfer.c.end_time < before).limit(_PRUNED)
+        while True:
+            async with self._database.write() as connection:
+                uids = (
+                    await connection.scalars(delete(transfer).where(transfer.c.uid.in_(old)).returning(transfer.c.uid))
+                ).all()
+                await connection.execute(
+                    delete(transfer_attempt).where(in_values(transfer_attempt.c.transfer_uid, uids))
+                )
+            if len(uids) < _PRUNED:
+                return
+
     async def _wanted(self, connection: AsyncConnection, names: Iterable[str]) -> dict[tuple[str, str], pb.Transfer]:
         query = select(transfer).where(in_values(transfer.c.file, list(names)), transfer.c.state.in_(ACTIVE))
         rows = (await connection.execute(query)).all()
@@ -174,7 +203,12 @@ def transfer_proto(row: Mapping[str, Any]) -> pb.Transfer:
         reason=row["reason"],
         message=row["message"],
         size_bytes=row["size_bytes"],
+        share=row["share"],
+        source=ends(row["lane"])[0],
+        moved_bytes=row["moved_bytes"] if row["state"] == pb.Transfer.STATE_RUNNING else 0,
     )
+    if row["deadline"] is not None:
+        message.deadline.FromDatetime(row["deadline"])
     message.create_time.FromDatetime(row["create_time"])
     if row["reason"] == pb.TRANSFER_REASON_BACKOFF:
         message.next_attempt_time.FromDatetime(row["next_attempt_time"])
@@ -191,11 +225,23 @@ def sources_of(row: Mapping[str, Any]) -> list[str]:
 def attempt_proto(row: Row[Any]) -> pb.TransferAttempt:
     """Return one try."""
     message = pb.TransferAttempt(
-        number=row.number, source=row.source, reason=row.reason, message=row.message, bytes=row.bytes
+        number=row.number,
+        source=row.source,
+        reason=row.reason,
+        message=row.message,
+        bytes=row.bytes,
+        bottleneck=row.bottleneck,
+        streamed_bytes=row.streamed_bytes,
+        executor=row.executor,
     )
     message.start_time.FromDatetime(row.start_time)
-    message.elapsed.CopyFrom(Duration(nanos=int(row.elapsed_seconds % 1 * 1e9), seconds=int(row.elapsed_seconds)))
+    message.elapsed.CopyFrom(_duration(row.elapsed_seconds))
+    message.queued.CopyFrom(_duration(row.queued_seconds))
     return message
+
+
+def _duration(seconds: float) -> Duration:
+    return Duration(nanos=int(seconds % 1 * 1e9), seconds=int(seconds))
 
 
 def transfer_event(row: Mapping[str, Any]) -> NewEvent:
@@ -204,7 +250,12 @@ def transfer_event(row: Mapping[str, Any]) -> NewEvent:
     return NewEvent("storage.transfer.changed", message.name, row["uid"], row["origin"], message)
 
 
-def _row(one: pb.Transfer, result: catalog_pb.FileResult, elements: Mapping[str, Element]) -> Any:
+def _row(
+    one: pb.Transfer,
+    result: catalog_pb.FileResult,
+    elements: Mapping[str, Element],
+    measures: Mapping[tuple[str, str], Measure],
+) -> Any:
     """Return the new transfer as a row of the table, or the status that says why there is none."""
     if result.HasField("error"):
         return result.error
@@ -219,14 +270,16 @@ def _row(one: pb.Transfer, result: catalog_pb.FileResult, elements: Mapping[str,
             raise NoReplica(file=one.file)
     except DomainError as error:
         return status_of(error)
-    return _new(one, result.file, there=there)
+    best = nearest(result.file, elements, measures, destination=one.destination)
+    source = next((element.id for element, _ in best if not one.sources or element.id in one.sources), "")
+    return _new(one, result.file, source, there=there)
 
 
 def _readable(file: file_pb2.File) -> list[file_pb2.Replica]:
     return [replica for replica in file.replicas if replica.state == file_pb2.Replica.STATE_AVAILABLE]
 
 
-def _new(one: pb.Transfer, file: file_pb2.File, *, there: bool) -> dict[str, Any]:
+def _new(one: pb.Transfer, file: file_pb2.File, source: str, *, there: bool) -> dict[str, Any]:
     now = datetime.now(UTC)
     return {
         "uid": new_uids(1)[0],
@@ -248,6 +301,11 @@ def _new(one: pb.Transfer, file: file_pb2.File, *, there: bool) -> dict[str, Any
         "create_time": now,
         "state_time": now,
         "end_time": now if there else None,
+        "deadline": one.deadline.ToDatetime(UTC) if one.HasField("deadline") else None,
+        "share": one.share or current_principal().subject,
+        "lane": lane(source, one.destination),
+        "turn": 0.0,
+        "moved_bytes": 0,
     }
 
 

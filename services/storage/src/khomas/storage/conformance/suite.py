@@ -31,6 +31,7 @@ class ProtocolConformance(Listing, Reading):
     """Every protocol that takes files. What a server cannot tell is set by the subclass, and so is in the open."""
 
     full_problem = Problem.FULL
+    forbidden_problem = Problem.REFUSED
     # Parts of files that did not fit, which the server leaves where only tidying finds them.
     leaves_parts = False
 
@@ -268,10 +269,10 @@ class ProtocolConformance(Listing, Reading):
         assert await read(forbidden, "file") == b"abc"
         with pytest.raises(ProtocolFault) as caught:
             await forbidden.put("new", blocks(b"x"), 1)
-        assert caught.value.problem is Problem.REFUSED, caught.value.message
-        assert problems(await forbidden.delete(["file"])) == [Problem.REFUSED]
-        assert problems(await forbidden.make_folders(["folder"])) in ([Problem.REFUSED], [None])
-        assert problems(await forbidden.rename([("file", "other")])) == [Problem.REFUSED]
+        assert caught.value.problem is self.forbidden_problem, caught.value.message
+        assert problems(await forbidden.delete(["file"])) == [self.forbidden_problem]
+        assert problems(await forbidden.make_folders(["folder"])) in ([self.forbidden_problem], [None])
+        assert problems(await forbidden.rename([("file", "other")])) == [self.forbidden_problem]
         assert problems(await forbidden.stat(["file", "new"])) == [None, Problem.ABSENT]
 
     async def test_local_paths_are_declared(self, protocol: StorageProtocol) -> None:

@@ -8,10 +8,13 @@ from datetime import UTC, datetime
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
+from grpc import StatusCode
 
 from khomas.kit.errors import DomainError
+from khomas.storage.door.dav import NAME, Dav
 from khomas.storage.door.downloads import Reading
 from khomas.storage.door.grant import GRANT
+from khomas.storage.door.refusal import Refusal
 from khomas.storage.door.uploads import Writing
 from khomas.storage.elements import Elements, Protocols
 from khomas.storage.errors import (
@@ -30,7 +33,6 @@ log = logging.getLogger(__name__)
 
 
 _STATUS: dict[type[DomainError], int] = {
-    GrantRefused: 401,
     PathRefused: 400,
     PathNotFound: 404,
     StorageElementNotFound: 404,
@@ -38,15 +40,19 @@ _STATUS: dict[type[DomainError], int] = {
     UploadState: 409,
 }
 _PROBLEM_STATUS = {Problem.ABSENT: 404, Problem.REFUSED: 403, Problem.FULL: 507}
+_SERVER = "Khomas"
+_BASIC = 'Basic realm="the token is the password", charset="UTF-8"'
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def door(
-    signer: Signer, uploads: Uploads, elements: Elements, protocols: Protocols, executor: Executor
+    signer: Signer, uploads: Uploads, elements: Elements, protocols: Protocols, executor: Executor, dav: Dav
 ) -> web.Application:
     """Build the application."""
     # Without limit: the body of a PUT is a file, and is never held in memory.
     application = web.Application(client_max_size=0, middlewares=[_errors, _guard(signer)])
+    application.on_response_prepare.append(_sign)
+    dav.add_to(application)
     reading, writing = Reading(elements, protocols), Writing(uploads, protocols, executor)
     application.router.add_get("/files/{element}/{path:.+}", reading.get)
     application.router.add_get("/uploads/{upload}/{index:[0-9]{1,5}}", writing.get)
@@ -59,6 +65,9 @@ def _guard(signer: Signer) -> Middleware:
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         """Let nobody in without a grant for this very address; then 401, or 403 for another address."""
+        if request.match_info.route.name == NAME:
+            # The tree wants another kind of token, and asks for it itself.
+            return await handler(request)
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             raise GrantRefused
@@ -76,8 +85,10 @@ def _guard(signer: Signer) -> Middleware:
 async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
+    except Refusal as refusal:
+        return _answer(refusal.status, refusal.message, refusal.reason)
     except DomainError as error:
-        return _answer(_STATUS.get(type(error), 500), error.message, error.reason)
+        return _answer(_status(error), error.message, error.reason)
     except ProtocolFault as fault:
         return _answer(_PROBLEM_STATUS.get(fault.problem, 503), fault.message, fault.problem.name)
     except OSError as error:
@@ -87,10 +98,23 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return _answer(507, "The storage is full.", "NO_SPACE")
 
 
+async def _sign(_: web.Request, response: web.StreamResponse) -> None:
+    # Others speak to us as our name lets them expect.
+    response.headers["Server"] = _SERVER
+
+
+def _status(error: DomainError) -> int:
+    if error.code is StatusCode.UNAUTHENTICATED:
+        return 401
+    return _STATUS.get(type(error), 503 if error.code is StatusCode.UNAVAILABLE else 500)
+
+
 def _answer(status: int, message: str, reason: str) -> web.Response:
     body = json.dumps({"reason": reason, "message": message})
-    headers = {"WWW-Authenticate": "Bearer"} if status == web.HTTPUnauthorized.status_code else None
     # The rest of a refused body is not worth reading.
-    response = web.Response(status=status, text=body, content_type="application/json", headers=headers)
+    response = web.Response(status=status, text=body, content_type="application/json")
+    if status == web.HTTPUnauthorized.status_code:
+        # Browsers know only the second one.
+        response.headers.extend([("WWW-Authenticate", "Bearer"), ("WWW-Authenticate", _BASIC)])
     response.force_close()
     return response

@@ -1,6 +1,7 @@
 """Reading: GET and HEAD, with ranges, sent by the kernel."""
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -13,16 +14,15 @@ from khomas.storage.errors import PathNotFound
 from khomas.storage.paths import for_content
 
 _TYPE: Final = "application/octet-stream"
+# A browser that shows it runs nothing of it.
+_HARMLESS: Final = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox; default-src 'none'"}
 
 
 class PlainFile(web.FileResponse):
     """A file as it lies there. Never its neighbour: the base class would send `x.gz` for `x` to who accepts gzip."""
 
-    def __init__(self, path: Path, adler32: str) -> None:
-        headers = {"Content-Type": _TYPE, "Accept-Ranges": "bytes"}
-        if adler32:
-            headers["Digest"] = f"adler32={adler32}"
-        super().__init__(path, headers=headers)
+    def __init__(self, path: Path, headers: Mapping[str, str]) -> None:
+        super().__init__(path, headers={"Content-Type": _TYPE, "Accept-Ranges": "bytes", **_HARMLESS, **headers})
 
     def _make_response(self, request: web.BaseRequest, accept_encoding: str):  # type: ignore[no-untyped-def]  # noqa: ANN202  the base class's private types
         return super()._make_response(request, "")
@@ -42,7 +42,8 @@ class Reading:
         if not self._protocols.is_local(element):
             return await relayed(request, self._protocols.of(element), path, request[GRANT].adler32)
         local = await asyncio.to_thread(self._existing, element, path)
-        return PlainFile(local, request[GRANT].adler32)
+        adler32 = request[GRANT].adler32
+        return PlainFile(local, {"Digest": f"adler32={adler32}"} if adler32 else {})
 
     def _existing(self, element: Element, path: str) -> Path:
         local = self._protocols.local(element, path)

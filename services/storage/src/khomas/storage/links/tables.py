@@ -12,12 +12,16 @@ link = Table(
     Column("source", KeyText, primary_key=True),
     Column("destination", KeyText, primary_key=True),
     Column("streams", Integer, nullable=False),
-    # Bytes a second with one step fewer streams.
+    # By how many it has just grown; below 0: for so many windows it has not.
+    Column("step", Integer, nullable=False),
+    # Bytes a second before that.
     Column("rate_before", Double, nullable=False),
     Column("window_start", UtcTime, nullable=False),
     Column("window_bytes", BigInteger, nullable=False),
     Column("window_files", Integer, nullable=False),
     Column("window_errors", Integer, nullable=False),
+    # When attempts were counted the last time.
+    Column("count_time", UtcTime, nullable=False),
     Column("message", String, nullable=False),
     Column("error_time", UtcTime, nullable=True),
     Column("arrive_time", UtcTime, nullable=True),

@@ -132,6 +132,7 @@ def upgrade() -> None:
         "rule_join",
         sa.Column("rule_uid", _KEY, nullable=False),
         sa.Column("file", _KEY, nullable=False),
+        sa.Column("times", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("rule_uid", "file"),
     )
     with op.batch_alter_table("deletion", schema=None) as batch_op:

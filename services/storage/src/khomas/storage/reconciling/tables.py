@@ -132,3 +132,5 @@ probe = Table(
     Column("failures", Integer, nullable=False),
     Column("next_time", UtcTime, nullable=False),
 )
+
+LEASED: Final = (reconciliation, incident)

@@ -75,12 +75,13 @@ rule_copy = Table(
     Index("rule_copy_moving", "moving_from"),
 )
 
-# Files that may have joined a rule.
+# Files that may have joined a rule, or left it; `times` tells whether one was named again meanwhile.
 rule_join = Table(
     "rule_join",
     metadata,
     Column("rule_uid", KeyText, primary_key=True),
     Column("file", KeyText, primary_key=True),
+    Column("times", Integer, nullable=False),
 )
 
 policy = Table(

@@ -36,8 +36,8 @@ _WORDS: Final = {
     "no space left on device": Problem.FULL,
     "disk quota exceeded": Problem.FULL,
 }
-# Known to copy for others, besides XrdHttp; not tried here.
-_COPYING: Final = ("dCache", "StoRM")
+# Known to copy for others, besides XrdHttp: our own door, and two that were not tried here.
+_COPYING: Final = ("Khomas", "dCache", "StoRM")
 _TAGS: Final = re.compile(r"(?is)<(head|style|script)\b.*?</\1>|<[^>]*>")
 # The name of RFC 9530 for Adler-32 is another one than that of RFC 3230.
 _ALGORITHMS: Final = {"adler": Algorithm.ADLER32} | {one.value: one for one in Algorithm}

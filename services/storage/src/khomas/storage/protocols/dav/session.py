@@ -161,7 +161,7 @@ class Session:
             )
             connector = aiohttp.TCPConnector(
                 limit=self.settings.connections,
-                ssl=_trust(self.settings.authorities),
+                ssl=trust(self.settings.authorities),
                 # Pythons before this one wait without end for the goodbye of a server that a cancelled request left.
                 enable_cleanup_closed=sys.version_info < (3, 12, 7),
             )
@@ -201,7 +201,8 @@ def _root(address: str) -> str:
     return f"{scheme}://{parts.netloc}{quote(path, safe='/%')}"
 
 
-def _trust(authorities: Path | None) -> ssl.SSLContext:
+def trust(authorities: Path | None) -> ssl.SSLContext:
+    """Return whom to believe: the system's authorities, or those of a folder or file."""
     if authorities is None:
         return ssl.create_default_context()
     if authorities.is_dir():

@@ -1,0 +1,1 @@
+"""Whether StorageElements do what they should, tried with small files."""

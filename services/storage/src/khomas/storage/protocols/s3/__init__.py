@@ -1,0 +1,1 @@
+"""The protocol `s3`: object stores."""

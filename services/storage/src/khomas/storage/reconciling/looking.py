@@ -1,0 +1,187 @@
+"""Looks once more, on both sides, at what seems to differ: only what is still so is a finding."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
+from khomas.api.catalog.v1 import file_pb2
+from khomas.api.storage.v1 import incident_pb2 as pb
+from khomas.kit.database import Database, in_values
+from khomas.storage.catalog import Catalog
+from khomas.storage.checksums import Algorithm
+from khomas.storage.elements import Element, Protocols
+from khomas.storage.landing import read_back
+from khomas.storage.protocols.interface import Digest, Entry, Kind, Problem, ProtocolFault, StorageProtocol
+from khomas.storage.protocols.many import each
+from khomas.storage.reconciling.findings import Finding
+from khomas.storage.tables import transfer, upload_commit
+from khomas.storage.transfers import ACTIVE
+
+_READERS: Final = 4
+_READ_SECONDS: Final = 6 * 3600.0
+# The storage as a whole is not well: nothing is concluded from its answers.
+SICK: Final = frozenset({Problem.UNREACHABLE, Problem.CREDENTIAL, Problem.CONFIGURATION})
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """A replica as the catalogue has it now."""
+
+    path: str
+    file: file_pb2.File
+
+
+class Looking:
+    """Asks catalogue and storage about single files."""
+
+    def __init__(self, database: Database, catalog: Catalog, protocols: Protocols) -> None:
+        self._database = database
+        self._catalog = catalog
+        self._protocols = protocols
+
+    async def expected(self, element: Element, wanted: Sequence[tuple[str, str]]) -> list[Expected]:
+        """Return those (file uid, path) that the catalogue still wants to have there."""
+        results = await self._catalog.files([f"files/{uid}" for uid, _ in wanted]) if wanted else []
+        return [
+            Expected(path, result.file)
+            for (_, path), result in zip(wanted, results, strict=True)
+            if not result.HasField("error") and _has(result.file, element.id, path)
+        ]
+
+    async def absent_or_resized(self, element: Element, wanted: Sequence[tuple[str, str]]) -> list[Finding]:
+        """Return those that are not there, or of another size."""
+        expected = await self.expected(element, wanted)
+        entries = await self._protocols.of(element).stat([one.path for one in expected]) if expected else []
+        found = [_compared(one, entry) for one, entry in zip(expected, entries, strict=True)]
+        return [one for one in found if one is not None]
+
+    async def unknown(self, element: Element, paths: Sequence[str], grace: timedelta) -> list[Finding]:
+        """Return those that nobody knows, that are older than the grace time, and that nobody is about to announce."""
+        known = await self._known(element, paths)
+        rest = [path for path in paths if path not in known]
+        entries = await self._protocols.of(element).stat(rest) if rest else []
+        before = datetime.now(UTC) - grace
+        old = [
+            entry
+            for entry in map(_existing, entries)
+            if entry is not None and (entry.modify_time is None or entry.modify_time <= before)
+        ]
+        files = await self._catalog.files([f"/{one.path}" for one in old]) if old else []
+        return [
+            Finding(
+                one.path,
+                pb.Incident.KIND_DARK,
+                None if result.HasField("error") else result.file,
+                one.size_bytes,
+                modify_time=one.modify_time,
+            )
+            for one, result in zip(old, files, strict=True)
+        ]
+
+    async def unlike(self, element: Element, wanted: Sequence[tuple[str, str]], *, read: bool) -> list[Finding]:
+        """Return those whose content differs or cannot be read; with `read` every byte is read."""
+        expected = [one for one in await self.expected(element, wanted) if one.file.checksums.adler32]
+        protocol = self._protocols.of(element)
+        told = await digests(protocol, [one.path for one in expected], read=read)
+        doubtful = [one for one, digest in zip(expected, told, strict=True) if not _right(one, digest)]
+        if not doubtful:
+            return []
+        # Once more: a fault of the reading is no fault of the file.
+        again = await digests(protocol, [one.path for one in doubtful], read=True)
+        still = await self.expected(element, [(one.file.uid, one.path) for one in doubtful])
+        uids = {one.file.uid for one in still}
+        found = [_unlike(one, digest) for one, digest in zip(doubtful, again, strict=True) if one.file.uid in uids]
+        return [one for one in found if one is not None]
+
+    async def _known(self, element: Element, paths: Sequence[str]) -> set[str]:
+        request = catalog_pb.StreamReplicasRequest(storage_element=element.id, paths=paths)
+        known = {
+            file.replica.path async for answer in self._catalog.stub.StreamReplicas(request) for file in answer.files
+        }
+        async with self._database.read() as connection:
+            return known | await _coming(connection, element.id, paths)
+
+
+async def digests(protocol: StorageProtocol, paths: Sequence[str], *, read: bool) -> list[Digest | ProtocolFault]:
+    """Return the Adler-32 of files, as the storage tells it or, with `read` or where it does not, of what was read."""
+    # A local plug-in computes what it tells.
+    if Algorithm.ADLER32 in protocol.abilities.checksums and (protocol.abilities.local or not read):
+        told = await protocol.checksum(paths, Algorithm.ADLER32)
+    else:
+        told = [ProtocolFault(Problem.UNSUPPORTED, "not asked")] * len(paths)
+    rest = [number for number, one in enumerate(told) if _unsupported(one)]
+    if rest:
+
+        async def reading(number: int) -> Digest:
+            return await read_back(protocol, paths[number])
+
+        for number, one in zip(rest, await each(reading, rest, at_once=_READERS, seconds=_READ_SECONDS), strict=True):
+            told[number] = one
+    return told
+
+
+def _unsupported(one: Digest | ProtocolFault) -> bool:
+    return isinstance(one, ProtocolFault) and one.problem is Problem.UNSUPPORTED
+
+
+def _has(file: file_pb2.File, element: str, path: str) -> bool:
+    return file.state == file_pb2.File.STATE_ACTIVE and any(
+        one.storage_element == element and one.path == path for one in file.replicas
+    )
+
+
+def _compared(one: Expected, entry: Entry | ProtocolFault) -> Finding | None:
+    if isinstance(entry, ProtocolFault):
+        if entry.problem is Problem.ABSENT:
+            return Finding(one.path, pb.Incident.KIND_LOST, one.file)
+        if entry.problem in SICK:
+            raise entry
+        return Finding(one.path, pb.Incident.KIND_UNREADABLE, one.file, message=entry.message)
+    if entry.kind is not Kind.FILE:
+        return Finding(one.path, pb.Incident.KIND_LOST, one.file, message="there is no file of this name")
+    if entry.size_bytes != one.file.size_bytes:
+        return Finding(one.path, pb.Incident.KIND_SIZE, one.file, entry.size_bytes, modify_time=entry.modify_time)
+    return None
+
+
+def _existing(entry: Entry | ProtocolFault) -> Entry | None:
+    """Return a file that is still there."""
+    if isinstance(entry, ProtocolFault) and entry.problem in SICK:
+        raise entry
+    return entry if isinstance(entry, Entry) and entry.kind is Kind.FILE else None
+
+
+def _right(one: Expected, digest: Digest | ProtocolFault) -> bool:
+    if isinstance(digest, ProtocolFault):
+        if digest.problem in SICK:
+            raise digest
+        return False
+    return digest.value == one.file.checksums.adler32 and digest.size_bytes in (None, one.file.size_bytes)
+
+
+def _unlike(one: Expected, digest: Digest | ProtocolFault) -> Finding | None:
+    if _right(one, digest):
+        return None
+    if isinstance(digest, ProtocolFault):
+        kind = pb.Incident.KIND_LOST if digest.problem is Problem.ABSENT else pb.Incident.KIND_UNREADABLE
+        return Finding(one.path, kind, one.file, message=digest.message)
+    size = one.file.size_bytes if digest.size_bytes is None else digest.size_bytes
+    kind = pb.Incident.KIND_CHECKSUM if size == one.file.size_bytes else pb.Incident.KIND_SIZE
+    return Finding(one.path, kind, one.file, size, digest.value)
+
+
+async def _coming(connection: AsyncConnection, element: str, paths: Sequence[str]) -> set[str]:
+    """Return those paths that a transfer or a commit is about to announce."""
+    moving = select(transfer.c.path).where(
+        in_values(transfer.c.path, paths), transfer.c.destination == element, transfer.c.state.in_(ACTIVE)
+    )
+    commits = select(upload_commit.c.placements).where(upload_commit.c.answer.is_(None))
+    coming = set((await connection.scalars(moving)).all())
+    for placements in (await connection.scalars(commits)).all():
+        coming |= {path for _, _, target, path, *_ in placements if target == element}
+    return coming

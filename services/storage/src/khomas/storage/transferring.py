@@ -1,0 +1,75 @@
+"""Builds what transfers need: queue, links, mover, other executors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from khomas.kit.credentials import CredentialProvider
+from khomas.kit.database import Database
+from khomas.kit.events import EventLog
+from khomas.kit.idempotency import Once
+from khomas.storage.catalog import Catalog
+from khomas.storage.config import StorageSettings
+from khomas.storage.elements import Elements, Protocols
+from khomas.storage.executors.opening import open_all, routes_of
+from khomas.storage.executors.outside import Outside
+from khomas.storage.links.measures import Measures, Streams
+from khomas.storage.links.servicer import LinkServicer
+from khomas.storage.mover import Mover
+from khomas.storage.retry import Policy
+from khomas.storage.transfer_queue import Queue
+from khomas.storage.transfers import Transfers
+
+
+@dataclass(frozen=True, slots=True)
+class Transferring:
+    """The parts that have to do with transfers."""
+
+    measures: Measures
+    links: LinkServicer
+    outside: Outside
+    mover: Mover
+    transfers: Transfers
+
+    @classmethod
+    def built(
+        cls,
+        settings: StorageSettings,
+        database: Database,
+        log: EventLog,
+        once: Once,
+        elements: Elements,
+        protocols: Protocols,
+        catalog: Catalog,
+        credentials: Mapping[str, CredentialProvider],
+        owner: str,
+    ) -> "Transferring":
+        """Put them together."""
+        measures = Measures(database, Streams(settings.link_streams, settings.max_link_streams))
+        policy = Policy(settings.transfer_attempts, settings.transfer_pause, settings.max_transfer_pause)
+        queue = Queue(database, log, owner, settings.lease, policy, measures)
+        outside = Outside(
+            queue, protocols, open_all(settings, credentials), routes_of(settings), settings.executor_poll
+        )
+        mover = Mover(
+            queue,
+            catalog,
+            elements,
+            protocols,
+            measures,
+            outside,
+            workers=settings.transfer_workers,
+            poll=settings.poll,
+            lease=settings.lease,
+        )
+        transfers = Transfers(
+            database,
+            once,
+            log,
+            elements,
+            catalog,
+            measures,
+            mover.wake,
+            shares=settings.transfer_shares,
+            retention=settings.transfer_retention,
+        )
+        return cls(measures, LinkServicer(database, elements, measures), outside, mover, transfers)

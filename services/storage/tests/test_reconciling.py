@@ -1,0 +1,453 @@
+"""A storage element is compared with the real catalogue: exactly what was planted is found, and repaired."""
+
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+import grpc
+import pytest
+from zlib_ng.zlib_ng import adler32
+
+from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
+from khomas.api.catalog.v1.catalog_service_pb2_grpc import CatalogServiceStub
+from khomas.api.catalog.v1.file_pb2 import File, Replica
+from khomas.api.storage.v1 import integrity_service_pb2 as pb
+from khomas.api.storage.v1 import storage_element_pb2, storage_service_pb2
+from khomas.api.storage.v1.incident_pb2 import (
+    REPAIR_COPY,
+    REPAIR_DECLARE_LOST,
+    REPAIR_DELETE,
+    REPAIR_QUARANTINE,
+    REPAIR_REGISTER,
+    Incident,
+    Repair,
+)
+from khomas.api.storage.v1.integrity_service_pb2_grpc import IntegrityServiceStub
+from khomas.api.storage.v1.reconciliation_pb2 import Reconciliation
+from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceStub
+from khomas.kit.boundary.status import info_of, received_status
+from khomas.kit.plugins import installed, load
+from khomas.kit.testing import serve
+from khomas.storage.app import service
+from khomas.storage.testing import MemoryCatalog, Storage, until
+
+PATIENCE = 90.0
+OLD = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A storage with two storage elements beside the real catalogue."""
+
+    storage: Storage
+    catalog: CatalogServiceStub
+    integrity: IntegrityServiceStub
+    # Root of the storage element "mirror".
+    mirror: Path
+
+    async def stored(self, *names: str) -> None:
+        """Bring files in, each with its name as content, and a second copy at the same path of the mirror."""
+        for name in names:
+            content = name.encode()
+            await self.storage.store(name, content)
+            self.lay(name[1:], content)
+        self.old()
+        await self.copied(*names)
+
+    async def copied(self, *names: str) -> None:
+        """Tell the catalogue that the mirror has files."""
+        replicas = [Replica(storage_element="mirror", path=name[1:]) for name in names]
+        updates = [catalog_pb.ReplicaUpdate(name=n, set=[r]) for n, r in zip(names, replicas, strict=True)]
+        request = catalog_pb.BatchUpdateReplicasRequest(updates=updates, request_id=str(uuid4()))
+        await self.catalog.BatchUpdateReplicas(request)
+
+    def lay(self, path: str, content: bytes) -> None:
+        """Put a file on the mirror without telling anybody, as if it had been there for years."""
+        target = self.mirror / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+        os.utime(target, (OLD, OLD))
+
+    def old(self) -> None:
+        """Let everything that is visible be years old."""
+        for path in [*self.storage.root.rglob("*"), *self.mirror.rglob("*")]:
+            if path.is_file():
+                os.utime(path, (OLD, OLD))
+
+    async def compared(self, mode: Reconciliation.Mode.ValueType = Reconciliation.MODE_QUICK, **more: Any) -> Any:
+        """Compare the mirror with the catalogue to the end, or until it is held."""
+        wanted = Reconciliation(storage_element="mirror", mode=mode, **more)
+        request = pb.CreateReconciliationRequest(reconciliation=wanted, request_id=str(uuid4()))
+        made = await self.integrity.CreateReconciliation(request)
+        return await self.ended(made.name)
+
+    async def ended(self, name: str) -> Reconciliation:
+        """Wait for a comparison."""
+        found = Reconciliation()
+
+        async def over() -> bool:
+            found.CopyFrom(await self.integrity.GetReconciliation(pb.GetReconciliationRequest(name=name)))
+            return found.state not in (Reconciliation.STATE_WAITING, Reconciliation.STATE_RUNNING)
+
+        await until(over, PATIENCE)
+        return found
+
+    async def incidents(self, filter_text: str = "") -> list[Incident]:
+        """List them by path."""
+        request = pb.ListIncidentsRequest(filter=filter_text, order_by="path")
+        return list((await self.integrity.ListIncidents(request)).incidents)
+
+    async def kinds(self, filter_text: str = "") -> dict[str, str]:
+        """Return what is wrong, by path."""
+        found = await self.incidents(filter_text)
+        return {one.path: Incident.Kind.Name(one.kind).removeprefix("KIND_") for one in found}
+
+    async def apply(self, filter_text: str, repair: Repair.ValueType = 0) -> int:  # type: ignore[assignment]
+        """Accept repairs."""
+        request = pb.ApplyRepairsRequest(
+            filter=filter_text, repair=repair, reason="a test says so", request_id=str(uuid4())
+        )
+        return (await self.integrity.ApplyRepairs(request)).accepted
+
+    async def settled(self) -> None:
+        """Wait until nothing is being repaired."""
+
+        async def quiet() -> bool:
+            return not await self.incidents("state = REPAIRING")
+
+        await until(quiet, PATIENCE)
+
+    async def file(self, name: str) -> File:
+        """Read a file of the catalogue."""
+        request = catalog_pb.BatchGetFilesRequest(names=[name], view=catalog_pb.FILE_VIEW_FULL)
+        return (await self.catalog.BatchGetFiles(request)).results[0].file
+
+    async def replica(self, name: str, element: str = "mirror") -> Replica | None:
+        """Read a replica of the catalogue."""
+        return next((one for one in (await self.file(name)).replicas if one.storage_element == element), None)
+
+    def lies(self) -> list[str]:
+        """List what lies on the mirror, without what is hidden."""
+        files = (path.relative_to(self.mirror) for path in self.mirror.rglob("*") if path.is_file())
+        return sorted(str(path) for path in files if path.parts[0] != ".khomas")
+
+
+@pytest.fixture
+def settings() -> dict[str, Any]:
+    return {}
+
+
+@pytest.fixture
+async def place(tmp_path: Path, database_url: str, settings: dict[str, Any]) -> AsyncIterator[Place]:
+    catalog = load(installed("khomas.services")["catalog"])
+    fast = {"poll": 0.05, "transfer_pause": 0.05, "repair_pause": 0.1, "deletion_pause": 0.05}
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    async with (
+        serve(
+            catalog,
+            service,
+            state=tmp_path / "state",
+            settings={"storage": fast | settings},
+            database_urls={"storage": database_url},
+        ) as served,
+        aiohttp.ClientSession() as http,
+    ):
+        root = tmp_path / "state" / "storage" / "local"
+        storage = Storage(served, StorageServiceStub(served.channel), MemoryCatalog(), http, root)
+        element = storage_element_pb2.StorageElement(name="storageElements/mirror")
+        element.media = storage_element_pb2.StorageElement.MEDIA_DISK
+        element.access_points.add(protocol="posix", address=str(mirror))
+        request = storage_service_pb2.CreateStorageElementRequest(storage_element=element, request_id=str(uuid4()))
+        await storage.stub.CreateStorageElement(request)
+        yield Place(storage, CatalogServiceStub(served.channel), IntegrityServiceStub(served.channel), mirror)
+
+
+async def test_what_agrees_makes_no_incident(place: Place) -> None:
+    await place.stored("/hess/a", "/hess/b/c")
+
+    run = await place.compared(Reconciliation.MODE_FULL)
+
+    assert run.state == Reconciliation.STATE_SUCCEEDED, run.message
+    assert (run.expected_files, run.found_files, run.verified_files) == (2, 2, 2)
+    assert await place.incidents() == []
+
+
+@pytest.mark.parametrize("settings", [{"repair_automatically": False}])
+async def test_quick_comparison_finds_lost_dark_and_truncated_files(place: Place) -> None:
+    await place.stored("/hess/good", "/hess/lost", "/hess/short")
+    (place.mirror / "hess/lost").unlink()
+    place.lay("hess/short", b"sh")
+    place.lay("hess/dark and %20 dark", b"nobody knows me")
+
+    run = await place.compared()
+
+    assert run.state == Reconciliation.STATE_SUCCEEDED, run.message
+    assert await place.kinds() == {"hess/lost": "LOST", "hess/short": "SIZE", "hess/dark and %20 dark": "DARK"}
+    assert (run.findings.lost, run.findings.dark, run.findings.size_differs) == (1, 1, 1)
+    for name in ("/hess/lost", "/hess/short"):
+        replica = await place.replica(name)
+        assert replica is not None
+        assert replica.state == Replica.STATE_SUSPECT
+
+
+@pytest.mark.parametrize("settings", [{"repair_automatically": False}])
+async def test_flipped_bytes_are_found_by_reading_only(place: Place) -> None:
+    await place.stored("/hess/good", "/hess/flipped")
+    place.lay("hess/flipped", b"/hess/Flipped")
+
+    assert (await place.compared()).findings.checksum_differs == 0
+    run = await place.compared(Reconciliation.MODE_FULL)
+
+    assert run.findings.checksum_differs == 1
+    (found,) = await place.incidents()
+    assert (found.path, found.kind) == ("hess/flipped", Incident.KIND_CHECKSUM)
+    assert found.found_adler32 == f"{adler32(b'/hess/Flipped'):08x}"
+    assert found.expected_adler32 == f"{adler32(b'/hess/flipped'):08x}"
+    assert found.proposed_repair == REPAIR_COPY
+
+
+async def test_lost_and_damaged_replicas_are_repaired_by_themselves(place: Place) -> None:
+    names = ["/hess/good", "/hess/lost", "/hess/short", "/hess/flipped"]
+    await place.stored(*names)
+    (place.mirror / "hess/lost").unlink()
+    place.lay("hess/short", b"sh")
+    place.lay("hess/flipped", b"/hess/Flipped")
+
+    await place.compared(Reconciliation.MODE_FULL)
+    await place.settled()
+
+    assert [one.state for one in await place.incidents()] == [Incident.STATE_RESOLVED] * 3
+    for name in names:
+        replica = await place.replica(name)
+        assert replica is not None
+        assert replica.state == Replica.STATE_AVAILABLE
+        assert (place.mirror / replica.path).read_bytes() == name.encode()
+    assert len(place.lies()) == len(names)
+    again = await place.compared(Reconciliation.MODE_FULL)
+    assert (again.state, sum(count for _, count in again.findings.ListFields())) == (Reconciliation.STATE_SUCCEEDED, 0)
+
+
+async def test_last_copy_is_never_replaced_or_deleted_by_itself(place: Place) -> None:
+    await place.stored("/hess/good", "/hess/only")
+    request = catalog_pb.BatchUpdateReplicasRequest(
+        updates=[catalog_pb.ReplicaUpdate(name="/hess/only", remove=["local"])], request_id=str(uuid4())
+    )
+    await place.catalog.BatchUpdateReplicas(request)
+    place.lay("hess/only", b"/hess/Only")
+
+    await place.compared(Reconciliation.MODE_FULL)
+    await place.settled()
+
+    (found,) = await place.incidents()
+    assert (found.state, found.proposed_repair) == (Incident.STATE_OPEN, REPAIR_DECLARE_LOST)
+    assert (place.mirror / "hess/only").read_bytes() == b"/hess/Only"
+
+
+@pytest.mark.parametrize("settings", [{"repair_automatically": False}])
+async def test_declared_lost_bytes_are_moved_aside_and_the_decision_is_kept(place: Place) -> None:
+    await place.stored("/hess/good", "/hess/flipped")
+    place.lay("hess/flipped", b"/hess/Flipped")
+    await place.compared(Reconciliation.MODE_FULL)
+
+    assert await place.apply('kind = CHECKSUM AND storage_element = "mirror"', REPAIR_DECLARE_LOST) == 1
+    await place.settled()
+
+    (found,) = await place.incidents()
+    assert (found.state, found.requester, found.reason) == (Incident.STATE_RESOLVED, "tester", "a test says so")
+    assert (place.mirror / found.quarantine_path).read_bytes() == b"/hess/Flipped"
+    assert await place.replica("/hess/flipped") is None
+    assert await place.replica("/hess/flipped", "local") is not None
+
+
+async def test_dark_files_are_moved_aside_or_deleted_when_somebody_says_so(place: Place) -> None:
+    await place.stored("/hess/good")
+    place.lay("dark/one", b"1")
+    place.lay("dark/two", b"2")
+    await place.compared()
+    assert await place.kinds("state = OPEN") == {"dark/one": "DARK", "dark/two": "DARK"}
+
+    assert await place.apply('path = "dark/one"') == 1
+    assert await place.apply('path = "dark/two"', REPAIR_DELETE) == 1
+    await place.settled()
+
+    one, two = await place.incidents()
+    assert (one.repair, (place.mirror / one.quarantine_path).read_bytes()) == (REPAIR_QUARANTINE, b"1")
+    assert two.state == Incident.STATE_RESOLVED
+    assert place.lies() == ["hess/good"]
+
+
+async def test_dark_file_that_changed_since_is_not_deleted(place: Place) -> None:
+    await place.stored("/hess/good")
+    place.lay("dark", b"old")
+    await place.compared()
+    place.lay("dark", b"something new")
+
+    await place.apply("kind = DARK", REPAIR_DELETE)
+    await place.settled()
+
+    (found,) = await place.incidents()
+    assert (found.state, "changed" in found.message) == (Incident.STATE_OPEN, True)
+    assert (place.mirror / "dark").read_bytes() == b"something new"
+
+
+async def test_dark_copy_of_a_known_file_becomes_a_replica(place: Place) -> None:
+    await place.stored("/hess/good")
+    await place.storage.store("/hess/other", b"other bytes")
+    place.lay("hess/other", b"other bytes")
+    await place.compared()
+    (found,) = await place.incidents()
+    assert found.proposed_repair == REPAIR_REGISTER
+
+    await place.apply("kind = DARK")
+    await place.settled()
+
+    replica = await place.replica("/hess/other")
+    assert replica is not None
+    assert (replica.path, replica.state) == ("hess/other", Replica.STATE_AVAILABLE)
+
+
+async def test_young_and_hidden_files_are_no_finding(place: Place) -> None:
+    await place.stored("/hess/good")
+    (place.mirror / "just written").write_bytes(b"by somebody")
+    place.lay(".khomas/incoming/half", b"under way")
+
+    run = await place.compared()
+
+    assert (run.findings.dark, await place.incidents()) == (0, [])
+
+
+async def test_empty_storage_holds_the_comparison_until_somebody_says_that_all_is_lost(place: Place) -> None:
+    await place.stored("/hess/a", "/hess/b")
+    for name in ("a", "b"):
+        (place.mirror / "hess" / name).unlink()
+
+    held = await place.compared()
+    assert (held.state, await place.incidents()) == (Reconciliation.STATE_HELD, [])
+    assert "2 of 2 files seem lost" in held.message
+    replica = await place.replica("/hess/a")
+    assert replica is not None
+    assert replica.state == Replica.STATE_AVAILABLE
+
+    await place.integrity.ReleaseReconciliation(
+        pb.ReleaseReconciliationRequest(name=held.name, reason="the disk burned", request_id=str(uuid4()))
+    )
+    run = await place.ended(held.name)
+    await place.settled()
+
+    assert (run.state, run.findings.lost) == (Reconciliation.STATE_SUCCEEDED, 2)
+    assert run.release_note == "tester: the disk burned"
+    assert place.lies() == ["hess/a", "hess/b"]
+
+
+async def test_storage_that_cannot_be_listed_ends_the_comparison_without_findings(place: Place) -> None:
+    await place.stored("/hess/a")
+    place.mirror.rename(place.mirror.with_name("unmounted"))
+
+    run = await place.compared()
+
+    assert run.state == Reconciliation.STATE_FAILED
+    assert "mirror" in run.message
+    assert await place.incidents() == []
+
+
+async def test_found_again_is_the_same_incident_and_what_is_mended_by_hand_is_resolved(place: Place) -> None:
+    await place.stored("/hess/good")
+    place.lay("dark", b"1")
+    await place.compared()
+    await place.compared()
+    assert len(await place.incidents()) == 1
+
+    (place.mirror / "dark").unlink()
+    await place.compared()
+
+    (found,) = await place.incidents()
+    assert (found.state, found.message) == (Incident.STATE_RESOLVED, "It is not there.")
+
+
+async def test_dismissed_incident_is_not_asked_about_again(place: Place) -> None:
+    await place.stored("/hess/good")
+    place.lay("dark", b"1")
+    await place.compared()
+    await place.apply("kind = DARK", Repair.Value("REPAIR_DISMISS"))
+
+    await place.compared()
+
+    assert [one.state for one in await place.incidents()] == [Incident.STATE_DISMISSED]
+
+
+async def test_repair_that_does_not_fit_changes_nothing(place: Place) -> None:
+    await place.stored("/hess/good")
+    place.lay("dark", b"1")
+    await place.compared()
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await place.apply("kind = DARK", REPAIR_COPY)
+
+    assert info_of(received_status(caught.value)).reason == "REPAIR_UNFIT"
+    assert [one.state for one in await place.incidents()] == [Incident.STATE_OPEN]
+
+
+async def test_replica_that_a_reader_found_damaged_is_repaired(place: Place) -> None:
+    await place.stored("/hess/good", "/hess/flipped")
+    place.lay("hess/flipped", b"/hess/Flipped")
+    suspect = Replica(storage_element="mirror", path="hess/flipped", state=Replica.STATE_SUSPECT)
+    update = catalog_pb.ReplicaUpdate(name="/hess/flipped", set=[suspect])
+    await place.catalog.BatchUpdateReplicas(
+        catalog_pb.BatchUpdateReplicasRequest(updates=[update], request_id=str(uuid4()))
+    )
+
+    async def repaired() -> bool:
+        return [one.state for one in await place.incidents()] == [Incident.STATE_RESOLVED]
+
+    await until(repaired, PATIENCE)
+
+    replica = await place.replica("/hess/flipped")
+    assert replica is not None
+    assert (place.mirror / replica.path).read_bytes() == b"/hess/flipped"
+    assert len(place.lies()) == 2
+
+
+async def test_suspect_that_is_right_is_available_again(place: Place) -> None:
+    await place.stored("/hess/good")
+    suspect = Replica(storage_element="mirror", path="hess/good", state=Replica.STATE_SUSPECT)
+    update = catalog_pb.ReplicaUpdate(name="/hess/good", set=[suspect])
+    await place.catalog.BatchUpdateReplicas(
+        catalog_pb.BatchUpdateReplicasRequest(updates=[update], request_id=str(uuid4()))
+    )
+
+    async def available() -> bool:
+        replica = await place.replica("/hess/good")
+        return replica is not None and replica.state == Replica.STATE_AVAILABLE
+
+    await until(available, PATIENCE)
+    assert [one.message for one in await place.incidents()] == ["It was read, and is right."]
+
+
+async def test_explanation_names_what_is_wrong_and_the_command_that_helps(place: Place) -> None:
+    await place.stored("/hess/good")
+    place.lay("dark", b"1")
+    await place.compared()
+    (found,) = await place.incidents()
+
+    answer = await place.integrity.ExplainIncident(pb.ExplainIncidentRequest(name=found.name))
+
+    assert (answer.state, answer.reason) == ("OPEN", "DARK")
+    assert answer.remedies[0].command == f"khomas incident apply {found.name} --repair QUARANTINE --reason WHY"
+
+
+async def test_one_comparison_runs_at_a_time_for_a_storage_element(place: Place) -> None:
+    await place.stored("/hess/a")
+    (place.mirror / "hess/a").unlink()
+    held = await place.compared()
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await place.compared()
+    assert info_of(received_status(caught.value)).reason == "RECONCILIATION_STATE"
+
+    cancel = pb.CancelReconciliationRequest(name=held.name, request_id=str(uuid4()))
+    assert (await place.integrity.CancelReconciliation(cancel)).state == Reconciliation.STATE_CANCELLED

@@ -1,0 +1,129 @@
+"""`s3` against `rclone serve s3`, which checks keys and keeps objects as files of a folder."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from khomas.storage.conformance import (
+    MIB,
+    CredentialConformance,
+    ProtocolConformance,
+    ServerConformance,
+)
+from khomas.storage.conformance.content import look
+from khomas.storage.conformance.listing import Listing
+from khomas.storage.conformance.reading import Reading
+from khomas.storage.protocols.interface import Entry, Problem, StorageProtocol
+from khomas.storage.protocols.s3.protocol import S3Protocol
+from khomas.storage.testing import until
+from tests.backends.conftest import shared_folder
+from tests.storage.s3 import opened
+from tests.testbeds import disks, s3
+from tests.testbeds.s3 import ObjectStore
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ObjectStore]:
+    """An object store; whoever stops it starts it again."""
+    with s3.rclone(shared_folder("rclone")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def hashless() -> Iterator[ObjectStore]:
+    """One that tells no MD5, for which it would read whatever it is asked about."""
+    with s3.rclone(shared_folder("rclone"), "--etag-hash", "") as running:
+        yield running
+
+
+class Planting(Listing, Reading):
+    """Files are put straight into the folder of the server, which has to look again then."""
+
+    store: ObjectStore
+
+    @pytest.fixture
+    def disk(self, protocol: S3Protocol) -> Path:
+        folder = self.store.data / protocol.prefix
+        folder.mkdir()
+        return folder
+
+    async def planted(self, protocol: StorageProtocol, folder: str, number: int) -> list[str]:
+        paths = await super().planted(protocol, folder, number)
+        await self._seen(protocol, paths[-1])
+        return paths
+
+    async def sparse(self, protocol: StorageProtocol, path: str) -> None:
+        await super().sparse(protocol, path)
+        await self._seen(protocol, path)
+
+    async def _seen(self, protocol: StorageProtocol, path: str) -> None:
+        self.store.look_again()
+
+        async def there() -> bool:
+            return isinstance(await look(protocol, path), Entry)
+
+        await until(there, 60)
+
+
+class TestHashless(Planting):
+    """Long listings and a large file, at a server that does not read them all for their MD5."""
+
+    @pytest.fixture
+    async def protocol(self, hashless: ObjectStore) -> AsyncIterator[S3Protocol]:
+        self.store = hashless
+        protocol = opened(hashless)
+        yield protocol
+        await protocol.close()
+
+
+class TestRclone(Planting, ProtocolConformance, ServerConformance, CredentialConformance):
+    """rclone keeps the contract as far as it can: whatever goes wrong with its folder is an internal error to it."""
+
+    full_problem = Problem.PASSING
+    forbidden_problem = Problem.PASSING
+    # It reads every file for the listing.
+    many = 2500
+    sparse_bytes = 64 * MIB
+
+    @pytest.fixture
+    async def protocol(self, server: ObjectStore) -> AsyncIterator[S3Protocol]:
+        server.start()
+        self.store = server
+        protocol = opened(server)
+        yield protocol
+        await protocol.close()
+
+    @pytest.fixture
+    async def full(self, tmp_path: Path) -> AsyncIterator[StorageProtocol]:
+        with disks.memory(tmp_path / "data", 4 * MIB), s3.rclone(tmp_path) as server:
+            protocol = opened(server)
+            yield protocol
+            await protocol.close()
+
+    @pytest.fixture
+    async def forbidden(self, tmp_path: Path) -> AsyncIterator[StorageProtocol]:
+        with s3.rclone(tmp_path, "--read-only") as server:
+            (server.data / "below").mkdir()
+            (server.data / "below/file").write_bytes(b"abc")
+            protocol = opened(server, "below")
+            yield protocol
+            await protocol.close()
+
+    @pytest.fixture
+    async def expired(self, server: ObjectStore, tmp_path: Path) -> AsyncIterator[StorageProtocol]:
+        end = "aws_expiration = 2020-01-01T00:00:00Z"
+        protocol = opened(server, keys=s3.write_keys(tmp_path / "old", s3.ACCESS_KEY, s3.SECRET_KEY, end))
+        yield protocol
+        await protocol.close()
+
+
+class TestWrongKeys(CredentialConformance):
+    """A key that the server does not believe is told as such, also where the answer has no words."""
+
+    @pytest.fixture
+    async def expired(self, server: ObjectStore, tmp_path: Path) -> AsyncIterator[StorageProtocol]:
+        server.start()
+        protocol = opened(server, keys=s3.write_keys(tmp_path / "wrong", s3.ACCESS_KEY, "x" * 40))
+        yield protocol
+        await protocol.close()
