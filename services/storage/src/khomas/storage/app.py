@@ -8,7 +8,7 @@ from datetime import timedelta
 import grpc
 from sqlalchemy import insert, select, update
 
-from khomas.api.storage.v1 import storage_service_pb2_grpc
+from khomas.api.storage.v1 import link_service_pb2_grpc, storage_service_pb2_grpc
 from khomas.kit.credentials import open_all
 from khomas.kit.database import Database
 from khomas.kit.events import EventLog
@@ -25,6 +25,8 @@ from khomas.storage.commits import Commits
 from khomas.storage.config import StorageSettings
 from khomas.storage.deletions import Deletions
 from khomas.storage.door.app import door
+from khomas.storage.door.dav import Dav, dav_of
+from khomas.storage.door.third_party import Peers
 from khomas.storage.downloads import Downloads
 from khomas.storage.elements import Elements, Protocols
 from khomas.storage.following import Following
@@ -32,21 +34,21 @@ from khomas.storage.granting import Granting
 from khomas.storage.grants import Signer
 from khomas.storage.intents import Intents
 from khomas.storage.links import tables as link_tables
-from khomas.storage.mover import Mover
-from khomas.storage.retry import Policy
+from khomas.storage.recalls import tables as recall_tables
+from khomas.storage.recalls.parts import Recalling
 from khomas.storage.reconciling import tables as integrity_tables
 from khomas.storage.reconciling.parts import Integrity
 from khomas.storage.rules import tables as rule_tables
 from khomas.storage.scan import Scans
 from khomas.storage.servicer import StorageServicer
-from khomas.storage.transfer_queue import Queue
+from khomas.storage.transferring import Transferring
 from khomas.storage.transfers import Transfers
 from khomas.storage.uploads import Uploads
 
 _MIGRATIONS = "khomas.storage:migrations"
 _KEY = "grants"
 # Modules that declare tables beside those of `tables`: naming them here lets nobody forget one.
-_TABLES = (tables, link_tables, rule_tables, integrity_tables)
+_TABLES = (tables, link_tables, rule_tables, integrity_tables, recall_tables)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +67,17 @@ class Parts:
     intents: Intents
     commits: Commits
     downloads: Downloads
-    mover: Mover
+    transferring: Transferring
     transfers: Transfers
     deletions: Deletions
     following: Following
     integrity: Integrity
+    recalling: Recalling
 
     async def close(self) -> None:
         """Let threads end, then close what they use."""
         self.executor.shutdown(wait=True, cancel_futures=True)
+        await self.transferring.outside.close()
         await self.protocols.close()
         await self.database.close()
 
@@ -115,24 +119,49 @@ async def start(settings: StorageSettings, host: Host) -> Running:
     def add_to(server: grpc.aio.Server) -> None:
         storage_service_pb2_grpc.add_StorageServiceServicer_to_server(servicer, server)
         parts.integrity.add_to(server)
+        parts.recalling.add_to(server)
+        link_service_pb2_grpc.add_LinkServiceServicer_to_server(parts.transferring.links, server)
 
     return Running(
         add_to=add_to,
         background={
             **parts.integrity.background,
+            "recalls": every(settings.poll, parts.recalling.worker.work),
             "commits": every(settings.poll, parts.commits.resume),
-            "transfers": parts.mover.run,
+            "transfers": parts.transferring.mover.run,
+            "links": every(timedelta(seconds=10), parts.transferring.measures.refresh),
             "deletions": every(settings.poll, parts.deletions.work),
             "catalog": parts.following.run,
             "uploads": every(settings.check_interval, parts.uploads.expire, parts.uploads.prune),
             "elements": every(settings.check_interval, parts.administration.check),
             "housekeeping": every(
-                timedelta(hours=1), parts.once.prune, parts.log.prune, parts.intents.prune, parts.protocols.tidy
+                timedelta(hours=1),
+                parts.once.prune,
+                parts.log.prune,
+                parts.intents.prune,
+                parts.protocols.tidy,
+                parts.transfers.prune,
+                parts.transferring.measures.prune,
             ),
         },
-        http=door(parts.signer, parts.uploads, parts.elements, parts.protocols, parts.executor),
+        http=door(
+            parts.signer, parts.uploads, parts.elements, parts.protocols, parts.executor, _tree(settings, host, parts)
+        ),
         close=parts.close,
         parts=parts,
+    )
+
+
+def _tree(settings: StorageSettings, host: Host, parts: Parts) -> Dav:
+    return dav_of(
+        host.verifier,
+        host.http_url,
+        parts.database,
+        parts.elements,
+        parts.protocols,
+        parts.executor,
+        Peers(settings.door_peers, settings.door_authorities),
+        flush=settings.fsync,
     )
 
 
@@ -141,28 +170,18 @@ async def _built(settings: StorageSettings, host: Host, database: Database) -> P
     owner = new_uid()
     executor = ThreadPoolExecutor(settings.data_threads, thread_name_prefix="storage-data")
     log, once = EventLog(database, tables.event), Once(database, tables.answer)
-    elements, protocols = (
-        Elements(database),
-        Protocols.installed(open_all(settings.credentials), durable=settings.fsync),
-    )
+    credentials = open_all(settings.credentials)
+    elements, protocols = Elements(database), Protocols.installed(credentials, durable=settings.fsync)
     catalog = Catalog(host.channel("catalog"), settings.catalog_deadline)
     signer = Signer(await _signing_key(database))
     granting = Granting(signer, host.http_url, settings.grant_lifetime, settings.max_grant_lifetime)
     uploads = Uploads(database, once, log, elements, protocols, granting, settings.default_storage_element)
     intents = Intents(database, log, owner, 2 * settings.catalog_deadline)
     arrivals = Arrivals(protocols, executor, settings.sha256_limit_bytes)
-    policy = Policy(settings.transfer_attempts, settings.transfer_pause, settings.max_transfer_pause)
-    mover = Mover(
-        Queue(database, log, owner, settings.lease, policy),
-        catalog,
-        elements,
-        protocols,
-        workers=settings.transfer_workers,
-        poll=settings.poll,
-        lease=settings.lease,
+    transferring = Transferring.built(settings, database, log, once, elements, protocols, catalog, credentials, owner)
+    integrity = Integrity.built(
+        settings, database, once, log, catalog, elements, protocols, transferring.transfers, owner
     )
-    transfers = Transfers(database, once, log, elements, catalog, mover.wake)
-    integrity = Integrity.built(settings, database, once, log, catalog, elements, protocols, transfers, owner)
     return Parts(
         database=database,
         log=log,
@@ -186,8 +205,8 @@ async def _built(settings: StorageSettings, host: Host, database: Database) -> P
             deadline=settings.catalog_deadline,
         ),
         downloads=Downloads(catalog, elements, protocols, granting),
-        mover=mover,
-        transfers=transfers,
+        transferring=transferring,
+        transfers=transferring.transfers,
         deletions=Deletions(
             database,
             log,
@@ -200,13 +219,20 @@ async def _built(settings: StorageSettings, host: Host, database: Database) -> P
         ),
         following=Following(database, log, catalog, integrity.recording),
         integrity=integrity,
+        recalling=Recalling.built(settings, database, once, log, elements, protocols, catalog, owner),
     )
 
 
 async def _free_all(database: Database) -> None:
     """Let go of everything that is leased."""
     async with database.write() as connection:
-        for table in (tables.upload_commit, tables.transfer, tables.deletion, *integrity_tables.LEASED):
+        for table in (
+            tables.upload_commit,
+            tables.transfer,
+            tables.deletion,
+            recall_tables.recall,
+            *integrity_tables.LEASED,
+        ):
             await connection.execute(update(table).values(FREE).where(table.c.lease_owner.is_not(None)))
 
 
