@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from khomas.kit.credentials import CredentialProvider
 from khomas.storage.checksums import Algorithm
@@ -129,6 +129,14 @@ class ThirdParty(Protocol):
 
     def push(self, path: str, target: Remote) -> AsyncGenerator[int, None]:
         """Let this storage send a file; yield how many bytes are there so far."""
+
+
+@runtime_checkable
+class Lending(Protocol):
+    """What a protocol has besides, if its storage gives rights to single files away."""
+
+    async def lend(self, paths: Sequence[str], lifetime: timedelta) -> list[Remote]:
+        """Return how anybody reads each of these files, and nothing else, for so long."""
 
 
 class Locality(StrEnum):

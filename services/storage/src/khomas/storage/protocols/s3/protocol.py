@@ -18,6 +18,7 @@ from khomas.storage.protocols.interface import (
     Kind,
     Problem,
     ProtocolFault,
+    Remote,
     Room,
     Tape,
     ThirdParty,
@@ -107,11 +108,12 @@ class S3Protocol:
     def local_path(self, path: str) -> None:
         """Return nothing: it is elsewhere."""
 
-    async def presigned(self, path: str, lifetime: timedelta) -> str:
-        """Return an address at which anybody reads this file for a while."""
+    async def lend(self, paths: Sequence[str], lifetime: timedelta) -> list[Remote]:
+        """Return addresses at which anybody reads these files for a while; they are computed, nobody is asked."""
+        keys = [self._store.bucket.key(path) for path in paths]
         async with self._store.asking():
-            store = await self._store.objects()
-            return await sign_async(store, "GET", self._store.bucket.key(path), lifetime)
+            urls = await sign_async(await self._store.objects(), "GET", keys, lifetime)
+        return [Remote(url) for url in urls]
 
     async def close(self) -> None:
         """End all connections."""
