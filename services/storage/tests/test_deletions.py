@@ -5,9 +5,14 @@ from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
+import grpc
+import pytest
+
 from khomas.api.catalog.v1 import file_pb2
-from khomas.api.storage.v1 import storage_element_pb2, transfer_pb2
+from khomas.api.common.v1 import explanation_pb2
+from khomas.api.storage.v1 import care_pb2, integrity_service_pb2, storage_element_pb2, transfer_pb2
 from khomas.api.storage.v1 import storage_service_pb2 as pb
+from khomas.api.storage.v1.integrity_service_pb2_grpc import IntegrityServiceStub
 from khomas.storage.testing import Storage, until
 
 Deletion = transfer_pb2.Deletion
@@ -134,3 +139,69 @@ async def test_space_is_counted_and_given_back(storage: Storage) -> None:
     storage.catalog.delete("/hess/file")
     await until(empty)
     await asyncio.sleep(0)
+
+
+async def explained(storage: Storage, name: str) -> explanation_pb2.Explanation:
+    stub = IntegrityServiceStub(storage.served.channel)
+    return await stub.ExplainDeletion(integrity_service_pb2.ExplainDeletionRequest(name=name))
+
+
+async def test_deletion_says_until_when_it_can_be_undone_and_how(storage: Storage) -> None:
+    await storage.store("/hess/file", b"bytes")
+    storage.catalog.delete("/hess/file", timedelta(hours=1))
+
+    async def planned() -> bool:
+        return [one.reason for one in await listed(storage)] == [transfer_pb2.DELETION_REASON_UNDO_WINDOW]
+
+    await until(planned, 60)
+    (deletion,) = await listed(storage, "reason = UNDO_WINDOW")
+    answer = await explained(storage, deletion.name)
+    assert (answer.state, answer.reason) == ("WAITING", "UNDO_WINDOW")
+    assert answer.remedies[1].command == "khomas undelete /hess/file"
+
+
+async def test_storage_that_is_away_keeps_its_deletions_and_says_so(storage: Storage) -> None:
+    await storage.store("/hess/file", b"bytes")
+    away = storage.root.with_name("away")
+    storage.root.rename(away)
+
+    storage.catalog.delete("/hess/file")
+
+    async def unreachable() -> bool:
+        return [one.reason for one in await listed(storage)] == [transfer_pb2.DELETION_REASON_UNREACHABLE]
+
+    async def confirmed() -> bool:
+        return [one.state for one in await listed(storage)] == [Deletion.STATE_CONFIRMED]
+
+    await until(unreachable, 60)
+    assert storage.catalog.files
+    away.rename(storage.root)
+    await until(confirmed, 60)
+
+
+async def test_storage_element_takes_no_more_deletions_a_second_than_it_may(storage: Storage) -> None:
+    policy = care_pb2.CarePolicy(name="storageElements/local/carePolicy", deletions_per_second=0.01)
+    request = integrity_service_pb2.UpdateCarePolicyRequest(care_policy=policy, request_id=str(uuid4()))
+    request.update_mask.paths.append("deletions_per_second")
+    await IntegrityServiceStub(storage.served.channel).UpdateCarePolicy(request)
+    for name in ("/hess/a", "/hess/b"):
+        await storage.store(name, b"bytes")
+
+    storage.catalog.delete("/hess/a")
+    storage.catalog.delete("/hess/b")
+
+    async def one_gone() -> bool:
+        return sorted(one.state for one in await listed(storage)) == [Deletion.STATE_WAITING, Deletion.STATE_CONFIRMED]
+
+    await until(one_gone, 60)
+    (waiting,) = await listed(storage, "state = WAITING")
+    assert waiting.attempts == 0
+    # The second one has its moment a hundred seconds after the first, however often it is looked at.
+    assert len(storage.visible()) == 1
+
+
+async def test_unknown_deletion_cannot_be_explained(storage: Storage) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await explained(storage, "deletions/none")
+
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND

@@ -39,6 +39,7 @@ from khomas.storage.recalls.parts import Recalling
 from khomas.storage.reconciling import tables as integrity_tables
 from khomas.storage.reconciling.parts import Integrity
 from khomas.storage.rules import tables as rule_tables
+from khomas.storage.rules.parts import placement
 from khomas.storage.scan import Scans
 from khomas.storage.servicer import StorageServicer
 from khomas.storage.transferring import Transferring
@@ -116,7 +117,10 @@ async def start(settings: StorageSettings, host: Host) -> Running:
         parts.log,
     )
 
+    placing = placement(settings, host, parts.database, parts.once, parts.log, parts.elements, parts.transfers)
+
     def add_to(server: grpc.aio.Server) -> None:
+        placing.add_to(server)
         storage_service_pb2_grpc.add_StorageServiceServicer_to_server(servicer, server)
         parts.integrity.add_to(server)
         parts.recalling.add_to(server)
@@ -125,6 +129,7 @@ async def start(settings: StorageSettings, host: Host) -> Running:
     return Running(
         add_to=add_to,
         background={
+            **placing.background,
             **parts.integrity.background,
             "recalls": every(settings.poll, parts.recalling.worker.work),
             "commits": every(settings.poll, parts.commits.resume),
@@ -182,6 +187,7 @@ async def _built(settings: StorageSettings, host: Host, database: Database) -> P
     integrity = Integrity.built(
         settings, database, once, log, catalog, elements, protocols, transferring.transfers, owner
     )
+    recalling = Recalling.built(settings, database, once, log, elements, protocols, catalog, owner)
     return Parts(
         database=database,
         log=log,
@@ -204,7 +210,7 @@ async def _built(settings: StorageSettings, host: Host, database: Database) -> P
             fsync=settings.fsync,
             deadline=settings.catalog_deadline,
         ),
-        downloads=Downloads(catalog, elements, protocols, granting),
+        downloads=Downloads(catalog, elements, protocols, granting, recalling.online),
         transferring=transferring,
         transfers=transferring.transfers,
         deletions=Deletions(
@@ -213,13 +219,14 @@ async def _built(settings: StorageSettings, host: Host, database: Database) -> P
             catalog,
             elements,
             protocols,
+            integrity.policies,
             owner=owner,
             lease=settings.lease,
             pause=settings.deletion_pause,
         ),
         following=Following(database, log, catalog, integrity.recording),
         integrity=integrity,
-        recalling=Recalling.built(settings, database, once, log, elements, protocols, catalog, owner),
+        recalling=recalling,
     )
 
 
@@ -231,6 +238,7 @@ async def _free_all(database: Database) -> None:
             tables.transfer,
             tables.deletion,
             recall_tables.recall,
+            *rule_tables.LEASED,
             *integrity_tables.LEASED,
         ):
             await connection.execute(update(table).values(FREE).where(table.c.lease_owner.is_not(None)))

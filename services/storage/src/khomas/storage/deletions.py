@@ -23,9 +23,12 @@ from khomas.kit.ids import new_uids
 from khomas.kit.leases import claim
 from khomas.kit.paging import Ordering, list_page
 from khomas.storage.catalog import Catalog
+from khomas.storage.deletion_rates import not_far_ahead, spread
 from khomas.storage.elements import Element, Elements, Protocols
+from khomas.storage.erasing import erased, pause
 from khomas.storage.errors import NoReplica
 from khomas.storage.known_replicas import shared_paths
+from khomas.storage.reconciling.policies import Policies
 from khomas.storage.rows import mapping, mappings
 from khomas.storage.rules.protection import ReplicaKey, objections
 from khomas.storage.tables import deletion
@@ -37,11 +40,12 @@ _FIELDS = {
     "state": fields.enum(deletion.c.state, pb.Deletion.State),
     "file": fields.text(deletion.c.file),
     "storage_element": fields.text(deletion.c.storage_element),
+    "reason": fields.enum(deletion.c.reason, pb.DeletionReason),
     "create_time": fields.time(deletion.c.create_time),
 }
 _ORDER = Ordering(fields={"create_time": deletion.c.create_time}, unique=deletion.c.uid, default="create_time desc")
 _BATCH = 500
-_MAX_PAUSE = timedelta(hours=1)
+_SETTLED = ("state", "reason", "message", "attempts", "next_attempt_time", "end_time")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,10 @@ class _Result:
     row: Row[Any]
     state: pb.Deletion.State.ValueType
     message: str = ""
+    # Why it waits.
+    reason: pb.DeletionReason.ValueType = pb.DELETION_REASON_UNSPECIFIED
+    # Not before this moment; else by the reason.
+    at: datetime | None = None
 
 
 async def plan(connection: AsyncConnection, event_log: EventLog, files: Mapping[str, file_pb2.File]) -> None:
@@ -92,6 +100,7 @@ class Deletions:
         catalog: Catalog,
         elements: Elements,
         protocols: Protocols,
+        policies: Policies,
         *,
         owner: str,
         lease: timedelta,
@@ -102,6 +111,7 @@ class Deletions:
         self._catalog = catalog
         self._elements = elements
         self._protocols = protocols
+        self._policies = policies
         self._owner = owner
         self._lease = lease
         self._pause = pause
@@ -122,27 +132,38 @@ class Deletions:
         """Do everything that is due, in batches."""
         while rows := await self._claim():
             try:
-                results = await self._deleted(rows)
+                results = await self._deleted([row for row, moment in rows if moment is None])
             except (DomainError, grpc.aio.AioRpcError) as error:
-                results = [_Result(row, State.STATE_WAITING, f"the catalogue does not answer: {error}") for row in rows]
-            await self._settle(results)
+                message, why = f"the catalogue does not answer: {error}", pb.DELETION_REASON_CATALOG
+                results = [_Result(row, State.STATE_WAITING, message, why) for row, at in rows if at is None]
+            later = pb.DELETION_REASON_RATE
+            await self._settle(
+                [*results, *(_Result(row, State.STATE_WAITING, "", later, at) for row, at in rows if at is not None)]
+            )
 
-    async def _claim(self) -> Sequence[Row[Any]]:
+    async def _claim(self) -> Sequence[tuple[Row[Any], datetime | None]]:
+        """Take what is due, each with the moment at which its StorageElement takes it if that is still to come."""
         now = datetime.now(UTC)
         due = (
             select(deletion.c.uid)
-            .where(deletion.c.state == State.STATE_WAITING, deletion.c.next_attempt_time <= now)
+            .where(deletion.c.state == State.STATE_WAITING, deletion.c.next_attempt_time <= now, not_far_ahead(now))
             .order_by(deletion.c.next_attempt_time)
             .limit(_BATCH)
         )
         async with self._database.read() as connection:
             if (await connection.execute(due.limit(1))).first() is None:
                 return []
+        await self._policies.ensure_rows()
+        rates = {name: policy.deletions_per_second for name, policy in (await self._policies.all()).items()}
         async with self._database.write() as connection:
-            return await claim(connection, deletion, due, owner=self._owner, now=now, until=now + self._lease)
+            rows = await claim(connection, deletion, due, owner=self._owner, now=now, until=now + self._lease)
+            moments = await spread(connection, rows, rates, now)
+        return [(row, moments.get(row.uid)) for row in rows]
 
     async def _deleted(self, rows: Sequence[Row[Any]]) -> list[_Result]:
         """Ask once more whether the files are to go: an undo may be on its way to us. Then delete and confirm."""
+        if not rows:
+            return []
         found = await self._catalog.files([f"files/{row.file_uid}" for row in rows])
         needed = await self._needed(rows, found)
         judged = [
@@ -176,7 +197,8 @@ class Deletions:
         for row in rows:
             element = elements.get(row.storage_element)
             if element is None:
-                results.append(_Result(row, State.STATE_WAITING, f"there is no StorageElement {row.storage_element}"))
+                message, why = f"there is no StorageElement {row.storage_element}", pb.DELETION_REASON_CONFIGURATION
+                results.append(_Result(row, State.STATE_WAITING, message, why))
             elif element.read_only or (row.storage_element, row.path) in shared:
                 # Adopted where it lies, or now the bytes of another file: only forgotten.
                 results.append(_Result(row, State.STATE_CONFIRMED))
@@ -187,10 +209,12 @@ class Deletions:
         return results
 
     async def _deleted_from(self, element: Element, rows: Sequence[Row[Any]]) -> list[_Result]:
-        faults = await self._protocols.of(element).delete([row.path for row in rows])
+        found = await erased(self._protocols, element, [row.path for row in rows])
         return [
-            _Result(row, State.STATE_WAITING, fault.message) if fault else _Result(row, State.STATE_CONFIRMED)
-            for row, fault in zip(rows, faults, strict=True)
+            _Result(row, State.STATE_WAITING, left.message, left.reason)
+            if left
+            else _Result(row, State.STATE_CONFIRMED)
+            for row, left in zip(rows, found, strict=True)
         ]
 
     async def _confirm(self, rows: Sequence[Row[Any]]) -> None:
@@ -203,33 +227,25 @@ class Deletions:
 
     async def _settle(self, results: Iterable[_Result]) -> None:
         now = datetime.now(UTC)
-        columns = {
-            name: deletion.c[name].type
-            for name in ("uid", "lease_epoch", "state", "message", "next_attempt_time", "end_time")
-        }
-        rows = [
-            (
-                one.row.uid,
-                one.row.lease_epoch,
-                one.state,
-                one.message,
-                now + min(self._pause * 2 ** min(one.row.attempts, 10), _MAX_PAUSE),
-                None if one.state == State.STATE_WAITING else now,
-            )
-            for one in results
-        ]
+        columns = {name: deletion.c[name].type for name in ("uid", "lease_epoch", *_SETTLED)}
+        rows = [(one.row.uid, one.row.lease_epoch, *self._settled(one, now)) for one in results]
         async with self._database.write() as connection:
             new = rows_table(connection, columns, rows)
-            values = {name: new.c[name] for name in ("state", "message", "next_attempt_time", "end_time")}
             statement = (
                 update(deletion)
                 .where(deletion.c.uid == new.c.uid, deletion.c.lease_epoch == new.c.lease_epoch)
-                .values(**values, attempts=deletion.c.attempts + 1, lease_owner=None, lease_expire_time=None)
+                .values({name: new.c[name] for name in _SETTLED} | {"lease_owner": None, "lease_expire_time": None})
                 .returning(deletion)
             )
             changed = (await connection.execute(statement)).all()
             events = [deletion_event(mapping(row)) for row in changed]
             await self._log.append(connection, events)
+
+    def _settled(self, one: _Result, now: datetime) -> tuple[Any, ...]:
+        """Return the new values of the columns `_SETTLED`."""
+        attempts = one.row.attempts + (1 if one.at is None else 0)
+        again = one.at or now + pause(one.reason, one.row.attempts, self._pause)
+        return one.state, one.reason, one.message, attempts, again, None if one.state == State.STATE_WAITING else now
 
 
 def deletion_proto(row: Mapping[str, Any]) -> pb.Deletion:
@@ -243,6 +259,7 @@ def deletion_proto(row: Mapping[str, Any]) -> pb.Deletion:
         state=row["state"],
         message=row["message"],
         attempts=row["attempts"],
+        reason=row.get("reason", pb.DELETION_REASON_UNSPECIFIED),
     )
     message.create_time.FromDatetime(row["create_time"])
     if row["state"] == State.STATE_WAITING:
@@ -267,6 +284,7 @@ def _rows(file: file_pb2.File) -> list[dict[str, Any]]:
             "storage_element": replica.storage_element,
             "path": replica.path,
             "state": State.STATE_WAITING,
+            "reason": pb.DELETION_REASON_UNDO_WINDOW,
             "message": "",
             "attempts": 0,
             "next_attempt_time": file.deletion.purge_time.ToDatetime(UTC),
@@ -281,12 +299,14 @@ def _judged(row: Row[Any], result: catalog_pb.FileResult) -> _Result:
     """Return what the catalogue says of a deletion now: UNDONE, not yet, or (as CONFIRMED) to be done."""
     file = result.file
     if result.HasField("error"):
-        return _Result(row, State.STATE_WAITING, f"the catalogue does not know the file: {result.error.message}")
+        message = f"the catalogue does not know the file: {result.error.message}"
+        return _Result(row, State.STATE_WAITING, message, pb.DELETION_REASON_CATALOG)
     if (file.state == file_pb2.File.STATE_ACTIVE) is not row.single:
         # An undone deletion of the file; or the whole file is to go now, which is planned apart.
         return _Result(row, State.STATE_UNDONE)
     if row.single:
         return _Result(row, State.STATE_CONFIRMED)
     if file.deletion.purge_time.ToDatetime(UTC) > datetime.now(UTC):
-        return _Result(row, State.STATE_WAITING)
+        at = file.deletion.purge_time.ToDatetime(UTC)
+        return _Result(row, State.STATE_WAITING, "", pb.DELETION_REASON_UNDO_WINDOW, at)
     return _Result(row, State.STATE_CONFIRMED)
