@@ -30,6 +30,8 @@ class Wanted:
     names: tuple[Name, ...]
     # Only whether there are such properties, not what they say.
     only_names: bool = False
+    # What is not there was asked for by name.
+    by_name: bool = False
 
     @property
     def quota(self) -> bool:
@@ -81,7 +83,7 @@ def wanted(body: bytes) -> Wanted:
         raise Refusal(400, "XML", f"The body cannot be read: {error}.") from None
     match reader.kind:
         case "prop":
-            return Wanted(tuple(dict.fromkeys(reader.names)))
+            return Wanted(tuple(dict.fromkeys(reader.names)), by_name=True)
         case "allprop":
             return Wanted(everything)
         case "propname":
@@ -96,7 +98,7 @@ def response(href: str, entry: Entry, wanted: Wanted, room: Room | None) -> str:
     if wanted.only_names:
         known = dict.fromkeys(known, "")
     there = [f"<D:{name}>{known[name]}</D:{name}>" for space, name in wanted.names if space == _DAV and name in known]
-    missing = [_empty(one) for one in wanted.names if one[0] != _DAV or one[1] not in known]
+    missing = [_empty(one) for one in wanted.names if wanted.by_name and (one[0] != _DAV or one[1] not in known)]
     parts = [
         f"<D:propstat><D:prop>{''.join(some)}</D:prop><D:status>HTTP/1.1 {status}</D:status></D:propstat>"
         for some, status in ((there, "200 OK"), (missing, "404 Not Found"))
