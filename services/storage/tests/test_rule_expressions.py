@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from khomas.api.storage.v1 import storage_element_pb2
 from khomas.storage.errors import ExpressionInvalid
 from khomas.storage.rules.expressions import check_words, parse
 
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 DISK, TAPE = storage_element_pb2.StorageElement.MEDIA_DISK, storage_element_pb2.StorageElement.MEDIA_TAPE
 
 
@@ -133,6 +134,7 @@ def larger(inner: st.SearchStrategy[Meaning]) -> st.SearchStrategy[Meaning]:
     return st.one_of(pairs.map(either), pairs.map(both), pairs.map(without), inner.map(others))
 
 
+@patient
 @given(st.recursive(st.sampled_from(LEAVES), larger, max_leaves=12))
 def test_expression_means_what_its_parts_mean(meaning: Meaning) -> None:
     text, is_it = meaning
@@ -140,6 +142,7 @@ def test_expression_means_what_its_parts_mean(meaning: Meaning) -> None:
     assert meant(text) == [one.id for one in ALL if is_it(one)]
 
 
+@patient
 @given(st.text(alphabet="ab1=&|()!-* .é", max_size=30))
 def test_any_text_is_read_or_refused_with_a_position_in_it(text: str) -> None:
     try:

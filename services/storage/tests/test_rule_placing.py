@@ -1,12 +1,13 @@
 """Where copies go, as values."""
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from khomas.api.storage.v1 import rule_pb2 as pb
 from khomas.storage.rules.placing import Copy, CopyState, Located, Place, Placer, Wish, planned
 
 NAMES = tuple("abcdef")
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def located(*there: str, size_bytes: int = 10) -> Located:
@@ -109,6 +110,7 @@ def protected(copies: list[Copy] | tuple[Copy, ...]) -> set[str]:
     return {copy.storage_element for copy in copies} | {copy.moving_from for copy in copies} - {""}
 
 
+@patient
 @given(situations())
 def test_good_copies_that_are_protected_never_become_fewer_than_wanted(
     situation: tuple[Located, list[Copy], Wish, Placer],
@@ -121,6 +123,7 @@ def test_good_copies_that_are_protected_never_become_fewer_than_wanted(
     assert len(protected(plan.kept) & file.there) >= min(len(before), wish.copies)
 
 
+@patient
 @given(situations())
 def test_each_copy_has_an_element_of_its_own(situation: tuple[Located, list[Copy], Wish, Placer]) -> None:
     file, copies, wish, placer = situation
@@ -132,6 +135,7 @@ def test_each_copy_has_an_element_of_its_own(situation: tuple[Located, list[Copy
     assert len(set(chosen)) == len(chosen)
 
 
+@patient
 @given(situations())
 def test_copy_is_called_there_only_where_it_is(situation: tuple[Located, list[Copy], Wish, Placer]) -> None:
     file, copies, wish, placer = situation
@@ -142,6 +146,7 @@ def test_copy_is_called_there_only_where_it_is(situation: tuple[Located, list[Co
     assert all(copy.reason for copy in plan.kept if copy.state == CopyState.STUCK)
 
 
+@patient
 @given(situations())
 def test_looking_again_changes_nothing(situation: tuple[Located, list[Copy], Wish, Placer]) -> None:
     file, copies, wish, placer = situation

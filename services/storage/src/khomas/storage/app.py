@@ -4,6 +4,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 import grpc
 from sqlalchemy import insert, select, update
@@ -34,6 +35,7 @@ from khomas.storage.granting import Granting
 from khomas.storage.grants import Signer
 from khomas.storage.intents import Intents
 from khomas.storage.links import tables as link_tables
+from khomas.storage.placing import Placing
 from khomas.storage.recalls import tables as recall_tables
 from khomas.storage.recalls.parts import Recalling
 from khomas.storage.reconciling import tables as integrity_tables
@@ -144,7 +146,8 @@ async def start(settings: StorageSettings, host: Host) -> Running:
                 parts.once.prune,
                 parts.log.prune,
                 parts.intents.prune,
-                parts.protocols.tidy,
+                # What uploads have staged elsewhere is hidden as long as grants last.
+                partial(parts.protocols.tidy, settings.max_grant_lifetime + timedelta(days=1)),
                 parts.transfers.prune,
                 parts.transferring.measures.prune,
             ),
@@ -204,10 +207,8 @@ async def _built(settings: StorageSettings, host: Host, database: Database) -> P
             uploads,
             arrivals,
             elements,
-            protocols,
+            Placing(protocols, executor, fsync=settings.fsync),
             catalog,
-            executor,
-            fsync=settings.fsync,
             deadline=settings.catalog_deadline,
         ),
         downloads=Downloads(catalog, elements, protocols, granting, recalling.online),

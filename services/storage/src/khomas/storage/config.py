@@ -71,6 +71,8 @@ class StorageSettings(ServiceSettings, env_prefix="KHOMAS_STORAGE_"):
     transfer_pause: timedelta = timedelta(seconds=30)
     max_transfer_pause: timedelta = timedelta(hours=1)
     deletion_pause: timedelta = timedelta(minutes=1)
+    # When copies of rules that could not be made are tried again, at all places.
+    rule_pause: timedelta = timedelta(minutes=5)
     lease: timedelta = timedelta(seconds=60)
     # Recalls that are wanted within this time go to a tape system as one request.
     recall_gather: timedelta = timedelta(seconds=2)

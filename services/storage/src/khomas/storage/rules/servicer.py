@@ -40,7 +40,5 @@ class RuleServicer(RuleServiceServicer):
     async def ExplainRule(self, request: pb.ExplainRuleRequest, context: Context) -> explanation_pb2.Explanation:
         return await self._rules.explain(request.name)
 
-    async def ListRuleCopies(
-        self, request: pb.ListRuleCopiesRequest, context: Context
-    ) -> pb.ListRuleCopiesResponse:
+    async def ListRuleCopies(self, request: pb.ListRuleCopiesRequest, context: Context) -> pb.ListRuleCopiesResponse:
         return await self._rules.copies(request)

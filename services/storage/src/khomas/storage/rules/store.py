@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import grpc
 from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -84,14 +83,16 @@ class Rules:
             raise FieldInvalid.of("rule.directory", "is an absolute path")
         await self.check_places(given)
         if given.dataset:
-            await self._asked(self._catalog.dataset(given.dataset))
+            await self._catalog.dataset(given.dataset)
         else:
             page = catalog_pb.ListFilesRequest(directory=given.directory, filter=given.filter, page_size=1)
             page.view = catalog_pb.FILE_VIEW_BASIC
-            await self._asked(self._catalog.list_files(page))
+            await self._catalog.list_files(page)
 
     async def check_places(self, given: rule_pb2.ReplicationRule) -> None:
         """Refuse an expression that cannot be read, or that matches too little."""
+        if not given.copies:
+            raise FieldInvalid.of("rule.copies", "want at least one copy")
         elements = list((await self._elements.all()).values())
         check_words(given.expression, elements)
         matching = [one for one in elements if parse(given.expression).matches(one)]
@@ -173,9 +174,7 @@ class Rules:
             reasons = await copies.reasons(connection, row["uid"])
         return explanation(message, reasons, self._pause)
 
-    async def copies(
-        self, request: rule_service_pb2.ListRuleCopiesRequest
-    ) -> rule_service_pb2.ListRuleCopiesResponse:
+    async def copies(self, request: rule_service_pb2.ListRuleCopiesRequest) -> rule_service_pb2.ListRuleCopiesResponse:
         """Read a page of the copies of one."""
         async with self._database.read() as connection:
             row = await _read(connection, request.name)
@@ -184,10 +183,6 @@ class Rules:
         return rule_service_pb2.ListRuleCopiesResponse(
             copies=[_copy_proto(mapping(one)) for one in page.rows], next_page_token=page.next_page_token
         )
-
-    async def _asked(self, question: Any) -> None:
-        """Pass on what the catalogue says of a dataset or a filter."""
-        await question
 
 
 async def insert_rule(connection: AsyncConnection, log: EventLog, row: Mapping[str, Any]) -> rule_pb2.ReplicationRule:

@@ -133,3 +133,6 @@ replica_access = Table(
     Column("storage_element", KeyText, primary_key=True),
     Column("access_time", UtcTime, nullable=False),
 )
+
+# What a process that ended may have left leased.
+LEASED = (rule, drain)

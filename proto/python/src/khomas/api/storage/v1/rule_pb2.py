@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n khomas/api/storage/v1/rule.proto\x12\x15khomas.api.storage.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd7\x07\n\x0fReplicationRule\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x19\n\x07\x64\x61taset\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x1b\n\tdirectory\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x18\n\x06\x66ilter\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\x12\x1e\n\nexpression\x18\x05 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x08\x12\x19\n\x06\x63opies\x18\x06 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x14(\x01\x12+\n\x08lifetime\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12%\n\x08priority\x18\x08 \x01(\x05\x42\x13\xbaH\x10\x1a\x0e\x18\xe8\x07(\x98\xf8\xff\xff\xff\xff\xff\xff\xff\x01\x12K\n\x08grouping\x18\t \x01(\x0e\x32/.khomas.api.storage.v1.ReplicationRule.GroupingB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x16\n\x05share\x18\n \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x17\n\x06origin\x18\x0b \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x11\n\tsuspended\x18\x0c \x01(\x08\x12\x1d\n\x0b\x64\x65scription\x18\r \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12;\n\x05state\x18\x0e \x01(\x0e\x32,.khomas.api.storage.v1.ReplicationRule.State\x12\x0f\n\x07message\x18\x0f \x01(\t\x12\x31\n\x06\x63ounts\x18\x10 \x01(\x0b\x32!.khomas.api.storage.v1.RuleCounts\x12/\n\x0b\x65xpire_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05owner\x18\x12 \x01(\t\x12\x0e\n\x06policy\x18\x13 \x01(\t\x12/\n\x0b\x63reate_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x16 \x01(\t\x12.\n\nstate_time\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"I\n\x08Grouping\x12\x18\n\x14GROUPING_UNSPECIFIED\x10\x00\x12\x11\n\rGROUPING_NONE\x10\x01\x12\x10\n\x0cGROUPING_ALL\x10\x02\"i\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0c\n\x08STATE_OK\x10\x01\x12\x15\n\x11STATE_REPLICATING\x10\x02\x12\x0f\n\x0bSTATE_STUCK\x10\x03\x12\x13\n\x0fSTATE_SUSPENDED\x10\x04\"\x86\x01\n\nRuleCounts\x12\r\n\x05\x66iles\x18\x01 \x01(\x03\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x12\x11\n\tok_copies\x18\x03 \x01(\x03\x12\x1a\n\x12replicating_copies\x18\x04 \x01(\x03\x12\x14\n\x0cstuck_copies\x18\x05 \x01(\x03\x12\x15\n\rmissing_bytes\x18\x06 \x01(\x03\"\x88\x02\n\x08RuleCopy\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x17\n\x0fstorage_element\x18\x02 \x01(\t\x12;\n\x05state\x18\x03 \x01(\x0e\x32,.khomas.api.storage.v1.ReplicationRule.State\x12\x31\n\x06reason\x18\x04 \x01(\x0e\x32!.khomas.api.storage.v1.CopyReason\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x10\n\x08transfer\x18\x06 \x01(\t\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12.\n\nstate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xbe\x01\n\nCopyReason\x12\x1b\n\x17\x43OPY_REASON_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x43OPY_REASON_NO_ELEMENT\x10\x01\x12 \n\x1c\x43OPY_REASON_TOO_FEW_ELEMENTS\x10\x02\x12\x18\n\x14\x43OPY_REASON_NO_SPACE\x10\x03\x12\x19\n\x15\x43OPY_REASON_NO_SOURCE\x10\x04\x12 \n\x1c\x43OPY_REASON_TRANSFERS_FAILED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n khomas/api/storage/v1/rule.proto\x12\x15khomas.api.storage.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd5\x07\n\x0fReplicationRule\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x19\n\x07\x64\x61taset\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x1b\n\tdirectory\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x18\n\x06\x66ilter\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\x12\x1c\n\nexpression\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x19\n\x06\x63opies\x18\x06 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x14(\x00\x12+\n\x08lifetime\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12%\n\x08priority\x18\x08 \x01(\x05\x42\x13\xbaH\x10\x1a\x0e\x18\xe8\x07(\x98\xf8\xff\xff\xff\xff\xff\xff\xff\x01\x12K\n\x08grouping\x18\t \x01(\x0e\x32/.khomas.api.storage.v1.ReplicationRule.GroupingB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x16\n\x05share\x18\n \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x17\n\x06origin\x18\x0b \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x11\n\tsuspended\x18\x0c \x01(\x08\x12\x1d\n\x0b\x64\x65scription\x18\r \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12;\n\x05state\x18\x0e \x01(\x0e\x32,.khomas.api.storage.v1.ReplicationRule.State\x12\x0f\n\x07message\x18\x0f \x01(\t\x12\x31\n\x06\x63ounts\x18\x10 \x01(\x0b\x32!.khomas.api.storage.v1.RuleCounts\x12/\n\x0b\x65xpire_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05owner\x18\x12 \x01(\t\x12\x0e\n\x06policy\x18\x13 \x01(\t\x12/\n\x0b\x63reate_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x16 \x01(\t\x12.\n\nstate_time\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"I\n\x08Grouping\x12\x18\n\x14GROUPING_UNSPECIFIED\x10\x00\x12\x11\n\rGROUPING_NONE\x10\x01\x12\x10\n\x0cGROUPING_ALL\x10\x02\"i\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0c\n\x08STATE_OK\x10\x01\x12\x15\n\x11STATE_REPLICATING\x10\x02\x12\x0f\n\x0bSTATE_STUCK\x10\x03\x12\x13\n\x0fSTATE_SUSPENDED\x10\x04\"\x86\x01\n\nRuleCounts\x12\r\n\x05\x66iles\x18\x01 \x01(\x03\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x12\x11\n\tok_copies\x18\x03 \x01(\x03\x12\x1a\n\x12replicating_copies\x18\x04 \x01(\x03\x12\x14\n\x0cstuck_copies\x18\x05 \x01(\x03\x12\x15\n\rmissing_bytes\x18\x06 \x01(\x03\"\x88\x02\n\x08RuleCopy\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x17\n\x0fstorage_element\x18\x02 \x01(\t\x12;\n\x05state\x18\x03 \x01(\x0e\x32,.khomas.api.storage.v1.ReplicationRule.State\x12\x31\n\x06reason\x18\x04 \x01(\x0e\x32!.khomas.api.storage.v1.CopyReason\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x10\n\x08transfer\x18\x06 \x01(\t\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12.\n\nstate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xbe\x01\n\nCopyReason\x12\x1b\n\x17\x43OPY_REASON_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x43OPY_REASON_NO_ELEMENT\x10\x01\x12 \n\x1c\x43OPY_REASON_TOO_FEW_ELEMENTS\x10\x02\x12\x18\n\x14\x43OPY_REASON_NO_SPACE\x10\x03\x12\x19\n\x15\x43OPY_REASON_NO_SOURCE\x10\x04\x12 \n\x1c\x43OPY_REASON_TRANSFERS_FAILED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,9 +41,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPLICATIONRULE'].fields_by_name['filter']._loaded_options = None
   _globals['_REPLICATIONRULE'].fields_by_name['filter']._serialized_options = b'\272H\005r\003\030\200\020'
   _globals['_REPLICATIONRULE'].fields_by_name['expression']._loaded_options = None
-  _globals['_REPLICATIONRULE'].fields_by_name['expression']._serialized_options = b'\272H\007r\005\020\001\030\200\010'
+  _globals['_REPLICATIONRULE'].fields_by_name['expression']._serialized_options = b'\272H\005r\003\030\200\010'
   _globals['_REPLICATIONRULE'].fields_by_name['copies']._loaded_options = None
-  _globals['_REPLICATIONRULE'].fields_by_name['copies']._serialized_options = b'\272H\006\032\004\030\024(\001'
+  _globals['_REPLICATIONRULE'].fields_by_name['copies']._serialized_options = b'\272H\006\032\004\030\024(\000'
   _globals['_REPLICATIONRULE'].fields_by_name['priority']._loaded_options = None
   _globals['_REPLICATIONRULE'].fields_by_name['priority']._serialized_options = b'\272H\020\032\016\030\350\007(\230\370\377\377\377\377\377\377\377\001'
   _globals['_REPLICATIONRULE'].fields_by_name['grouping']._loaded_options = None
@@ -54,16 +54,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPLICATIONRULE'].fields_by_name['origin']._serialized_options = b'\272H\004r\002\030@'
   _globals['_REPLICATIONRULE'].fields_by_name['description']._loaded_options = None
   _globals['_REPLICATIONRULE'].fields_by_name['description']._serialized_options = b'\272H\005r\003\030\200\010'
-  _globals['_COPYREASON']._serialized_start=1544
-  _globals['_COPYREASON']._serialized_end=1734
+  _globals['_COPYREASON']._serialized_start=1542
+  _globals['_COPYREASON']._serialized_end=1732
   _globals['_REPLICATIONRULE']._serialized_start=154
-  _globals['_REPLICATIONRULE']._serialized_end=1137
-  _globals['_REPLICATIONRULE_GROUPING']._serialized_start=957
-  _globals['_REPLICATIONRULE_GROUPING']._serialized_end=1030
-  _globals['_REPLICATIONRULE_STATE']._serialized_start=1032
-  _globals['_REPLICATIONRULE_STATE']._serialized_end=1137
-  _globals['_RULECOUNTS']._serialized_start=1140
-  _globals['_RULECOUNTS']._serialized_end=1274
-  _globals['_RULECOPY']._serialized_start=1277
-  _globals['_RULECOPY']._serialized_end=1541
+  _globals['_REPLICATIONRULE']._serialized_end=1135
+  _globals['_REPLICATIONRULE_GROUPING']._serialized_start=955
+  _globals['_REPLICATIONRULE_GROUPING']._serialized_end=1028
+  _globals['_REPLICATIONRULE_STATE']._serialized_start=1030
+  _globals['_REPLICATIONRULE_STATE']._serialized_end=1135
+  _globals['_RULECOUNTS']._serialized_start=1138
+  _globals['_RULECOUNTS']._serialized_end=1272
+  _globals['_RULECOPY']._serialized_start=1275
+  _globals['_RULECOPY']._serialized_end=1539
 # @@protoc_insertion_point(module_scope)

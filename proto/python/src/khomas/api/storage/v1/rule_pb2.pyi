@@ -156,7 +156,7 @@ class ReplicationRule(_message.Message):
     "media=DISK & (site=hd | tier=1) - scratch*". " - " with a space before it is "but not".
     """
     copies: _builtins.int
-    """How many copies, each on another StorageElement."""
+    """How many copies, each on another StorageElement: at least one."""
     priority: _builtins.int
     """Priority of its transfers, and of rules among each other."""
     grouping: Global___ReplicationRule.Grouping.ValueType
