@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -134,6 +135,7 @@ class Mover:
                     free[name] -= need
 
     async def _run(self, attempts: Sequence[Attempt], elements: Mapping[str, Element]) -> None:
+        begin = time.monotonic()
         left = [one for one in attempts if one.ended is None]
         try:
             if left:
@@ -148,7 +150,8 @@ class Mover:
         finally:
             self._streams -= 1
         for one in attempts:
-            self._outcomes.put_nowait(one.ended or one.end())
+            ended = one.ended or one.end()
+            self._outcomes.put_nowait(replace(ended, stream_seconds=(time.monotonic() - begin) / len(attempts)))
 
     async def _set_bounds(self, elements: Mapping[str, Element]) -> None:
         """Make what throttles streams what operators have set."""

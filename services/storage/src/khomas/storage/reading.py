@@ -31,7 +31,9 @@ class Source:
 class Reading:
     """The bytes of a file in order, whichever of its copies gives them."""
 
-    def __init__(self, sources: Sequence[Source], throttle: Throttle | None = None) -> None:
+    def __init__(
+        self, sources: Sequence[Source], throttle: Throttle | None = None, *, pause_seconds: float = _PAUSE_SECONDS
+    ) -> None:
         self.throttle = throttle or Throttle()
         self.position = 0
         # How long the source was waited for, and how long whoever takes the bytes.
@@ -41,6 +43,7 @@ class Reading:
         self.remarks: list[str] = []
         self._left = list(sources)
         self._tries = 0
+        self._pause_seconds = pause_seconds
 
     @property
     def source(self) -> Source:
@@ -87,7 +90,7 @@ class Reading:
         self._tries = 1 if moved else self._tries + 1
         if fault.problem in _BROKEN and self.position and self._tries <= _TRIES:
             self._note(f"read on at byte {self.position}", fault)
-            await asyncio.sleep(_PAUSE_SECONDS * 2 ** (self._tries - 1))
+            await asyncio.sleep(self._pause_seconds * 2 ** (self._tries - 1))
             return True
         if len(self._left) == 1:
             return False

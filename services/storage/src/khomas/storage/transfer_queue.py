@@ -49,6 +49,8 @@ class Outcome:
     # Where the next attempt is to read, empty = not known; and whether no attempt has tried that.
     next_source: str = ""
     elsewhere: bool = False
+    # Its part of the time of the stream that brought it along with others.
+    stream_seconds: float = 0.0
     queued_seconds: float = 0.0
     bottleneck: pb.Bottleneck.ValueType = pb.BOTTLENECK_UNSPECIFIED
     streamed_bytes: int = 0
@@ -225,6 +227,7 @@ def _carried(outcomes: Iterable[Outcome]) -> list[Carried]:
             one.source,
             one.destination,
             one.bytes if one.copied is not None else 0,
+            one.stream_seconds,
             one.elapsed_seconds,
             f"{one.message or pb.TransferReason.Name(one.reason)}" if one.reason else "",
         )

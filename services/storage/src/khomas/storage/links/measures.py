@@ -31,7 +31,9 @@ class Carried:
     source: str
     destination: str
     bytes: int
+    # Its part of the time of a stream, and how long it took from its beginning to its end.
     seconds: float
+    elapsed: float
     # Empty = it arrived.
     error: str = ""
 
@@ -134,7 +136,7 @@ class Measures:
             pace.step,
             pace.rate_before,
             # Before the first file of a window the link may have had nothing to do.
-            max(pace.window_start, now - timedelta(seconds=max(one.seconds for one in brought)))
+            max(pace.window_start, now - timedelta(seconds=max(one.elapsed for one in brought)))
             if idle
             else pace.window_start,
             pace.window_bytes + sum(one.bytes for one in brought),
@@ -187,7 +189,7 @@ def _last(row: Mapping[str, Any] | None, brought: Sequence[Carried], now: dateti
 
 
 def _hour(row: Mapping[str, Any] | None, brought: Sequence[Carried], now: datetime) -> tuple[Any, ...]:
-    busy = max(one.seconds for one in brought)
+    busy = max(one.elapsed for one in brought)
     if row is not None:
         # Streams side by side share the time.
         busy = max(0.0, min(busy, (now - row["count_time"]).total_seconds()))

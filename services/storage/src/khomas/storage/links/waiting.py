@@ -21,7 +21,7 @@ from khomas.storage.turns import lane
 
 # Small files of a lane go together, up to so many and so many bytes.
 SMALL_BYTES: Final = 8 * 1024 * 1024
-RUN_FILES: Final = 64
+RUN_FILES: Final = 200
 _RUN_BYTES: Final = 64 * 1024 * 1024
 _PROMOTED: Final = 5000
 _WAITING = pb.Transfer.STATE_WAITING

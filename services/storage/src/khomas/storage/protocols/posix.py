@@ -34,6 +34,8 @@ Item = TypeVar("Item")
 # Calls that wait for the disk at once: a network file system answers many sooner than one after the other.
 _THREADS: Final = 8
 _PAGE: Final = 1000
+# Files up to this size are read and written in one step.
+_SMALL: Final = 256 * 1024
 _PROBLEMS = {
     errno.ENOENT: Problem.ABSENT,
     errno.ENOTDIR: Problem.ABSENT,
@@ -77,6 +79,7 @@ class PosixSource:
             os.close(self._descriptor)
             raise ProtocolFault(Problem.REFUSED, f"not a regular file: {path}")
         self.size_bytes = found.st_size
+        self.closed = False
         self._position = start
 
     def readinto(self, buffer: memoryview) -> int:
@@ -92,7 +95,24 @@ class PosixSource:
 
     def close(self) -> None:
         """Close the file."""
+        self.closed = True
         os.close(self._descriptor)
+
+
+def _begun(path: Path, start: int, size_bytes: int | None) -> tuple[PosixSource, memoryview, int]:
+    """Open a file and read its first block; a small one is closed again then. Every way to the disk costs."""
+    source = PosixSource(path, start)
+    try:
+        # One more than there is shows the end of a small file at once.
+        wanted = max(0, source.size_bytes - start) + 1 if size_bytes is None else size_bytes
+        buffer = memoryview(bytearray(min(wanted, BLOCK)))
+        count = source.readinto(buffer)
+    except BaseException:
+        source.close()
+        raise
+    if count < len(buffer) or count == size_bytes:
+        source.close()
+    return source, buffer, count
 
 
 class _Sink:
@@ -167,23 +187,27 @@ class PosixProtocol:
 
     async def get(self, path: str, start: int = 0, size_bytes: int | None = None) -> AsyncGenerator[memoryview, None]:
         """Read with one buffer."""
-        source = await self._run(lambda: PosixSource(self.local_path(path), start))
+        source, buffer, count = await self._run(lambda: _begun(self.local_path(path), start, size_bytes))
+        left = None if size_bytes is None else size_bytes - count
         try:
-            # One more than there is shows the end of a small file at once.
-            left = max(0, source.size_bytes - start) + 1 if size_bytes is None else size_bytes
-            buffer = memoryview(bytearray(min(left, BLOCK)))
-            while size_bytes is None or left > 0:
-                count = await self._run(partial(source.readinto, buffer[:left] if size_bytes is not None else buffer))
-                if count:
-                    yield buffer[:count]
-                left -= count
-                if count < len(buffer):
+            while count:
+                yield buffer[:count]
+                if count < len(buffer) or left == 0:
                     return
+                part = buffer if left is None else buffer[:left]
+                count = await self._run(partial(source.readinto, part))
+                left = None if left is None else left - count
         finally:
-            await self._run(source.close)
+            if not source.closed:
+                await self._run(source.close)
 
     async def put(self, path: str, blocks: AsyncIterator[memoryview], size_bytes: int) -> None:
-        """Write what comes."""
+        """Write what comes; a small file in one step."""
+        if size_bytes <= _SMALL:
+            # Blocks are good until the next one is asked for.
+            content = [bytes(block) async for block in blocks]
+            await self._run(lambda: self._written(path, content, size_bytes))
+            return
         sink = await self._run(lambda: _Sink(self.local_path(path), size_bytes))
         try:
             async for block in blocks:
@@ -192,6 +216,16 @@ class PosixProtocol:
                 await self._run(sink.flush)
         finally:
             await self._run(sink.close)
+
+    def _written(self, path: str, content: Sequence[bytes], size_bytes: int) -> None:
+        sink = _Sink(self.local_path(path), size_bytes)
+        try:
+            for block in content:
+                sink.write(memoryview(block))
+            if self._durable:
+                sink.flush()
+        finally:
+            sink.close()
 
     def local_path(self, path: str) -> Path:
         """Return the path below the root; links that lead out of it are followed in read-only trees only."""
