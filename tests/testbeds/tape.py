@@ -59,19 +59,20 @@ class Tape:
         there.parent.mkdir(parents=True, exist_ok=True)
         there.write_bytes(content)
 
-    def requests(self, kind: str = "stage") -> list[int]:
-        """Return how many files each request of this kind was about, in their order."""
+    def requests(self, kind: str = "stage", under: str = "") -> list[int]:
+        """Return how many files below a folder each request of this kind was about, in their order."""
         lines = (self.server.folder / "requests").read_text().splitlines()
         found = [json.loads(line) for line in lines]
-        return [len(one["paths"]) for one in found if one["kind"] == kind]
+        numbers = [sum(path.startswith(under) for path in one["paths"]) for one in found if one["kind"] == kind]
+        return [number for number in numbers if number]
 
-    def waiting(self) -> list[str]:
-        """Return what was asked for and is not on disk, in the order of the queue."""
-        return [path for path in self._queue() if not (self.disk / path).exists()]
+    def waiting(self, under: str = "") -> list[str]:
+        """Return what was asked for below a folder and is not on disk, in the order of the queue."""
+        return [path for path in self._queue() if path.startswith(under) and not (self.disk / path).exists()]
 
-    def deliver(self, number: int) -> list[str]:
-        """Bring the first ones of the queue to disk."""
-        brought = self.waiting()[:number]
+    def deliver(self, number: int, under: str = "") -> list[str]:
+        """Bring the first ones of the queue to disk, of those below a folder."""
+        brought = self.waiting(under)[:number]
         for path in brought:
             there = self.disk / path
             there.parent.mkdir(parents=True, exist_ok=True)

@@ -2,10 +2,10 @@
 
 import fcntl
 import json
-import os
 import sys
+from pathlib import Path
 
-FOLDER = sys.argv[1]
+FOLDER = Path(sys.argv[1])
 
 
 def main() -> None:
@@ -18,18 +18,18 @@ def main() -> None:
         return
     if kind == "cancel" and not paths:
         paths = [path for path, ours in _queue().items() if ours == request]
-    with open(f"{FOLDER}/requests", "a") as log:
+    with (FOLDER / "requests").open("a") as log:
         fcntl.flock(log, fcntl.LOCK_EX)
         log.write(json.dumps({"kind": kind, "request": request, "paths": paths}) + "\n")
     if kind == "evict":
         for path in paths:
-            if os.path.exists(f"{FOLDER}/tape/{path}") and os.path.exists(f"{FOLDER}/disk/{path}"):
-                os.unlink(f"{FOLDER}/disk/{path}")
+            if (FOLDER / "tape" / path).exists():
+                (FOLDER / "disk" / path).unlink(missing_ok=True)
 
 
 def _told(request: str, paths: "list[str]") -> "dict[str, object]":
     queue = _queue()
-    waiting = [path for path in queue if not os.path.exists(f"{FOLDER}/disk/{path}")]
+    waiting = [path for path in queue if not (FOLDER / "disk" / path).exists()]
     places = {path: number for number, path in enumerate(waiting, 1)}
     return {
         "request_id": request,
@@ -38,7 +38,7 @@ def _told(request: str, paths: "list[str]") -> "dict[str, object]":
 
 
 def _of(path: str, request: str, queue: "dict[str, str]", places: "dict[str, int]") -> "dict[str, object]":
-    online, on_tape = (os.path.exists(f"{FOLDER}/{where}/{path}") for where in ("disk", "tape"))
+    online, on_tape = ((FOLDER / where / path).exists() for where in ("disk", "tape"))
     told = {
         "path": f"/{path}",
         "path_exists": online or on_tape,
@@ -53,8 +53,7 @@ def _of(path: str, request: str, queue: "dict[str, str]", places: "dict[str, int
 
 def _damage(path: str) -> str:
     try:
-        with open(f"{FOLDER}/damaged/" + path.replace("/", "\\")) as words:
-            return words.read()
+        return (FOLDER / "damaged" / path.replace("/", "\\")).read_text()
     except FileNotFoundError:
         return ""
 
@@ -62,7 +61,7 @@ def _damage(path: str) -> str:
 def _queue() -> "dict[str, str]":
     """Return the request of each file that was asked for and not taken back, in their order."""
     queue: dict[str, str] = {}
-    with open(f"{FOLDER}/requests") as log:
+    with (FOLDER / "requests").open() as log:
         for line in log:
             one = json.loads(line)
             for path in one["paths"]:

@@ -1,6 +1,6 @@
 """Where the bytes of files can be read."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 
 from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
@@ -11,6 +11,8 @@ from khomas.storage.catalog import Catalog
 from khomas.storage.elements import Element, Elements, Protocols
 from khomas.storage.errors import NoReplica, PathRefused
 from khomas.storage.granting import Granting
+from khomas.storage.recalls.errors import Offline
+from khomas.storage.recalls.online import Online
 
 
 def reading_order(
@@ -34,11 +36,14 @@ def reading_order(
 class Downloads:
     """Grants reading."""
 
-    def __init__(self, catalog: Catalog, elements: Elements, protocols: Protocols, granting: Granting) -> None:
+    def __init__(
+        self, catalog: Catalog, elements: Elements, protocols: Protocols, granting: Granting, online: Online
+    ) -> None:
         self._catalog = catalog
         self._elements = elements
         self._protocols = protocols
         self._granting = granting
+        self._online = online
 
     async def create(
         self, request: storage_service_pb2.BatchCreateDownloadsRequest
@@ -48,15 +53,22 @@ class Downloads:
         end = self._granting.end(lifetime, datetime.now(UTC))
         elements = await self._elements.all()
         results = await self._catalog.files(request.names)
+        offline = await self._online.offline(one.file for one in results if one.HasField("file"))
         return storage_service_pb2.BatchCreateDownloadsResponse(
             downloads=[
-                self._download(name, result, elements, request.site, end)
+                self._download(name, result, elements, request.site, end, offline)
                 for name, result in zip(request.names, results, strict=True)
             ]
         )
 
     def _download(
-        self, name: str, result: catalog_pb.FileResult, elements: Mapping[str, Element], site: str, end: datetime
+        self,
+        name: str,
+        result: catalog_pb.FileResult,
+        elements: Mapping[str, Element],
+        site: str,
+        end: datetime,
+        offline: Collection[tuple[str, str]],
     ) -> storage_service_pb2.Download:
         if result.HasField("error"):
             return storage_service_pb2.Download(name=name, error=result.error)
@@ -64,7 +76,11 @@ class Downloads:
         download = storage_service_pb2.Download(
             name=name, size_bytes=file.size_bytes, checksums=file.checksums, uid=file.uid
         )
+        on_tape = ""
         for element, replica in reading_order(file, elements, site):
+            if (file.uid, element.id) in offline:
+                on_tape = on_tape or element.id
+                continue
             try:
                 local = self._protocols.local(element, replica.path) if self._protocols.is_local(element) else None
             except PathRefused:
@@ -74,5 +90,6 @@ class Downloads:
                 self._granting.download(replica.path, file.checksums.adler32, element.id, local, end)
             )
         if not download.grants:
-            download.error.CopyFrom(status_of(NoReplica(file=name)))
+            error = Offline(file=name, storage_element=on_tape) if on_tape else NoReplica(file=name)
+            download.error.CopyFrom(status_of(error))
         return download

@@ -82,9 +82,14 @@ def entry_of(path: str, found: Any) -> Entry:
     return Entry(path, kind, found.size if kind is not Kind.FOLDER else 0, datetime.fromtimestamp(found.modtime, UTC))
 
 
+def text_of(answer: bytes) -> str:
+    """Return the text of an answer. What follows its end is not meant for anybody."""
+    return answer.partition(b"\0")[0].decode(errors="replace").strip()
+
+
 def digest_of(answer: bytes, wanted: Algorithm) -> Digest:
     """Return the checksum in an answer; UNSUPPORTED for another one, with which servers answer if they lack it."""
-    name, _, value = answer.decode(errors="replace").strip("\0 \n").partition(" ")
+    name, _, value = text_of(answer).partition(" ")
     if name.lower() != wanted or not value:
         raise ProtocolFault(Problem.UNSUPPORTED, f"asked for {wanted}, the server answered with {name or 'nothing'}")
     # Some servers leave out zeros in front.
@@ -93,6 +98,6 @@ def digest_of(answer: bytes, wanted: Algorithm) -> Digest:
 
 def room_of(answer: bytes) -> Room:
     """Return the space in an answer of `query space`."""
-    pairs = (one.partition("=") for one in answer.decode(errors="replace").strip("\0 \n").split("&"))
+    pairs = (one.partition("=") for one in text_of(answer).split("&"))
     told = {name: int(value) for name, _, value in pairs if value.isdecimal()}
     return Room(told.get("oss.free"), told.get("oss.space"))

@@ -7,6 +7,7 @@ from XRootD import client
 from XRootD.client.flags import QueryCode
 
 from khomas.kit.credentials import CredentialProvider
+from khomas.storage.protocols.xrootd.answers import text_of
 from khomas.storage.protocols.xrootd.library import call, parts
 from khomas.storage.protocols.xrootd.login import Login, Ticket
 from khomas.storage.protocols.xrootd.settings import Place, XrootdSettings
@@ -51,7 +52,7 @@ class Server:
     async def config(self, ticket: Ticket, name: str) -> str:
         """Ask for a setting of the server; one that it does not know is its own name."""
         answer = await self.query(ticket, QueryCode.CONFIG, name)
-        return answer.decode(errors="replace").strip("\0 \n")
+        return text_of(answer)
 
     def _system(self, ticket: Ticket) -> Any:
         if ticket.login not in self._systems:

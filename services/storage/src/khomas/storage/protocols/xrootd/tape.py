@@ -4,6 +4,7 @@ The answers are those of CTA: https://eoscta.docs.cern.ch/#query-prepare
 """
 
 import json
+import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final, TypeVar
@@ -12,6 +13,7 @@ from XRootD.client.flags import PrepareFlags, QueryCode, StatInfoFlags
 
 from khomas.storage.protocols.interface import Locality, Problem, ProtocolFault, Recall, Recalling
 from khomas.storage.protocols.many import each
+from khomas.storage.protocols.xrootd.answers import text_of
 from khomas.storage.protocols.xrootd.login import Ticket
 from khomas.storage.protocols.xrootd.server import Server
 
@@ -19,9 +21,13 @@ Result = TypeVar("Result")
 
 # Of questions at once: each starts a program at the server.
 _QUESTIONS: Final = 4
-# Servers before 5.6 cut answers off after 2 KiB.
-_FIRST_QUESTION: Final = 500
+# Of one question: servers before 5.6 tell nothing where the answer would have more than 2 KiB.
+_FEW: Final = 8
+_MANY: Final = 500
+# Asked at once how far they are; of the others the files are looked for, and they have their turn the next time.
+_QUESTIONED: Final = 200
 _ANY_REQUEST: Final = "*"
+_STILL_WAITING: Final[Mapping[str, Any]] = {"has_reqid": True}
 
 
 class RootTape:
@@ -29,8 +35,9 @@ class RootTape:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        # Files of one question that the server can answer.
-        self._asking = _FIRST_QUESTION
+        # Files of one question: grows until the server cannot answer.
+        self._asking = _FEW
+        self._most = _MANY
 
     async def locality(self, paths: Sequence[str]) -> list[Locality | ProtocolFault]:
         """Look at the files, then ask about those that are not on disk."""
@@ -41,14 +48,15 @@ class RootTape:
 
         async def ask(ticket: Ticket, some: Sequence[str]) -> str:
             answer = await self._prepare(ticket, [self._on(ticket, path) for path in some], PrepareFlags.STAGE)
-            return answer.decode(errors="replace").strip("\0 \n")
+            return text_of(answer)
 
         return await self._some(paths, ask)
 
     async def staging(self, request: str, paths: Sequence[str]) -> list[Recalling | ProtocolFault]:
-        """Look at the files, then ask about those that are not on disk."""
+        """Look at the files, then ask about those that are not on disk, or about some of them if they are many."""
         told = _recalling_any if request == _ANY_REQUEST else _recalling
-        return await self._about(paths, request, lambda: Recalling(Recall.DONE), told)
+        most = None if request == _ANY_REQUEST else max(_QUESTIONED, _QUESTIONS * self._asking)
+        return await self._about(paths, request, lambda: Recalling(Recall.DONE), told, most)
 
     async def cancel(self, request: str, paths: Sequence[str]) -> list[ProtocolFault | None]:
         """Take these files out of the request, or, where the server can only do that, the whole of it."""
@@ -97,6 +105,7 @@ class RootTape:
         request: str,
         online: Callable[[], Result],
         told: Callable[[Mapping[str, Any]], Result | ProtocolFault],
+        most: int | None = None,
     ) -> list[Result | ProtocolFault]:
         if not paths:
             return []
@@ -110,8 +119,13 @@ class RootTape:
         )  # fmt: skip
         # Not told by a look: what is on tape alone, and, of what is on disk too, whether it is on tape.
         asked = [path for path, flags in zip(paths, seen, strict=True) if not _is_plainly_online(flags, online)]
-        answers = await self._answers(ticket, request, asked)
-        return [online() if path not in answers else _of(answers[path], told) for path in paths]
+        some = asked if most is None or len(asked) <= most else random.sample(asked, most)
+        answers = await self._answers(ticket, request, some)
+        unasked = {path: told(_STILL_WAITING) for path in asked if path not in answers}
+        return [
+            _of(answers[path], told) if path in answers else unasked[path] if path in unasked else online()
+            for path in paths
+        ]
 
     async def _flags(self, ticket: Ticket, path: str) -> int:
         found = await self._server.do(ticket, "stat", self._on(ticket, path))
@@ -133,13 +147,14 @@ class RootTape:
             for some, told in zip(groups, done, strict=True):
                 if told is None and len(some) > 1:
                     left.extend(some)
+                    self._most = self._asking = max(1, min(self._asking, len(some) // 2))
                 elif isinstance(told, ProtocolFault) or told is None:
                     cut = ProtocolFault(Problem.PASSING, "the answer of the tape system was cut off")
                     answers.update(dict.fromkeys(some, told or cut))
                 else:
                     answers.update(zip(some, told, strict=True))
-            if left:
-                self._asking = max(1, min(self._asking, size) // 2)
+            if not left and len(paths) >= size:
+                self._asking = min(2 * self._asking, self._most)
         return answers
 
     async def _question(
@@ -157,7 +172,7 @@ class RootTape:
 def answered(answer: bytes, paths: Sequence[str]) -> list[Mapping[str, Any] | ProtocolFault] | None:
     """Return what an answer tells of each path, in order; None if it is not whole."""
     try:
-        told = json.loads(answer.decode(errors="replace").strip("\0 \n"))
+        told = json.loads(text_of(answer))
         by_path = {_path(one): one for one in _responses(told)}
     except (ValueError, AttributeError, TypeError):
         return None
