@@ -58,9 +58,8 @@ class Planting(Listing, Reading):
         await self._seen(protocol, path)
 
     async def _seen(self, protocol: StorageProtocol, path: str) -> None:
-        self.store.look_again()
-
         async def there() -> bool:
+            self.store.look_again()
             return isinstance(await look(protocol, path), Entry)
 
         await until(there, 60)

@@ -7,13 +7,9 @@ are in the catalogue, or the catalogue has refused and every name is taken back.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from functools import partial
-from pathlib import Path
-from typing import TypeVar
 
 import grpc
 
@@ -22,19 +18,16 @@ from khomas.api.storage.v1 import storage_service_pb2
 from khomas.kit.boundary.call import current_principal
 from khomas.kit.errors import DomainError, FieldInvalid, UpstreamUnavailable
 from khomas.kit.ids import new_uid
-from khomas.storage import paths, staging
+from khomas.storage import staging
 from khomas.storage.arrivals import Arrival, Arrivals
 from khomas.storage.catalog import Catalog, derived_id, is_definite
-from khomas.storage.elements import Element, Elements, Protocols
-from khomas.storage.errors import ChecksumMismatch, UploadIncomplete
+from khomas.storage.elements import Element, Elements
 from khomas.storage.intents import Answer, Asked, Intent, Intents
+from khomas.storage.placing import Placing
 from khomas.storage.planning import answered, check_twice, memberships, planned
-from khomas.storage.staging import Placement
 from khomas.storage.uploads import PREFIX, Uploads
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _PLANS = 3
 _LOOK_AGAIN_SECONDS = 0.1
@@ -49,21 +42,17 @@ class Commits:
         uploads: Uploads,
         arrivals: Arrivals,
         elements: Elements,
-        protocols: Protocols,
+        placing: Placing,
         catalog: Catalog,
-        executor: Executor,
         *,
-        fsync: bool,
         deadline: timedelta,
     ) -> None:
         self._intents = intents
         self._uploads = uploads
         self._arrivals = arrivals
         self._elements = elements
-        self._protocols = protocols
+        self._placing = placing
         self._catalog = catalog
-        self._executor = executor
-        self._fsync = fsync
         self._deadline = deadline.total_seconds()
 
     async def commit(self, request: storage_service_pb2.BatchCommitUploadsRequest) -> Answer:
@@ -93,7 +82,7 @@ class Commits:
     async def _resume(self, intent: Intent) -> None:
         log.info("commit.resumed", extra={"commit": intent.uid, "files": len(intent.placements)})
         try:
-            await self._finish(intent, await self._elements.all())
+            await self._finish(intent, await self._elements.all(), again=True)
         except (DomainError, grpc.aio.AioRpcError, staging.Taken) as error:
             # Taken back, or still unknown; whoever asks again is told.
             log.warning("commit.unfinished", extra={"commit": intent.uid, "error": str(error)})
@@ -105,13 +94,13 @@ class Commits:
         arrivals: Sequence[Arrival],
         elements: Mapping[str, Element],
     ) -> Answer:
-        for _ in range(_PLANS):
-            places = await self._in_thread(partial(self._arrivals.free_paths, arrivals))
+        for attempt in range(_PLANS):
+            places = await self._arrivals.free_paths(arrivals, attempt)
             intent = planned(new_uid(), asked, request, arrivals, places)
             if not await self._intents.record(intent, asked):
                 return await self._resumed(asked)
             try:
-                return await self._finish(intent, elements)
+                return await self._finish(intent, elements, again=False)
             except staging.Taken:
                 continue
         raise UpstreamUnavailable("Others take the names of these files again and again; try again.", service="storage")
@@ -126,16 +115,16 @@ class Commits:
                 return answer
             with suppress(staging.Taken):
                 if await self._intents.lease(intent.uid):
-                    return await self._finish(intent, elements)
+                    return await self._finish(intent, elements, again=True)
             await asyncio.sleep(_LOOK_AGAIN_SECONDS)
         raise UpstreamUnavailable(
             "The commit is still under way, or was just taken back; ask again.", service="catalog"
         )
 
-    async def _finish(self, intent: Intent, elements: Mapping[str, Element]) -> Answer:
+    async def _finish(self, intent: Intent, elements: Mapping[str, Element], *, again: bool) -> Answer:
         """Take all steps after the intent. Raises after taking it back, or with the intent kept: UNAVAILABLE."""
         try:
-            answer = await self._catalogued(intent, elements)
+            answer = await self._catalogued(intent, elements, again=again)
         except UpstreamUnavailable:
             await self._intents.release(intent.uid)
             raise
@@ -143,65 +132,31 @@ class Commits:
         await self._uploads.clear({(placement.upload, placement.storage_element) for placement in intent.placements})
         return answer
 
-    async def _catalogued(self, intent: Intent, elements: Mapping[str, Element]) -> Answer:
+    async def _catalogued(self, intent: Intent, elements: Mapping[str, Element], *, again: bool) -> Answer:
         try:
-            await self._place(intent, elements)
+            await self._placing.place(intent, elements, again=again)
             created = await self._catalog.create_files(intent.catalog_request)
         except UpstreamUnavailable:
             raise
         except (grpc.aio.AioRpcError, DomainError, staging.Taken, OSError):
-            await self._take_back(intent, elements)
+            await self._placing.take_back(intent, elements)
+            await self._intents.forget(intent.uid)
             raise
         await self._join_datasets(intent)
         answer = answered(intent, created.uids)
         return await self._without_doubles(intent, answer, elements) if created.existing else answer
 
-    async def _place(self, intent: Intent, elements: Mapping[str, Element]) -> None:
-        def place() -> None:
-            for placement, (staged, target) in self._names(intent, elements):
-                try:
-                    staging.place(staged, target, placement.stamp, flush=self._fsync)
-                except staging.NotThere:
-                    raise UploadIncomplete(name=PREFIX + placement.upload, index=placement.index) from None
-                except staging.Changed:
-                    raise ChecksumMismatch(
-                        name=PREFIX + placement.upload, index=placement.index, expected="one", received="another"
-                    ) from None
-
-        await self._in_thread(place)
-
-    async def _take_back(self, intent: Intent, elements: Mapping[str, Element]) -> None:
-        def take_back() -> None:
-            for _, (staged, target) in self._names(intent, elements):
-                staging.take_back(staged, target)
-
-        await self._in_thread(take_back)
-        await self._intents.forget(intent.uid)
-
     async def _without_doubles(self, intent: Intent, answer: Answer, elements: Mapping[str, Element]) -> Answer:
         """Drop our copy of files that were catalogued before with a copy elsewhere, and answer with that one."""
         results = await self._catalog.files([f"files/{one.uid}" for one in answer.files])
-        ours = list(self._names(intent, elements))
-        doubles: list[tuple[Path, Path]] = []
-        for one, result, (_, names) in zip(answer.files, results, ours, strict=True):
+        doubles: list[int] = []
+        for number, (one, result) in enumerate(zip(answer.files, results, strict=True)):
             replicas = [(replica.storage_element, replica.path) for replica in result.file.replicas]
             if replicas and (one.storage_element, one.path) not in replicas:
-                doubles.append(names)
+                doubles.append(number)
                 one.storage_element, one.path = replicas[0]
-
-        def take_back() -> None:
-            for staged, target in doubles:
-                staging.take_back(staged, target)
-
-        await self._in_thread(take_back)
+        await self._placing.drop(intent, doubles, elements)
         return answer
-
-    def _names(self, intent: Intent, elements: Mapping[str, Element]) -> Iterable[tuple[Placement, tuple[Path, Path]]]:
-        """Yield for every file where it is staged and where it goes. Blocks."""
-        for placement in intent.placements:
-            element = elements[placement.storage_element]
-            staged = self._protocols.local(element, paths.staging(placement.upload, placement.index))
-            yield placement, (staged, self._protocols.local(element, placement.path))
 
     async def _check_datasets(self, request: storage_service_pb2.BatchCommitUploadsRequest) -> None:
         """Refuse before anything happens if a dataset that not all files join cannot take files."""
@@ -220,6 +175,3 @@ class Commits:
                     raise
                 # It was open a moment ago, and the files are committed: there is no way back.
                 log.exception("commit.membership_refused", extra={"dataset": dataset, "files": len(names)})
-
-    async def _in_thread(self, action: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, action)

@@ -1,6 +1,6 @@
 """Where the bytes of files can be read."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 
 from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
@@ -11,13 +11,13 @@ from khomas.storage.catalog import Catalog
 from khomas.storage.elements import Element, Elements, Protocols
 from khomas.storage.errors import NoReplica, PathRefused
 from khomas.storage.granting import Granting
+from khomas.storage.lending import Place, lent
+from khomas.storage.protocols.interface import Remote
 from khomas.storage.recalls.errors import Offline
 from khomas.storage.recalls.online import Online
 
 
-def reading_order(
-    file: file_pb2.File, elements: Mapping[str, Element], site: str
-) -> list[tuple[Element, file_pb2.Replica]]:
+def reading_order(file: file_pb2.File, elements: Mapping[str, Element], site: str) -> list[Place]:
     """Return the replicas that can be read, the best first: near, on disk, reachable at the last look."""
     usable = [
         (elements[replica.storage_element], replica)
@@ -25,7 +25,7 @@ def reading_order(
         if replica.state == file_pb2.Replica.STATE_AVAILABLE and replica.storage_element in elements
     ]
 
-    def rank(pair: tuple[Element, file_pb2.Replica]) -> tuple[bool, bool, bool, str]:
+    def rank(pair: Place) -> tuple[bool, bool, bool, str]:
         element = pair[0]
         far = bool(site) and element.site != site
         return not element.reachable, far, element.media != storage_element_pb2.StorageElement.MEDIA_DISK, element.id
@@ -50,14 +50,17 @@ class Downloads:
     ) -> storage_service_pb2.BatchCreateDownloadsResponse:
         """Answer for every name with grants, or with why there is none."""
         lifetime = request.lifetime if request.HasField("lifetime") else None
-        end = self._granting.end(lifetime, datetime.now(UTC))
+        now = datetime.now(UTC)
+        end = self._granting.end(lifetime, now)
         elements = await self._elements.all()
         results = await self._catalog.files(request.names)
         offline = await self._online.offline(one.file for one in results if one.HasField("file"))
+        orders = [reading_order(result.file, elements, request.site) for result in results]
+        given = await lent(self._protocols, (place for order in orders for place in order), end - now)
         return storage_service_pb2.BatchCreateDownloadsResponse(
             downloads=[
-                self._download(name, result, elements, request.site, end, offline)
-                for name, result in zip(request.names, results, strict=True)
+                self._download(name, result, order, given, end, offline)
+                for name, result, order in zip(request.names, results, orders, strict=True)
             ]
         )
 
@@ -65,8 +68,8 @@ class Downloads:
         self,
         name: str,
         result: catalog_pb.FileResult,
-        elements: Mapping[str, Element],
-        site: str,
+        order: Sequence[Place],
+        given: Mapping[tuple[str, str], Remote],
         end: datetime,
         offline: Collection[tuple[str, str]],
     ) -> storage_service_pb2.Download:
@@ -77,7 +80,7 @@ class Downloads:
             name=name, size_bytes=file.size_bytes, checksums=file.checksums, uid=file.uid
         )
         on_tape = ""
-        for element, replica in reading_order(file, elements, site):
+        for element, replica in order:
             if (file.uid, element.id) in offline:
                 on_tape = on_tape or element.id
                 continue
@@ -86,6 +89,8 @@ class Downloads:
             except PathRefused:
                 # It has become a link that leads out of the root; another copy may be fine.
                 continue
+            if (remote := given.get((element.id, replica.path))) is not None:
+                download.grants.append(self._granting.lent(remote, element.id, end))
             download.grants.append(
                 self._granting.download(replica.path, file.checksums.adler32, element.id, local, end)
             )

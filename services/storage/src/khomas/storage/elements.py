@@ -236,9 +236,9 @@ class Protocols:
                 raise answer
         return list(answers)  # type: ignore[arg-type]  # others are raised above
 
-    async def tidy(self) -> None:
-        """Remove what died with a process more than a day ago."""
-        before = datetime.now(UTC) - timedelta(days=1)
+    async def tidy(self, age: timedelta) -> None:
+        """Remove hidden files of this age: what they were for has died with a process."""
+        before = datetime.now(UTC) - age
         for protocol in self._open.values():
             try:
                 await tidy(protocol, before)

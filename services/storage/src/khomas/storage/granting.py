@@ -9,6 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from khomas.api.storage.v1 import grant_pb2 as pb
 from khomas.kit.errors import FieldInvalid
 from khomas.storage.grants import Grant, Right, Signer
+from khomas.storage.protocols.interface import Remote
 
 
 class Granting:
@@ -36,6 +37,12 @@ class Granting:
     def download(self, path: str, adler32: str, element: str, local: Path | None, end: datetime) -> pb.AccessGrant:
         """Grant reading one path of a StorageElement."""
         return self._grant(Grant(Right.READ, f"/files/{element}/{path}", _seconds(end), adler32), element, local)
+
+    def lent(self, remote: Remote, element: str, end: datetime) -> pb.AccessGrant:
+        """Pass on what a storage has given for reading one of its files."""
+        message = pb.AccessGrant(url=remote.url, headers=dict(remote.headers), storage_element=element)
+        message.expire_time.FromDatetime(end)
+        return message
 
     def _grant(self, grant: Grant, element: str, local: Path | None) -> pb.AccessGrant:
         message = pb.AccessGrant(

@@ -125,9 +125,10 @@ class Landings:
 class Landing:
     """One new file under a hidden name. Left unpublished, nothing of it stays."""
 
-    def __init__(self, protocol: StorageProtocol, landings: Landings) -> None:
+    def __init__(self, protocol: StorageProtocol, landings: Landings, hidden: str = "") -> None:
         self.protocol = protocol
-        self.hidden = f"{INCOMING}/{new_uid()}"
+        # Given where it lies there already.
+        self.hidden = hidden or f"{INCOMING}/{new_uid()}"
         self._landings = landings
         self.published = False
 

@@ -1,7 +1,7 @@
 """Uploads: opened, filled through the door or on the disk, given up, expired."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from khomas.kit.errors import DomainError
 from khomas.kit.events import EventLog, NewEvent
 from khomas.kit.idempotency import Once
 from khomas.kit.ids import new_uids
-from khomas.storage import staging
+from khomas.storage import elsewhere, staging
 from khomas.storage.checksums import Sums
 from khomas.storage.elements import Element, Elements, Protocols, Usage
-from khomas.storage.errors import StorageElementElsewhere, UploadNotFound, UploadState
+from khomas.storage.errors import StorageElementReadOnly, UploadNotFound, UploadState
 from khomas.storage.granting import Granting
 from khomas.storage.paths import staging as staging_path
 from khomas.storage.rows import mapping
@@ -81,7 +81,7 @@ class Uploads:
 
         answer = await self._once(request, storage_service_pb2.BatchCreateUploadsResponse, work)
         # Also for a repeated request: the first one may have ended before it came to this.
-        folders = [Path(one.grant.local_path) for one in answer.uploads]
+        folders = [Path(one.grant.local_path) for one in answer.uploads if one.grant.local_path]
         await asyncio.to_thread(staging.make_folders, folders)
         return answer
 
@@ -150,6 +150,12 @@ class Uploads:
             raise UploadState(name=PREFIX + uid, state=state_word(row))
         return row, (await self._elements.all())[row.storage_element]
 
+    async def stamp(self, uid: str, index: int) -> str | None:
+        """Return the identity of what has arrived last: elsewhere, the name under which it is hidden."""
+        query = select(uploaded_file.c.stamp).where(uploaded_file.c.upload_uid == uid, uploaded_file.c.number == index)
+        async with self._database.read() as connection:
+            return (await connection.execute(query)).scalar()
+
     async def received(self, uid: str, index: int, sums: Sums, stamp: str) -> None:
         """Note that a file has arrived, or has arrived again."""
         row = {
@@ -173,18 +179,30 @@ class Uploads:
             await connection.execute(statement)
 
     async def clear(self, gone: Iterable[tuple[str, str]]) -> None:
-        """Delete the staging folders of final uploads, each given as its uid and StorageElement."""
+        """Delete what is staged of final uploads, each given as its uid and StorageElement."""
         elements = await self._elements.all()
-        folders = [self._folder(elements[element], uid) for uid, element in gone if element in elements]
+        known = [(uid, elements[element]) for uid, element in gone if element in elements]
+        folders = [folder for uid, element in known if (folder := self._folder(element, uid)) is not None]
         await asyncio.to_thread(staging.remove_folders, folders)
+        there = {uid: element for uid, element in known if not self._protocols.is_local(element)}
+        if there:
+            await self._clear_elsewhere(there)
+
+    async def _clear_elsewhere(self, uploads: Mapping[str, Element]) -> None:
+        query = select(uploaded_file.c.upload_uid, uploaded_file.c.stamp)
+        async with self._database.read() as connection:
+            rows = (await connection.execute(query.where(in_values(uploaded_file.c.upload_uid, list(uploads))))).all()
+        for element in {element.id: element for element in uploads.values()}.values():
+            staged = [row.stamp for row in rows if uploads[row.upload_uid].id == element.id]
+            await elsewhere.remove(self._protocols.of(element), staged)
 
     async def _free(self, candidates: Sequence[Element], used: dict[str, Usage]) -> dict[str, int | DomainError | None]:
         rooms = await self._protocols.rooms(candidates)
         return {
             element.id: room
             if isinstance(room, DomainError)
-            else StorageElementElsewhere(storage_element=element.id)
-            if not self._protocols.is_local(element)
+            else StorageElementReadOnly(storage_element=element.id)
+            if not self._protocols.of(element).abilities.writes
             else available(element, used.get(element.id, Usage()), room)
             for element, room in zip(candidates, rooms, strict=True)
         }
@@ -214,8 +232,9 @@ class Uploads:
         message.grant.CopyFrom(self._granting.upload(row["uid"], place.id, folder, row["expire_time"]))
         return message
 
-    def _folder(self, element: Element, uid: str) -> Path:
-        return self._protocols.local(element, staging_path(uid))
+    def _folder(self, element: Element, uid: str) -> Path | None:
+        """Return where files of an upload are placed by whoever mounts the storage."""
+        return self._protocols.local(element, staging_path(uid)) if self._protocols.is_local(element) else None
 
     async def _give_up(self, connection: AsyncConnection, which: Any) -> list[tuple[str, str]]:
         statement = (

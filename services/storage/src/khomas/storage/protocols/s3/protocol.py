@@ -110,6 +110,8 @@ class S3Protocol:
 
     async def lend(self, paths: Sequence[str], lifetime: timedelta) -> list[Remote]:
         """Return addresses at which anybody reads these files for a while; they are computed, nobody is asked."""
+        if not self._store.settings.presigned:
+            raise ProtocolFault(Problem.UNSUPPORTED, "the store is not reached by others")
         keys = [self._store.bucket.key(path) for path in paths]
         async with self._store.asking():
             urls = await sign_async(await self._store.objects(), "GET", keys, lifetime)

@@ -25,6 +25,8 @@ class S3Settings(BaseModel):
     authorities: Path | None = None
     # The bucket is part of the host name, as the newer buckets of AWS want it.
     bucket_in_host: bool = False
+    # Who reads a file gets an address of the store; false where it is not reached from there.
+    presigned: bool = True
     # What the server computes itself from what it got, with commas between. The MD5 is the ETag of an object that came
     # in one piece. SHA-256 and CRC-32 are only for servers that compare what they are told with what they got.
     checksums: Annotated[
