@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.performance import backends, catalog, client, idle, jobs, pilots, scheduler, waiting, wire
+from tests.performance import backends, catalog, client, idle, jobs, pilots, reconciling, scheduler, waiting, wire
 from tests.performance.figures import Figure
 
 _GIB = 2**30
@@ -26,7 +26,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--only",
-        choices=["catalog", "wire", "jobs", "scheduler", "backends", "queue", "client", "idle", "pilots"],
+        choices=[
+            "catalog",
+            "wire",
+            "jobs",
+            "scheduler",
+            "backends",
+            "queue",
+            "client",
+            "idle",
+            "pilots",
+            "reconciling",
+        ],
         help="one part",
     )
     parser.add_argument("--quick", action="store_true", help="two rounds, small files")
@@ -44,6 +55,7 @@ def main() -> None:
         "client": lambda: client.measure(rounds, size_bytes),
         "idle": idle.measure,
         "pilots": lambda: pilots.measure(1),
+        "reconciling": lambda: reconciling.measure(10_000 if arguments.quick else 100_000),
     }
     figures = []
     for name, part in parts.items():

@@ -425,6 +425,7 @@ async def test_suspect_that_is_right_is_available_again(place: Place) -> None:
         return replica is not None and replica.state == Replica.STATE_AVAILABLE
 
     await until(available, PATIENCE)
+    await place.settled()
     assert [one.message for one in await place.incidents()] == ["It was read, and is right."]
 
 

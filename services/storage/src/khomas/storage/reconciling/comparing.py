@@ -184,7 +184,7 @@ class Comparing:
         grace = timedelta(seconds=run.row["grace_seconds"])
         async with aclosing(run.sides.different()) as pages:
             async for page in pages:
-                found = await self._looking.absent_or_resized(run.element, page)
+                found = await self._looking.absent_or_resized(run.element, [(one.file_uid, one.path) for one in page])
                 await self._recording.record(run.element, found, run.name)
         async with aclosing(run.sides.unknown()) as unknown:
             async for paths in unknown:
@@ -199,7 +199,7 @@ class Comparing:
                 found = await self._looking.unlike(run.element, page, read=read)
                 await self._recording.record(run.element, found, run.name)
                 verified += len(page)
-                await self._progress(run, position=page[-1][1], verified_files=verified)
+                await self._progress(run, position=page[-1].path, verified_files=verified)
 
     async def _done(self, run: _Going) -> None:
         kinds = _QUICK if run.row["mode"] == Run.MODE_QUICK else _THOROUGH

@@ -19,6 +19,7 @@ from khomas.storage.landing import read_back
 from khomas.storage.protocols.interface import Digest, Entry, Kind, Problem, ProtocolFault, StorageProtocol
 from khomas.storage.protocols.many import each
 from khomas.storage.reconciling.findings import Finding
+from khomas.storage.reconciling.sides import Wanted
 from khomas.storage.tables import transfer, upload_commit
 from khomas.storage.transfers import ACTIVE
 
@@ -83,20 +84,23 @@ class Looking:
             for one, result in zip(old, files, strict=True)
         ]
 
-    async def unlike(self, element: Element, wanted: Sequence[tuple[str, str]], *, read: bool) -> list[Finding]:
+    async def unlike(self, element: Element, wanted: Sequence[Wanted], *, read: bool) -> list[Finding]:
         """Return those whose content differs or cannot be read; with `read` every byte is read."""
-        expected = [one for one in await self.expected(element, wanted) if one.file.checksums.adler32]
+        wanted = [one for one in wanted if one.adler32]
         protocol = self._protocols.of(element)
-        told = await digests(protocol, [one.path for one in expected], read=read)
-        doubtful = [one for one, digest in zip(expected, told, strict=True) if not _right(one, digest)]
+        told = await digests(protocol, [one.path for one in wanted], read=read)
+        doubtful = [one for one, digest in zip(wanted, told, strict=True) if not _right(one, digest)]
         if not doubtful:
             return []
-        # Once more: a fault of the reading is no fault of the file.
-        again = await digests(protocol, [one.path for one in doubtful], read=True)
-        still = await self.expected(element, [(one.file.uid, one.path) for one in doubtful])
-        uids = {one.file.uid for one in still}
-        found = [_unlike(one, digest) for one, digest in zip(doubtful, again, strict=True) if one.file.uid in uids]
-        return [one for one in found if one is not None]
+        # Once more, and as the catalogue has them now: a fault of the reading is no fault of the file.
+        expected = await self.expected(element, [(one.file_uid, one.path) for one in doubtful])
+        again = await digests(protocol, [one.path for one in expected], read=True)
+        still = {one.file_uid: one for one in doubtful}
+        return [
+            _unlike(one, digest)
+            for one, digest in zip(expected, again, strict=True)
+            if not _right(still[one.file.uid], digest)
+        ]
 
     async def _known(self, element: Element, paths: Sequence[str]) -> set[str]:
         request = catalog_pb.StreamReplicasRequest(storage_element=element.id, paths=paths)
@@ -156,17 +160,15 @@ def _existing(entry: Entry | ProtocolFault) -> Entry | None:
     return entry if isinstance(entry, Entry) and entry.kind is Kind.FILE else None
 
 
-def _right(one: Expected, digest: Digest | ProtocolFault) -> bool:
+def _right(one: Wanted, digest: Digest | ProtocolFault) -> bool:
     if isinstance(digest, ProtocolFault):
         if digest.problem in SICK:
             raise digest
         return False
-    return digest.value == one.file.checksums.adler32 and digest.size_bytes in (None, one.file.size_bytes)
+    return digest.value == one.adler32 and digest.size_bytes in (None, one.size_bytes)
 
 
-def _unlike(one: Expected, digest: Digest | ProtocolFault) -> Finding | None:
-    if _right(one, digest):
-        return None
+def _unlike(one: Expected, digest: Digest | ProtocolFault) -> Finding:
     if isinstance(digest, ProtocolFault):
         kind = pb.Incident.KIND_LOST if digest.problem is Problem.ABSENT else pb.Incident.KIND_UNREADABLE
         return Finding(one.path, kind, one.file, message=digest.message)

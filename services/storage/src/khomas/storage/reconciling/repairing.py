@@ -107,13 +107,17 @@ class Repairing:
         attempts = one.row.attempts + (1 if one.failed else 0)
         pause = min(self.pause * 2 ** min(attempts, 10), _MAX_PAUSE) if one.failed else self.pause
         return (
-            *(one.row.uid, one.row.lease_epoch, one.state, one.kind or one.row.kind),
-            *(None if final else one.row.open_key, one.message, one.transfer or one.row.transfer),
+            *(one.row.uid, one.row.lease_epoch, one.state),
+            *(
+                None if final else one.row.open_key,
+                one.message,
+                one.row.transfer if one.transfer is None else one.transfer,
+            ),
             *(one.quarantine_path or one.row.quarantine_path, attempts, now + pause, now if final else None),
         )
 
 
 _COLUMNS: Final = (
-    *("uid", "lease_epoch", "state", "kind", "open_key", "message", "transfer"),
+    *("uid", "lease_epoch", "state", "open_key", "message", "transfer"),
     *("quarantine_path", "attempts", "next_attempt_time", "end_time"),
 )

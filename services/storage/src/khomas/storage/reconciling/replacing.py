@@ -18,9 +18,9 @@ from khomas.kit.database import Database, in_values
 from khomas.storage.catalog import Catalog
 from khomas.storage.elements import Element, Protocols
 from khomas.storage.protocols.interface import Digest, ProtocolFault
-from khomas.storage.reconciling.findings import good_copies
+from khomas.storage.reconciling.findings import good_copies, suspect
 from khomas.storage.reconciling.looking import SICK, Expected, Looking, digests
-from khomas.storage.reconciling.steps import Step, again, resolved, undecided, waiting
+from khomas.storage.reconciling.steps import Step, afresh, again, resolved, undecided, waiting
 from khomas.storage.tables import transfer
 from khomas.storage.transfers import PREFIX, Transfers
 
@@ -93,6 +93,7 @@ class Replacing:
     async def _begun(self, element: Element, wanted: Sequence[tuple[Row[Any], Expected]]) -> list[Step]:
         if not wanted:
             return []
+        await self._suspect(element, [one for _, one in wanted])
         request = storage_service_pb2.BatchCreateTransfersRequest(
             transfers=[
                 transfer_pb2.Transfer(file=one.file.name, destination=element.id, origin=row.uid) for row, one in wanted
@@ -107,6 +108,16 @@ class Replacing:
             else waiting(row, "A good copy is on its way.", result.transfer.name)
             for (row, _), result in zip(wanted, answer.results, strict=True)
         ]
+
+    async def _suspect(self, element: Element, bad: Sequence[Expected]) -> None:
+        """See to it that the catalogue knows: what it takes for good is not brought again."""
+        updates = [
+            catalog_pb.ReplicaUpdate(name=f"files/{one.file.uid}", set=[replica])
+            for one in bad
+            if (replica := suspect(one.file, element.id)) is not None
+        ]
+        if updates:
+            await self.catalog.update_replicas(updates, str(uuid4()))
 
     async def _asked(
         self, request: storage_service_pb2.BatchCreateTransfersRequest
@@ -141,7 +152,7 @@ class Replacing:
         files = {result.file.uid: result.file for result in results if not result.HasField("error")}
         replaced = [row for row in rows if _good(files.get(row.file_uid), element.id)]
         good = {id(row) for row in replaced}
-        steps = [again(row, "The new copy is not in the catalogue yet.") for row in rows if id(row) not in good]
+        steps = [afresh(row, "The new copy is not in the catalogue.") for row in rows if id(row) not in good]
         known = await self._catalogued(element, [row.path for row in replaced])
         bad = [row for row in replaced if row.path not in known]
         faults = await self.protocols.of(element).delete([row.path for row in bad]) if bad else []

@@ -18,7 +18,18 @@ _expected, _found = expected_replica.c, found_file.c
 _SAME = and_(_expected.run_uid == _found.run_uid, _expected.path == _found.path)
 _MISSING = _found.path.is_(None)
 _UNKNOWN = _expected.path.is_(None)
+_WANTED = (_expected.file_uid, _expected.path, _expected.size_bytes, _expected.adler32)
 _LEFT = expected_replica.outerjoin(found_file, _SAME)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A replica as the catalogue had it when it was listed."""
+
+    file_uid: str
+    path: str
+    size_bytes: int
+    adler32: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +79,14 @@ class Sides:
                 missing=(await connection.execute(missing)).scalar_one(),
             )
 
-    def different(self) -> AsyncGenerator[list[tuple[str, str]], None]:
-        """Yield (file uid, path) of what is missing or of another size."""
+    def different(self) -> AsyncGenerator[list[Wanted], None]:
+        """Yield what is missing or of another size."""
         differs = _MISSING | (_expected.size_bytes != _found.size_bytes)
-        return self._pages(
-            _ours(select(_expected.file_uid, _expected.path).select_from(_LEFT).where(differs), self._run)
-        )
+        return self._pages(_ours(select(*_WANTED).select_from(_LEFT).where(differs), self._run))
 
-    def alike(self, after: str) -> AsyncGenerator[list[tuple[str, str]], None]:
-        """Yield (file uid, path) of what has the right size, after a path."""
-        alike = select(_expected.file_uid, _expected.path).select_from(expected_replica.join(found_file, _SAME))
+    def alike(self, after: str) -> AsyncGenerator[list[Wanted], None]:
+        """Yield what has the right size, after a path."""
+        alike = select(*_WANTED).select_from(expected_replica.join(found_file, _SAME))
         return self._pages(_ours(alike.where(_expected.size_bytes == _found.size_bytes), self._run), after)
 
     async def unknown(self) -> AsyncGenerator[list[str], None]:
@@ -92,7 +101,7 @@ class Sides:
             yield paths
             after = paths[-1]
 
-    async def _pages(self, query: Select[Any], after: str = "") -> AsyncGenerator[list[tuple[str, str]], None]:
+    async def _pages(self, query: Select[Any], after: str = "") -> AsyncGenerator[list[Wanted], None]:
         # Two files may share a path: a page ends with the last of them.
         while True:
             async with self._database.read() as connection:
@@ -103,7 +112,7 @@ class Sides:
                     rows = [*(row for row in rows if row.path != rows[-1].path), *rest]
             if not rows:
                 return
-            yield [(row.file_uid, row.path) for row in rows]
+            yield [Wanted(*row) for row in rows]
             after = rows[-1].path
 
     async def _add(self, rows: Rows) -> None:

@@ -17,9 +17,8 @@ class Step:
     message: str
     # The pause grows with every failure.
     failed: bool = False
-    # What is wrong, as it is known now; 0 = as before.
-    kind: int = 0
-    transfer: str = ""
+    # None = as before.
+    transfer: str | None = None
     quarantine_path: str = ""
 
 
@@ -28,7 +27,12 @@ def again(row: Row[Any], message: str) -> Step:
     return Step(row, pb.Incident.STATE_REPAIRING, message, failed=True)
 
 
-def waiting(row: Row[Any], message: str, transfer: str = "") -> Step:
+def afresh(row: Row[Any], message: str) -> Step:
+    """Begin again after a pause that grows: what was done did not help."""
+    return Step(row, pb.Incident.STATE_REPAIRING, message, failed=True, transfer="")
+
+
+def waiting(row: Row[Any], message: str, transfer: str | None = None) -> Step:
     """Look again soon: something else is under way."""
     return Step(row, pb.Incident.STATE_REPAIRING, message, transfer=transfer)
 
@@ -38,6 +42,6 @@ def resolved(row: Row[Any], message: str, quarantine_path: str = "") -> Step:
     return Step(row, pb.Incident.STATE_RESOLVED, message, quarantine_path=quarantine_path)
 
 
-def undecided(row: Row[Any], message: str, kind: int = 0) -> Step:
+def undecided(row: Row[Any], message: str) -> Step:
     """Ask somebody: this repair does not help."""
-    return Step(row, pb.Incident.STATE_OPEN, message, kind=kind)
+    return Step(row, pb.Incident.STATE_OPEN, message, transfer="")
