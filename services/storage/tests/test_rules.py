@@ -1,7 +1,6 @@
 """Rules through the wire, beside the real catalogue: what they want comes about, and comes about again."""
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -12,118 +11,22 @@ from google.protobuf import descriptor_pool
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
-from khomas.api.catalog.v1 import dataset_pb2, file_pb2
-from khomas.api.catalog.v1.catalog_service_pb2_grpc import CatalogServiceStub
-from khomas.api.common.v1 import checksum_pb2, explanation_pb2
-from khomas.api.storage.v1 import rule_pb2, storage_element_pb2, transfer_pb2
+from khomas.api.catalog.v1 import dataset_pb2
+from khomas.api.storage.v1 import rule_pb2, transfer_pb2
 from khomas.api.storage.v1 import rule_service_pb2 as pb
 from khomas.api.storage.v1 import storage_service_pb2 as storage_pb
-from khomas.api.storage.v1.rule_service_pb2_grpc import RuleServiceStub
-from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceStub
 from khomas.kit.boundary.status import reason_of
-from khomas.kit.plugins import installed, load
-from khomas.kit.testing import Served, serve
 from khomas.kit.testing.auth import assert_methods_declare_access, assert_refuses_bad_tokens
-from khomas.storage.app import service
+from khomas.storage.rules.testing import PATIENCE, World, running
 from khomas.storage.testing import until
 
-Rule, Copies = rule_pb2.ReplicationRule, rule_pb2.RuleCopy
-PATIENCE = 90.0
+Rule = rule_pb2.ReplicationRule
 SERVICE = "khomas.api.storage.v1.RuleService"
 
 
-@dataclass(frozen=True)
-class World:
-    """A storage with a catalogue and some folders as StorageElements."""
-
-    served: Served
-    folder: Path
-
-    @property
-    def storage(self) -> StorageServiceStub:
-        return StorageServiceStub(self.served.channel)
-
-    @property
-    def rules(self) -> RuleServiceStub:
-        return RuleServiceStub(self.served.channel)
-
-    @property
-    def catalog(self) -> CatalogServiceStub:
-        return CatalogServiceStub(self.served.channel)
-
-    async def element(self, name: str, site: str = "", **fields: Any) -> None:
-        (self.folder / name).mkdir()
-        element = storage_element_pb2.StorageElement(name=f"storageElements/{name}", site=site, **fields)
-        element.media = storage_element_pb2.StorageElement.MEDIA_DISK
-        element.access_points.add(protocol="posix", address=str(self.folder / name))
-        request = storage_pb.CreateStorageElementRequest(storage_element=element, request_id=str(uuid4()))
-        await self.storage.CreateStorageElement(request)
-
-    async def files(self, names: list[str], element: str = "one", dataset: str = "") -> None:
-        """Lay files of five bytes down and make them known."""
-        files = []
-        for name in names:
-            path = self.folder / element / name.lstrip("/")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(b"bytes")
-            file = file_pb2.File(name=name, size_bytes=5, checksums=checksum_pb2.Checksums(adler32="066c0228"))
-            file.replicas.add(storage_element=element, path=name.lstrip("/"))
-            files.append(file)
-        request = catalog_pb.BatchCreateFilesRequest(files=files, request_id=str(uuid4()))
-        if dataset:
-            request.datasets.append(dataset)
-        await self.catalog.BatchCreateFiles(request)
-
-    async def rule(self, expression: str, copies: int = 1, **fields: Any) -> Rule:
-        if "directory" not in fields:
-            fields.setdefault("dataset", "datasets/crab")
-        rule = Rule(expression=expression, copies=copies, **fields)
-        return await self.rules.CreateRule(pb.CreateRuleRequest(rule=rule, request_id=str(uuid4())))
-
-    async def becomes(self, rule: Rule, state: Rule.State.ValueType, **counts: int) -> Rule:
-        """Wait until a rule is in a state, with these counts."""
-        found = Rule()
-
-        async def there() -> bool:
-            found.CopyFrom(await self.rules.GetRule(pb.GetRuleRequest(name=rule.name)))
-            return found.state == state and all(getattr(found.counts, name) == n for name, n in counts.items())
-
-        try:
-            await until(there, PATIENCE)
-        except TimeoutError:
-            pytest.fail(f"the rule stays like this: {found}")
-        return found
-
-    async def where(self, rule: Rule) -> dict[str, set[str]]:
-        """Return the StorageElements of each file of a rule."""
-        found: dict[str, set[str]] = {}
-        for copy in (await self.rules.ListRuleCopies(pb.ListRuleCopiesRequest(name=rule.name))).copies:
-            found.setdefault(copy.file, set()).add(copy.storage_element)
-        return found
-
-    def lying(self, element: str) -> list[str]:
-        files = (path.relative_to(self.folder / element) for path in (self.folder / element).rglob("*"))
-        return sorted(
-            str(path) for path in files if (self.folder / element / path).is_file() and path.parts[0] != ".khomas"
-        )
-
-    async def explained(self, rule: Rule) -> explanation_pb2.Explanation:
-        return await self.rules.ExplainRule(pb.ExplainRuleRequest(name=rule.name))
-
-
 @pytest.fixture
-def settings() -> dict[str, Any]:
-    return {"poll": 0.05, "transfer_pause": 0.05, "deletion_pause": 0.05, "rule_pause": 0.5, "transfer_attempts": 2}
-
-
-@pytest.fixture
-async def world(tmp_path: Path, settings: dict[str, Any]) -> AsyncIterator[World]:
-    catalog = load(installed("khomas.services")["catalog"])
-    async with serve(catalog, service, state=tmp_path / "state", settings={"storage": settings}) as served:
-        world = World(served, tmp_path)
-        await world.element("one", "hd", labels={"tier": "1"})
-        await world.element("two", "hd", labels={"tier": "2"})
-        await world.element("three", "lyon", labels={"tier": "2"})
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with running(tmp_path) as world:
         yield world
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import Row, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from khomas.api.storage.v1 import grant_pb2, storage_service_pb2
+from khomas.api.storage.v1 import drain_pb2, grant_pb2, storage_service_pb2
 from khomas.api.storage.v1 import storage_element_pb2 as pb
 from khomas.kit.database import Database
 from khomas.kit.errors import EtagMismatch, FieldInvalid
@@ -29,6 +29,7 @@ from khomas.storage.errors import (
 )
 from khomas.storage.protocols.interface import Room
 from khomas.storage.rows import mapping
+from khomas.storage.rules.tables import drain
 from khomas.storage.space import usages
 from khomas.storage.tables import storage_element, upload
 
@@ -51,6 +52,8 @@ _CHANGEABLE = (
     "low_watermark",
 )
 LOCAL = "local"
+# Its id is not used again: what is said of it anywhere stays true.
+_DECOMMISSIONED = drain_pb2.Drain.STATE_DECOMMISSIONED
 
 
 class Administration:
@@ -70,6 +73,9 @@ class Administration:
         looked = await self._look(row)
 
         async def work(connection: AsyncConnection) -> pb.StorageElement:
+            tombstone = select(drain.c.id).where(drain.c.id == row["id"], drain.c.state == _DECOMMISSIONED)
+            if (await connection.execute(tombstone)).first() is not None:
+                raise StorageElementExists(storage_element=row["id"])
             try:
                 await connection.execute(insert(storage_element), row | looked)
             except IntegrityError as error:

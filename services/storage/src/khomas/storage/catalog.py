@@ -87,6 +87,10 @@ class Catalog:
             results.extend(answer.results)
         return results
 
+    async def list_datasets(self, request: pb.ListDatasetsRequest) -> pb.ListDatasetsResponse:
+        """Search datasets, one page."""
+        return await self._repeated(lambda left: self.stub.ListDatasets(request, timeout=left))
+
     async def _repeated(self, call: Callable[[float], Awaitable[T]]) -> T:
         """Call until there is an answer, a definite refusal, or no time left: then UpstreamUnavailable."""
         end = time.monotonic() + self._deadline

@@ -73,6 +73,8 @@ class StorageSettings(ServiceSettings, env_prefix="KHOMAS_STORAGE_"):
     deletion_pause: timedelta = timedelta(minutes=1)
     # When copies of rules that could not be made are tried again, at all places.
     rule_pause: timedelta = timedelta(minutes=5)
+    # Between two rounds through what still lies on a storage that is being emptied.
+    drain_pause: timedelta = timedelta(seconds=10)
     lease: timedelta = timedelta(seconds=60)
     # Recalls that are wanted within this time go to a tape system as one request.
     recall_gather: timedelta = timedelta(seconds=2)
@@ -93,6 +95,7 @@ class StorageSettings(ServiceSettings, env_prefix="KHOMAS_STORAGE_"):
     # Every byte of every replica is read again within this time, at most so many a second.
     verify_period: timedelta = timedelta(days=90)
     verify_bytes_per_second: int = Field(default=20 * 1024 * 1024, ge=0)
+    fixity_poll: timedelta = timedelta(seconds=10)
     # How often it is compared with the catalogue, names and sizes.
     reconcile_interval: timedelta = timedelta(days=7)
     # Comparisons stop and ask when more than this share of the files seems lost.
