@@ -7,10 +7,12 @@ from typing import Any
 import aiohttp
 import pytest
 
+from khomas.api.storage.v1 import storage_element_pb2
 from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceStub
 from khomas.kit.testing import serve
 from khomas.kit.testing.postgresql import database_url, postgresql, postgresql_url
 from khomas.storage.app import service
+from khomas.storage.reconciling.testing import Place, damageable
 from khomas.storage.testing import MemoryCatalog, Storage, memory_catalog
 
 __all__ = ["database_url", "postgresql", "postgresql_url"]
@@ -38,6 +40,15 @@ async def storage(tmp_path: Path, catalog: MemoryCatalog, settings: dict[str, An
     ):
         root = tmp_path / "state" / "storage" / "local"
         yield Storage(served, StorageServiceStub(served.channel), catalog, http, root)
+
+
+@pytest.fixture
+async def place(tmp_path: Path, database_url: str, settings: dict[str, Any]) -> AsyncIterator[Place]:
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    point = storage_element_pb2.AccessPoint(protocol="posix", address=str(mirror))
+    async with damageable(tmp_path, mirror, point, database_url=database_url, settings=settings) as made:
+        yield made
 
 
 @pytest.fixture

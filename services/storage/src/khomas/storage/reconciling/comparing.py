@@ -25,9 +25,9 @@ from khomas.storage.reconciling.listing import files_of
 from khomas.storage.reconciling.looking import Looking
 from khomas.storage.reconciling.policies import Policies
 from khomas.storage.reconciling.recording import Recording
-from khomas.storage.reconciling.runs import GOING, PREFIX, counted, findings, run_event
+from khomas.storage.reconciling.runs import GOING, PREFIX, UNFINISHED, counted, findings, run_event
 from khomas.storage.reconciling.sides import Sides, Totals
-from khomas.storage.reconciling.tables import reconciliation
+from khomas.storage.reconciling.tables import expected_replica, found_file, reconciliation
 from khomas.storage.rows import mappings
 
 log = logging.getLogger(__name__)
@@ -103,6 +103,16 @@ class Comparing:
                     renewing.cancel()
             except* _Lost:
                 log.info("reconciliation.lost", extra={"reconciliation": row["uid"]})
+
+    async def tidy(self) -> None:
+        """Forget both sides of comparisons that were taken back."""
+        going = select(reconciliation.c.uid).where(reconciliation.c.state.in_(UNFINISHED))
+        async with self._database.read() as connection:
+            kept = set((await connection.scalars(going)).all())
+            runs = select(expected_replica.c.run_uid).union(select(found_file.c.run_uid))
+            left = set((await connection.scalars(runs)).all()) - kept
+        for run in left:
+            await Sides(self._database, run).clear()
 
     async def _claim(self) -> Mapping[str, Any] | None:
         now = datetime.now(UTC)

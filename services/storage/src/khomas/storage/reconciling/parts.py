@@ -16,6 +16,7 @@ from khomas.storage.elements import Elements, Protocols
 from khomas.storage.probes.probing import Probing
 from khomas.storage.reconciling.comparing import Comparing
 from khomas.storage.reconciling.deletion_reasons import DeletionReasons
+from khomas.storage.reconciling.fixity import Fixity
 from khomas.storage.reconciling.incidents import Incidents
 from khomas.storage.reconciling.looking import Looking
 from khomas.storage.reconciling.moving_aside import MovingAside
@@ -24,6 +25,7 @@ from khomas.storage.reconciling.recording import Recording
 from khomas.storage.reconciling.repairing import Repairing
 from khomas.storage.reconciling.replacing import Replacing
 from khomas.storage.reconciling.runs import Runs
+from khomas.storage.reconciling.schedule import Schedule
 from khomas.storage.reconciling.servicer import IntegrityParts, IntegrityServicer
 from khomas.storage.transfers import Transfers
 
@@ -73,6 +75,8 @@ class Integrity:
         replacing = Replacing(database, catalog, protocols, looking, transfers)
         aside = MovingAside(catalog, protocols, looking, replacing)
         repairing = Repairing(database, log, elements, replacing, aside, owner, settings.repair_pause)
+        fixity = Fixity(database, catalog, elements, policies, looking, recording)
+        schedule = Schedule(database, log, policies, settings.dark_grace)
         probing = Probing(database, elements, protocols, policies)
         runs = Runs(database, once, log, elements, settings.dark_grace)
         parts = IntegrityParts(runs, Incidents(database, once, log), policies, probing, DeletionReasons(database))
@@ -86,6 +90,8 @@ class Integrity:
             background={
                 "reconciliations": every(settings.poll, comparing.work),
                 "repairs": every(settings.poll, repairing.work),
+                "fixity": every(settings.fixity_poll, fixity.work),
+                "schedule": every(settings.check_interval, schedule.work, comparing.tidy),
                 "probes": every(settings.probe_poll, probing.work),
             },
         )
