@@ -1,12 +1,11 @@
-"""Commands about adoption, StorageElements and transfers."""
+"""Commands about adoption and StorageElements."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from khomas.cli.output import as_dict, format_of, listing, show_one, talk
+from khomas.cli.output import as_dict, format_of, listing, show_one
 from khomas.cli.output import show as show_rows
 from khomas.cli.running import Ticker, with_client
 
@@ -176,58 +175,3 @@ def _pairs(options: tuple[str, ...]) -> dict[str, str]:
             raise click.BadParameter(f"{option} is not NAME=VALUE", param_hint="--option")
         pairs[name] = value
     return pairs
-
-
-@click.group()
-def transfer() -> None:
-    """Copy files between StorageElements."""
-
-
-@transfer.command("create")
-@click.argument("names", nargs=-1, required=True)
-@click.option("--to", "destination", required=True, help="StorageElement.")
-def transfer_create(names: tuple[str, ...], destination: str) -> int:
-    """Want copies of files on a StorageElement."""
-    results = with_client(lambda client: client.storage.transfer(names, destination))
-    failed = 0
-    for name, result in zip(names, results, strict=True):
-        if result.HasField("transfer"):
-            click.echo(f"{result.transfer.name}  {name}")
-        else:
-            failed = 1
-            talk(f"{name}: {result.error.message}")
-    return failed
-
-
-@transfer.command("cancel")
-@click.argument("transfers", nargs=-1, required=True)
-@click.option("--json", "as_json", is_flag=True)
-def transfer_cancel(transfers: tuple[str, ...], as_json: bool) -> None:
-    """Cancel transfers; what has arrived stays."""
-    answer = with_client(lambda client: client.storage.cancel_transfers(transfers))
-    if as_json:
-        click.echo(json.dumps({"cancelled": answer.cancelled, "already_final": answer.already_final}))
-    else:
-        click.echo(f"{answer.cancelled} cancelled, {answer.already_final} untouched (final)")
-
-
-@transfer.command("ls")
-@click.option("--filter", "filter_text", default="", help="AIP-160: state = FAILED.")
-@listing
-def transfer_ls(filter_text: str, **options: Any) -> None:
-    """List transfers."""
-    from khomas.api.storage.v1.transfer_pb2 import Transfer, TransferReason
-
-    form = format_of(options)
-    rows = [
-        {
-            "id": one.name,
-            "file": one.file,
-            "to": one.destination,
-            "state": Transfer.State.Name(one.state).removeprefix("STATE_"),
-            "reason": TransferReason.Name(one.reason).removeprefix("TRANSFER_REASON_") if one.reason else "",
-            "message": one.message,
-        }
-        for one in with_client(lambda client: client.storage.transfers(filter_text))
-    ]
-    show_rows(rows, form, ("id", "file", "to", "state", "reason", "message"))

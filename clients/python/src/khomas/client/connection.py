@@ -50,10 +50,13 @@ class Connection:
         self._met = False
 
     def stub(self, area: str) -> Any:
-        """Return the stub of an area; its generated code is imported with the first use."""
+        """Return the stub of an area, or as "storage.link" of another service in it; imported with the first use."""
         if area not in self._stubs:
-            module = importlib.import_module(f"khomas.api.{area}.v1.{area}_service_pb2_grpc")
-            self._stubs[area] = getattr(module, f"{area.capitalize()}ServiceStub")(self._open())
+            package, _, service = area.partition(".")
+            name = service or package
+            module = importlib.import_module(f"khomas.api.{package}.v1.{name}_service_pb2_grpc")
+            stub = f"{name.title().replace('_', '')}ServiceStub"
+            self._stubs[area] = getattr(module, stub)(self._open())
         return self._stubs[area]
 
     async def call(self, area: str, method: str, request: Any, *, timeout: float = _DEADLINE) -> Any:

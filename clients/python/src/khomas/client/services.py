@@ -75,15 +75,15 @@ class Storage(Calls):
 
         return await self.pages("storage", "ListStorageElements", pb.ListStorageElementsRequest(), "storage_elements")
 
-    async def transfer(self, names: Sequence[str], destination: str) -> list[Any]:
-        """Want copies of files on a StorageElement; returns TransferResult messages."""
+    async def transfer(self, names: Sequence[str], destination: str, **fields: Any) -> list[Any]:
+        """Want copies of files on a StorageElement, with further fields of Transfer; returns TransferResults."""
         from khomas.api.storage.v1 import storage_service_pb2 as pb
 
         results: list[Any] = []
         for part in chunks(names):
             request = pb.BatchCreateTransfersRequest()
             for name in part:
-                request.transfers.add(file=name, destination=destination)
+                request.transfers.add(file=name, destination=destination, **fields)
             results += (await self.call("storage", "BatchCreateTransfers", request)).results
         return results
 
@@ -96,6 +96,13 @@ class Storage(Calls):
         full = [name if name.startswith("transfers/") else f"transfers/{name}" for name in names]
         requests = [pb.BatchCancelTransfersRequest(names=part) for part in chunks(full)]
         return merged([await self.call("storage", "BatchCancelTransfers", request) for request in requests])
+
+    async def get_transfer(self, name: str) -> Any:
+        """Read a transfer with its attempts."""
+        from khomas.api.storage.v1 import storage_service_pb2 as pb
+
+        full = name if name.startswith("transfers/") else f"transfers/{name}"
+        return await self.call("storage", "GetTransfer", pb.GetTransferRequest(name=full))
 
     async def transfers(self, filter_text: str = "") -> list[Any]:
         """Search transfers."""

@@ -1,0 +1,218 @@
+"""Commands about transfers and the links that carry them."""
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from khomas.cli.output import as_dict, format_of, listing, show_one, talk
+from khomas.cli.output import show as show_rows
+from khomas.cli.running import Progress, with_client
+from khomas.client.units import duration, show_size, size
+
+_COLUMNS = ("id", "file", "from", "to", "state", "reason", "done", "message")
+_LINKS = (
+    "from",
+    "to",
+    "waiting",
+    "running",
+    "streams",
+    "MB/s",
+    "MB/s a stream",
+    "files",
+    "errors",
+    "success",
+    "message",
+)
+_LIMITS = ("from", "to", "streams", "rate")
+
+
+@click.group()
+def transfer() -> None:
+    """Copy files between StorageElements."""
+
+
+@transfer.command("create")
+@click.argument("names", nargs=-1, required=True)
+@click.option("--to", "destination", required=True, help="StorageElement.")
+@click.option("--from", "sources", multiple=True, help="Read from this StorageElement only; may be repeated.")
+@click.option("--priority", type=click.IntRange(-1000, 1000), default=0, help="Every 10 more double its weight.")
+@click.option("--share", default="", help="On whose account; yours if none is given.")
+@click.option("--within", default="", metavar="TIME", help="Give up after this time: 2h, 3d.")
+@click.option("--wait", is_flag=True, help="Wait for the ends, with a progress bar.")
+def transfer_create(names: tuple[str, ...], within: str, wait: bool, **options: Any) -> int:
+    """Want copies of files on a StorageElement."""
+    if within:
+        options["deadline"] = datetime.now(UTC) + duration(within, "--within")
+    results = with_client(lambda client: client.storage.transfer(names, **options))
+    failed = 0
+    for name, result in zip(names, results, strict=True):
+        if result.HasField("transfer"):
+            click.echo(f"{result.transfer.name}  {name}")
+        else:
+            failed = 1
+            talk(f"{name}: {result.error.message}")
+    made = [result.transfer.name for result in results if result.HasField("transfer")]
+    return max(failed, _waited(made)) if wait and made else failed
+
+
+@transfer.command("watch")
+@click.argument("transfers", nargs=-1, required=True)
+def transfer_watch(transfers: tuple[str, ...]) -> int:
+    """Wait for transfers with a progress bar; fails if one of them does."""
+    return _waited([name if name.startswith("transfers/") else f"transfers/{name}" for name in transfers])
+
+
+def _waited(names: Sequence[str]) -> int:
+    from khomas.api.storage.v1.transfer_pb2 import Transfer
+
+    names = list(dict.fromkeys(names))
+    total = sum(one.size_bytes for one in with_client(lambda client: client.links.transfers(names)))
+    with Progress(f"{len(names)} transfers", total) as progress:
+        seen = 0
+
+        def look(found: Sequence[Any]) -> None:
+            nonlocal seen
+            moved = sum(one.size_bytes if one.state == Transfer.STATE_SUCCEEDED else one.moved_bytes for one in found)
+            # What a failed attempt had moved is gone.
+            progress(moved - seen)
+            seen = moved
+
+        ended = with_client(lambda client: client.links.wait(names, look))
+    lost = [one for one in ended if one.state != Transfer.STATE_SUCCEEDED]
+    for one in lost:
+        talk(f"{one.file}: {_word(Transfer.State.Name(one.state))}, {one.message}; khomas why {one.name}")
+    return 1 if lost else 0
+
+
+@transfer.command("show")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True)
+def transfer_show(name: str, as_json: bool) -> None:
+    """Show a transfer with its attempts."""
+    found = as_dict(with_client(lambda client: client.storage.get_transfer(name)))
+    if as_json:
+        show_one(found, as_json=True)
+        return
+    attempts = found.pop("attempts", [])
+    show_one(found, as_json=False)
+    for attempt in attempts:
+        reason = attempt.get("reason", "TRANSFER_REASON_SUCCEEDED").removeprefix("TRANSFER_REASON_")
+        bound = attempt.get("bottleneck", "BOTTLENECK_UNKNOWN").removeprefix("BOTTLENECK_").lower()
+        click.echo(
+            f"attempt {attempt['number']}: {reason} from {attempt.get('source') or 'nowhere'}, "
+            f"{attempt.get('bytes', 0)} bytes in {attempt.get('elapsed', '0s')} "
+            f"by {attempt.get('executor') or 'mover'}, "
+            f"held up by: {bound}  {attempt.get('message', '')}".rstrip()
+        )
+
+
+@transfer.command("cancel")
+@click.argument("transfers", nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True)
+def transfer_cancel(transfers: tuple[str, ...], as_json: bool) -> None:
+    """Cancel transfers; what has arrived stays."""
+    answer = with_client(lambda client: client.storage.cancel_transfers(transfers))
+    if as_json:
+        click.echo(json.dumps({"cancelled": answer.cancelled, "already_final": answer.already_final}))
+    else:
+        click.echo(f"{answer.cancelled} cancelled, {answer.already_final} untouched (final)")
+
+
+@transfer.command("ls")
+@click.option("--filter", "filter_text", default="", help="AIP-160: state = FAILED.")
+@listing
+def transfer_ls(filter_text: str, **options: Any) -> None:
+    """List transfers."""
+    form = format_of(options)
+    found = with_client(lambda client: client.storage.transfers(filter_text))
+    show_rows([_row(one) for one in found], form, _COLUMNS)
+
+
+def _row(one: Any) -> dict[str, Any]:
+    from khomas.api.storage.v1.transfer_pb2 import Transfer, TransferReason
+
+    done = one.size_bytes if one.state == Transfer.STATE_SUCCEEDED else one.moved_bytes
+    return {
+        "id": one.name,
+        "file": one.file,
+        "from": one.source,
+        "to": one.destination,
+        "state": _word(Transfer.State.Name(one.state)),
+        "reason": TransferReason.Name(one.reason).removeprefix("TRANSFER_REASON_") if one.reason else "",
+        "done": f"{100 * done // one.size_bytes} %" if one.size_bytes else "",
+        "message": one.message,
+        "size_bytes": one.size_bytes,
+        "moved_bytes": one.moved_bytes,
+        "share": one.share,
+        "priority": one.priority,
+    }
+
+
+def _word(state: str) -> str:
+    return state.removeprefix("STATE_")
+
+
+@click.group()
+def link() -> None:
+    """See and bound what moves between StorageElements."""
+
+
+@link.command("ls")
+@click.option("--from", "source", default="", help="Only from this StorageElement.")
+@click.option("--to", "destination", default="", help="Only to this StorageElement.")
+@listing
+def link_ls(source: str, destination: str, **options: Any) -> None:
+    """List links with what they have carried in the last day."""
+    form = format_of(options)
+    found = with_client(lambda client: client.links.all(source, destination))
+    rows = [
+        {
+            "id": f"{one.source}>{one.destination}",
+            "from": one.source,
+            "to": one.destination,
+            "waiting": one.waiting,
+            "running": one.running,
+            "streams": one.streams,
+            "rate": f"{show_size(round(one.rate))}/s",
+            "stream_rate": f"{show_size(round(one.stream_rate))}/s",
+            "files": one.files,
+            "errors": one.errors,
+            "success": round(one.success, 3),
+            "message": one.message,
+        }
+        for one in found.links
+    ]
+    show_rows(rows, form, _LINKS)
+
+
+@link.command("limits")
+@listing
+def link_limits(**options: Any) -> None:
+    """List the bounds that operators have set."""
+    form = format_of(options)
+    rows = [
+        {
+            "id": f"{one.source}>{one.destination}",
+            "from": one.source or "(any)",
+            "to": one.destination or "(any)",
+            "streams": one.max_streams or "",
+            "rate": one.max_rate or "",
+        }
+        for one in with_client(lambda client: client.links.all()).limits
+    ]
+    show_rows(rows, form, _LIMITS)
+
+
+@link.command("limit")
+@click.option("--from", "source", default="", help="StorageElement, or site:NAME; any if not given.")
+@click.option("--to", "destination", default="", help="StorageElement, or site:NAME; any if not given.")
+@click.option("--streams", type=click.IntRange(0), default=0, help="Most streams at once.")
+@click.option("--rate", default="", help="Most bytes a second: 100 MiB.")
+def link_limit(source: str, destination: str, streams: int, rate: str) -> None:
+    """Bound all links between two ends together; without --streams and --rate the bound is removed."""
+    bytes_ = size(rate, "--rate") if rate else 0
+    with_client(lambda client: client.links.set_limit(source, destination, max_streams=streams, max_rate=bytes_))
+    talk("bounded" if streams or bytes_ else "not bounded any more")
