@@ -14,18 +14,18 @@ from khomas.kit.plugins import installed, load
 from khomas.kit.testing import serve
 from khomas.storage.app import service
 from khomas.storage.catalog import Catalog
-from khomas.storage.commits import Commits
 from khomas.storage.intents import Intents
+from khomas.storage.placing import Placing
 from khomas.storage.testing import MemoryCatalog, Storage
 
 
 async def main(state: Path, request_id: str, step: str) -> None:
     """Do the commit; never returns."""
-    owner: Any = {"record": Intents, "finish": Intents, "create_files": Catalog}.get(step, Commits)
+    owner: Any = {"record": Intents, "finish": Intents, "create_files": Catalog}.get(step, Placing)
     done = getattr(owner, step)
 
-    async def last(self: Any, *arguments: Any) -> None:
-        await done(self, *arguments)
+    async def last(self: Any, *arguments: Any, **more: Any) -> None:
+        await done(self, *arguments, **more)
         os.kill(os.getpid(), signal.SIGKILL)
 
     setattr(owner, step, last)

@@ -19,7 +19,7 @@ from khomas.storage.app import service
 from khomas.storage.testing import MemoryCatalog, Storage, until
 
 
-@pytest.mark.parametrize("step", ["record", "_place", "create_files", "finish"])
+@pytest.mark.parametrize("step", ["record", "place", "create_files", "finish"])
 async def test_commit_survives_sigkill_after(step: str, tmp_path: Path) -> None:
     script, request_id = Path(__file__).with_name("dies.py"), str(uuid4())
     process = await asyncio.create_subprocess_exec(sys.executable, script, tmp_path, request_id, step)
