@@ -12,6 +12,7 @@ _SHARED = {
     "__main__",
     "background",
     "demo",
+    "door_server",
     "doorway",
     "install",
     "kubernetes_build",

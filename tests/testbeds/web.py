@@ -32,17 +32,21 @@ class WebServer:
     argv: Sequence[str] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     process: "subprocess.Popen[bytes] | None" = None
+    scheme: str = "davs"
+    host: str = "localhost"
+    # Where the tree begins.
+    root: str = ""
 
     @property
     def address(self) -> str:
         """Of its root."""
-        return f"davs://localhost:{self.port}"
+        return f"{self.scheme}://{self.host}:{self.port}{self.root}"
 
     def start(self) -> None:
         """Start it, if it is not there or has crashed; return when it listens."""
         if self.process is None or self.process.poll() is not None:
             self.process = self.processes.start(self.argv, name=self.name, env=self.env)
-        until(self._listens, 90, self.name, self.processes)
+        until(self.listens, 90, self.name, self.processes)
 
     def stop(self) -> None:
         """Kill it, with all its connections."""
@@ -52,7 +56,7 @@ class WebServer:
             self.process.wait(10)
             self.process = None
         # Its children die a little later.
-        until(lambda: not self._listens(), 30, f"end of {self.name}")
+        until(lambda: not self.listens(), 30, f"end of {self.name}")
 
     def open_folder(self, name: str) -> Path:
         """Make an empty folder where the server, which runs then, may write."""
@@ -62,7 +66,8 @@ class WebServer:
         folder.chmod(0o777)
         return folder
 
-    def _listens(self) -> bool:
+    def listens(self) -> bool:
+        """Tell whether it can be reached."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1):
                 return True

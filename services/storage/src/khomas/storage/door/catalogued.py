@@ -31,13 +31,17 @@ class Catalogued:
 
     async def refuse(self, target: Path) -> None:
         """Raise a Refusal if at this path of the machine, or below it, is a file of the catalogue."""
-        elements = await self._elements.all()
-        roots = {one.id: self._protocols.local(one, "") for one in elements.values() if self._protocols.is_local(one)}
-        names = await asyncio.to_thread(_names, roots, target)
+        names = await self.names(target)
         found = await self._found(names) if names else None
         if found is not None:
             message = f"{found} is a file of the catalogue and can only be read here; to delete it: khomas rm."
             raise Refusal(403, "CATALOGUED", message)
+
+    async def names(self, target: Path) -> Sequence[Name]:
+        """Return what a path of the machine is called; raise a Refusal for one that belongs to the service."""
+        elements = await self._elements.all()
+        roots = {one.id: self._protocols.local(one, "") for one in elements.values() if self._protocols.is_local(one)}
+        return await asyncio.to_thread(_names, roots, target)
 
     async def _found(self, names: Sequence[Name]) -> str | None:
         recent = datetime.now(UTC) - _NEWS

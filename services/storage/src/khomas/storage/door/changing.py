@@ -82,8 +82,9 @@ class Changing:
             raise Refusal(415, "BODY", "MKCOL has no body.")
         if not place.path:
             raise Refusal(405, "EXISTS", "It is there already.")
-        element = await self._writable(place, new=True)
-        await self._run(partial(disk.make_folder, self._local(element, place)))
+        target = self._local(await self._writable(place, new=True), place)
+        await self._catalogued.names(target)
+        await self._run(partial(disk.make_folder, target))
         return web.Response(status=201)
 
     async def delete(self, request: web.Request, principal: Principal, place: Place) -> web.StreamResponse:
@@ -187,6 +188,7 @@ class Changing:
         """Return the root, where something new goes, and what is there and may be overwritten."""
         element = await self._writable(place, new=True)
         target = self._local(element, place)
+        await self._catalogued.names(target)
         over = await self._run(partial(disk.look, target))
         if over is None and not await self._run(target.parent.is_dir):
             raise no_folder(place.path)

@@ -149,6 +149,11 @@ def _name(source: Path, target: Path) -> None:
         raise taken(target.name) from None
     except (FileNotFoundError, NotADirectoryError):
         raise no_folder(target.name) from None
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        message = "This folder is on another disk than the root; make it a StorageElement of its own."
+        raise Refusal(409, "ANOTHER_DISK", message) from None
 
 
 def _places(found: Sequence[Seen], target: Path) -> list[tuple[Seen, Path]]:
