@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from khomas.cli.integrity import SE_COMMANDS
 from khomas.cli.output import as_dict, format_of, listing, show_one
 from khomas.cli.output import show as show_rows
 from khomas.cli.running import Ticker, with_client
@@ -103,33 +104,11 @@ def adopt_undo(name: str) -> None:
 
 @click.group()
 def se() -> None:
-    """List and make StorageElements."""
+    """List, make and look after StorageElements."""
 
 
-def _element_row(one: Any) -> dict[str, Any]:
-    from khomas.api.storage.v1.storage_element_pb2 import StorageElement
-
-    return {
-        "id": one.name.removeprefix("storageElements/"),
-        "site": one.site,
-        "media": StorageElement.Media.Name(one.media).removeprefix("MEDIA_"),
-        "files": one.space.file_count,
-        "used": one.space.used_bytes,
-        "free": one.space.free_bytes,
-        "read_only": one.read_only,
-        "health": "ok" if one.health.reachable else one.health.message or "unknown",
-        "address": [f"{point.protocol}:{point.address}" for point in one.access_points],
-    }
-
-
-@se.command("ls")
-@listing
-def se_ls(**options: Any) -> None:
-    """List StorageElements with space and health."""
-    form = format_of(options)
-    found = with_client(lambda client: client.storage.elements())
-    columns = ("id", "site", "media", "files", "used", "free", "read_only", "health")
-    show_rows([_element_row(one) for one in found], form, columns)
+for _command in SE_COMMANDS:
+    se.add_command(_command)
 
 
 @se.command("create")

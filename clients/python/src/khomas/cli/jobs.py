@@ -334,7 +334,7 @@ def _progress(jobs: list[Any]) -> str:
 @click.argument("subject")
 @click.option("--json", "as_json", is_flag=True)
 def why(subject: str, as_json: bool) -> None:
-    """Say why a job, transfer, production or release waits or failed, and what would change it."""
+    """Say why a job, transfer, deletion, incident, production or release waits or failed, and what would change it."""
     found = with_client(lambda client: _explain(client, subject))
     if as_json:
         show_one(as_dict(found), as_json=True)
@@ -351,12 +351,16 @@ def why(subject: str, as_json: bool) -> None:
 async def _explain(client: "AsyncClient", subject: str) -> Any:
     from khomas.client.errors import KhomasError
 
-    if subject.startswith("transfers/"):
-        return await client.storage.explain(subject)
-    if subject.startswith("releases/"):
-        return await client.archive.explain(subject)
-    if subject.startswith("productions/"):
-        return await client.bookkeeping.explain(subject)
+    explained = {
+        "transfers/": client.storage.explain,
+        "incidents/": client.integrity.explain_incident,
+        "deletions/": client.integrity.explain_deletion,
+        "releases/": client.archive.explain,
+        "productions/": client.bookkeeping.explain,
+    }
+    for prefix, explain in explained.items():
+        if subject.startswith(prefix):
+            return await explain(subject)
     if re.match(r"^(jobs/)?[0-9a-f]{8}-", subject):
         return await client.jobs.explain(subject)
     with contextlib.suppress(KhomasError):

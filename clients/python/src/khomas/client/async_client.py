@@ -7,6 +7,7 @@ from typing import Any
 
 from khomas.client.connection import Connection
 from khomas.client.files import Files
+from khomas.client.integrity import Integrity
 from khomas.client.jobs import JobChange, Jobs, spec_of
 from khomas.client.links import Links
 from khomas.client.services import Archive, Bookkeeping, Catalog, Storage
@@ -28,6 +29,7 @@ class AsyncClient:
         self.jobs = Jobs(self.connection)
         self.catalog = Catalog(self.connection)
         self.storage = Storage(self.connection)
+        self.integrity = Integrity(self.connection)
         self.links = Links(self.connection)
         self.bookkeeping = Bookkeeping(self.connection)
         self.archive = Archive(self.connection)

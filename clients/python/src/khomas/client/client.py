@@ -21,8 +21,8 @@ T = TypeVar("T")
 class Client:
     """A connection to the services: `c = Client(); job = c.submit("./a.sh", memory="2 GiB"); job.wait()`.
 
-    `files`, `catalog`, `storage`, `links`, `bookkeeping` and `archive` have the methods of the asynchronous client,
-    each blocking until it is done.
+    `files`, `catalog`, `storage`, `integrity`, `links`, `bookkeeping` and `archive` have the methods of the
+    asynchronous client, each blocking until it is done.
     """
 
     def __init__(self, endpoint: str | None = None, token: str | None = None) -> None:
@@ -32,6 +32,7 @@ class Client:
         self.files = Blocking(self, self.asynchronous.files)
         self.catalog = Blocking(self, self.asynchronous.catalog)
         self.storage = Blocking(self, self.asynchronous.storage)
+        self.integrity = Blocking(self, self.asynchronous.integrity)
         self.links = Blocking(self, self.asynchronous.links)
         self.bookkeeping = Blocking(self, self.asynchronous.bookkeeping)
         self.archive = Blocking(self, self.asynchronous.archive)
