@@ -152,9 +152,3 @@ async def test_element_tells_its_access_point_and_refuses_what_is_wrong(grid: Gr
     with pytest.raises(grpc.aio.AioRpcError, match="option speed") as caught:
         await create(grid.storage.stub, wrong)
     assert reason_of(caught.value) == "ADDRESS_INVALID"
-
-
-async def test_upload_straight_to_a_server_is_refused_with_a_way_out(grid: Grid) -> None:
-    with pytest.raises(grpc.aio.AioRpcError, match="copy it there") as caught:
-        await grid.storage.open(storage_elements=["apache"])
-    assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION

@@ -60,10 +60,10 @@ class ObjectStore:
             self.process = None
         until(lambda: not self._answers(), 30, f"end of {self.name}")
 
-    def look_again(self) -> None:
+    def restart(self) -> None:
         """Have rclone forget what it knows of its folders, where somebody else has put something."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGHUP)
+        self.stop()
+        self.start()
 
     def freeze(self) -> None:
         """Let it answer no more, with its connections open."""

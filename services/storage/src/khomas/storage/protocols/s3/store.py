@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -140,7 +141,7 @@ class Store:
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
-        async with AioSession().create_client(
+        async with _session().create_client(
             "s3",
             region_name=settings.region,
             endpoint_url=self._endpoint,
@@ -159,6 +160,12 @@ class Store:
             yield
         except ERRORS as error:
             raise fault_of(error) from error
+
+
+@cache
+def _session() -> AioSession:
+    """Return what has read how S3 is spoken, which takes as long as a hundred requests."""
+    return AioSession()
 
 
 def _authorities(path: Path) -> bytes:
