@@ -15,7 +15,7 @@ _ODD = re.compile(
 
 def odd_path(paths: Sequence[str]) -> str | None:
     """Return the first path that the rule refuses. One slash at the end, for a directory, is allowed."""
-    if not _odd(paths):
+    if not paths or not _odd(paths):
         return None
     return next(path for path in paths if _odd([path]))
 

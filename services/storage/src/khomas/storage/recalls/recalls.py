@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, case, func, select, true, update
+from sqlalchemy import ColumnElement, case, func, literal, select, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
@@ -254,7 +254,7 @@ def _ended() -> dict[str, Any]:
         "reason": recall_pb2.RECALL_REASON_CANCELLED,
         "message": "",
         "owed": case((online, "release"), (asked, "cancel"), else_=""),
-        "due_time": case((online | asked, now), else_=None),
+        "due_time": case((online | asked, literal(now, recall.c.due_time.type)), else_=None),
         "active_key": None,
         "state_time": now,
         "end_time": now,

@@ -62,13 +62,14 @@ class Worker:
         self._pace = pace
 
     async def work(self) -> None:
-        """Do everything that is due."""
+        """Do everything that is due now, each once: what is due again meanwhile waits for the next pass."""
+        began = datetime.now(UTC)
         await self._end_pins()
         for element in await self._elements_due():
-            await self._ask(element)
-        while rows := await self._claim(recall.c.state == State.STATE_REQUESTED):
+            await self._ask(element, began)
+        while rows := await self._claim(recall.c.state == State.STATE_REQUESTED, began):
             await self._each_group(rows, self._poll)
-        while rows := await self._claim(_owed()):
+        while rows := await self._claim(_owed(), began):
             await self._each_group(rows, self._pay)
 
     # ------------------------------------------------------------------------------------------------- asking
@@ -91,9 +92,9 @@ class Worker:
         async with self._database.read() as connection:
             return list((await connection.scalars(query)).all())
 
-    async def _ask(self, element: str) -> None:
+    async def _ask(self, element: str, began: datetime) -> None:
         waiting = and_(recall.c.state == State.STATE_WAITING, recall.c.storage_element == element)
-        while rows := await self._claim(waiting):
+        while rows := await self._claim(waiting, began):
             doubtful = [row for row in rows if row.request_uid]
             again = await self._look_for(element, doubtful) if doubtful else {}
             fresh = [row for row in rows if row.uid not in again]
@@ -191,9 +192,9 @@ class Worker:
         for (element, native), some in groups.items():
             await self._settle(await action(element, native, some))
 
-    async def _claim(self, which: Any) -> Sequence[Row[Any]]:
+    async def _claim(self, which: Any, began: datetime) -> Sequence[Row[Any]]:
         now = datetime.now(UTC)
-        due = select(recall.c.uid).where(which, recall.c.due_time <= now)
+        due = select(recall.c.uid).where(which, recall.c.due_time <= began)
         due = due.order_by(recall.c.due_time, recall.c.create_time, recall.c.uid).limit(_BATCH)
         async with self._database.read() as connection:
             if (await connection.execute(due.limit(1))).first() is None:
