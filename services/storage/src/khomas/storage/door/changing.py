@@ -1,7 +1,7 @@
 """Changing the tree: PUT, DELETE, MKCOL, MOVE, COPY. What our catalogue has stays as it is, whoever asks."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
@@ -61,7 +61,7 @@ class Changing:
         ):
             raise Refusal(400, "PART", "Only whole files are taken, as they are.")
         root, target, over = await self._target(request, principal, place)
-        if request.headers.get("If-None-Match", "").strip() == "*" and over is not None:
+        if request.headers.get("If-None-Match", "").strip() == "*" and over:
             raise taken(place.path)
         await self._check_space(place, request.content_length or 0)
         if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
@@ -72,8 +72,8 @@ class Changing:
         async with discarded(hidden):
             await receive(request.content, hidden, hashes.add, self._executor, flush=self._flush)
             hashes.compare(expected)
-            await self._run(partial(disk.publish, hidden, target, over, flush=self._flush))
-        return web.Response(status=201 if over is None else 204, headers=headers_of(Algorithm.ADLER32, hashes.adler32))
+            await self._publish(hidden, target, over)
+        return web.Response(status=204 if over else 201, headers=headers_of(Algorithm.ADLER32, hashes.adler32))
 
     async def make_folder(self, request: web.Request, principal: Principal, place: Place) -> web.StreamResponse:
         """Make one folder."""
@@ -104,12 +104,12 @@ class Changing:
         _, target, over = await self._goal_target(request, principal, place, goal)
         found = await self._run(partial(disk.tree, seen))
         await self._catalogued.refuse(seen.path)
-        if over is not None and not over.folder and not seen.folder:
-            await self._run(partial(disk.publish, seen.path, target, over, flush=self._flush))
+        if over and not over[0].folder and not seen.folder:
+            await self._run(partial(disk.publish, seen.path, target, over[0], flush=self._flush))
         else:
-            await self._clear(over)
+            await self._run(partial(disk.remove, over))
             await self._run(partial(disk.move, found, target, flush=self._flush))
-        return web.Response(status=201 if over is None else 204)
+        return web.Response(status=204 if over else 201)
 
     async def copy(self, request: web.Request, principal: Principal, place: Place) -> web.StreamResponse:
         """Copy within the tree, or from or to another storage."""
@@ -124,12 +124,18 @@ class Changing:
         root, target, over = await self._goal_target(request, principal, place, goal)
         found = [seen] if request.headers.get("Depth") == "0" else await self._run(partial(disk.tree, seen))
         require(principal, place.as_folder if seen.folder else place, READ)
-        if over is not None and not over.folder and not seen.folder:
-            await self._run(partial(disk.copy_over, seen, target, over, root, flush=self._flush))
+        if over and not over[0].folder and not seen.folder:
+            await self._run(partial(disk.copy_over, seen, target, over[0], root, flush=self._flush))
         else:
-            await self._clear(over)
+            await self._run(partial(disk.remove, over))
             await self._run(partial(disk.copy, found, target, root, flush=self._flush))
-        return web.Response(status=201 if over is None else 204)
+        return web.Response(status=204 if over else 201)
+
+    async def _publish(self, hidden: Path, target: Path, over: Sequence[Seen]) -> None:
+        if over:
+            # It was a long time to come, and what was there may have been adopted meanwhile.
+            await self._catalogued.refuse(target)
+        await self._run(partial(disk.publish, hidden, target, over[0] if over else None, flush=self._flush))
 
     # ----------------------------------------------------------------------------------------- third parties
 
@@ -142,7 +148,7 @@ class Changing:
         async def work() -> None:
             async with discarded(hidden):
                 await self._copies.fetch(request, source, hidden, progress, flush=self._flush)
-                await self._run(partial(disk.publish, hidden, target, over, flush=self._flush))
+                await self._publish(hidden, target, over)
 
         return await third_party.followed(request, work(), progress)
 
@@ -174,7 +180,7 @@ class Changing:
 
     async def _goal_target(
         self, request: web.Request, principal: Principal, place: Place, goal: Place
-    ) -> tuple[Path, Path, Seen | None]:
+    ) -> tuple[Path, Path, Sequence[Seen]]:
         if not goal.path:
             raise Refusal(403, "ROOT", "The root of a StorageElement stays as it is.")
         if goal.element == place.element and f"{goal.path}/".startswith(f"{place.path}/"):
@@ -184,20 +190,24 @@ class Changing:
         require(principal, goal, CREATE)
         return await self._target(request, principal, goal)
 
-    async def _target(self, request: web.Request, principal: Principal, place: Place) -> tuple[Path, Path, Seen | None]:
-        """Return the root, where something new goes, and what is there and may be overwritten."""
+    async def _target(
+        self, request: web.Request, principal: Principal, place: Place
+    ) -> tuple[Path, Path, Sequence[Seen]]:
+        """Return the root, where something new goes, and all that is there and may be overwritten."""
         element = await self._writable(place, new=True)
         target = self._local(element, place)
         await self._catalogued.names(target)
-        over = await self._run(partial(disk.look, target))
-        if over is None and not await self._run(target.parent.is_dir):
+        top = await self._run(partial(disk.look, target))
+        if top is None and not await self._run(target.parent.is_dir):
             raise no_folder(place.path)
-        if over is not None:
+        over: Sequence[Seen] = ()
+        if top is not None:
             if request.headers.get("Overwrite", "T").upper() == "F":
                 raise taken(place.path)
-            require(principal, place.as_folder if over.folder else place, MODIFY)
-            if over.folder and request.method == hdrs.METH_PUT:
+            require(principal, place.as_folder if top.folder else place, MODIFY)
+            if top.folder and request.method == hdrs.METH_PUT:
                 raise Refusal(409, "FOLDER", f"{place.path} is a folder.")
+            over = await self._run(partial(disk.tree, top))
             await self._catalogued.refuse(target)
         return self._local(element, Place(place.element)), target, over
 
@@ -228,10 +238,6 @@ class Changing:
 
     def _local(self, element: Element, place: Place) -> Path:
         return self._protocols.local(element, "").resolve() / place.path
-
-    async def _clear(self, over: Seen | None) -> None:
-        if over is not None:
-            await self._run(lambda: disk.remove(disk.tree(over)))
 
     async def _check_space(self, place: Place, size_bytes: int) -> None:
         room = await self._protocols.room(await self._tree.element(place))
