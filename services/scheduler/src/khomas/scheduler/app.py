@@ -8,7 +8,6 @@ import grpc
 
 from khomas.api.catalog.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from khomas.api.scheduler.v1.scheduler_service_pb2_grpc import add_SchedulerServiceServicer_to_server
-from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceStub
 from khomas.kit.database import Database
 from khomas.kit.events import EventLog
 from khomas.kit.idempotency import Once
@@ -128,7 +127,7 @@ def build(settings: SchedulerSettings, host: Host, database: Database, sites: Si
     """Make the parts over a database and backends."""
     events = EventLog(database, tables.event)
     deadline = settings.service_deadline.total_seconds()
-    storage = Storage(StorageServiceStub(host.channel("storage")), deadline, settings.grant_lifetime)
+    storage = Storage(host.channel("storage"), deadline, settings.grant_lifetime)
     catalog = Catalog(CatalogServiceStub(host.channel("catalog")), deadline)
     desk = Desk(
         settings=settings,

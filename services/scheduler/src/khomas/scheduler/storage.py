@@ -1,13 +1,18 @@
 """What the scheduler asks the storage."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterable, Collection, Sequence
 from datetime import timedelta
 from uuid import NAMESPACE_OID, uuid4, uuid5
 
+import grpc
 from google.protobuf.duration_pb2 import Duration
 
+from khomas.api.common.v1.event_pb2 import WatchEventsRequest, WatchEventsResponse
+from khomas.api.storage.v1 import recall_service_pb2
 from khomas.api.storage.v1 import storage_service_pb2 as pb
 from khomas.api.storage.v1.grant_pb2 import Upload
+from khomas.api.storage.v1.recall_pb2 import Recall
+from khomas.api.storage.v1.recall_service_pb2_grpc import RecallServiceStub
 from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceStub
 from khomas.scheduler.catalog import batches
 
@@ -17,8 +22,9 @@ _BATCH = 10_000
 class Storage:
     """Asks for grants and commits, many in a call."""
 
-    def __init__(self, stub: StorageServiceStub, deadline: float, lifetime: timedelta) -> None:
-        self._stub = stub
+    def __init__(self, channel: grpc.aio.Channel, deadline: float, lifetime: timedelta) -> None:
+        self._stub = StorageServiceStub(channel)
+        self._recalls = RecallServiceStub(channel)
         self._deadline = deadline
         self._lifetime = Duration()
         self._lifetime.FromTimedelta(lifetime)
@@ -31,6 +37,20 @@ class Storage:
             answer = await self._stub.BatchCreateDownloads(request, timeout=self._deadline)
             found |= {download.name: download for download in answer.downloads}
         return found
+
+    async def recalls(self, names: Collection[str]) -> dict[str, Recall]:
+        """Want files on disk that are on tape; return how far that is, by LFN, of those that can be recalled."""
+        found: dict[str, Recall] = {}
+        for some in batches(names, _BATCH):
+            request = recall_service_pb2.BatchCreateRecallsRequest(files=some, request_id=str(uuid4()))
+            answer = await self._recalls.BatchCreateRecalls(request, timeout=self._deadline)
+            found |= {one.recall.file: one.recall for one in answer.results if one.HasField("recall")}
+        return found
+
+    def recall_events(self) -> AsyncIterable[WatchEventsResponse]:
+        """Tell what becomes of recalls from now on, for ever."""
+        request = WatchEventsRequest(cursor="now", filter='kind = "storage.recall.*"')
+        return self._stub.WatchEvents(request)
 
     async def sites(self) -> dict[str, str]:
         """Where StorageElements are, by id."""

@@ -13,6 +13,7 @@ from khomas.scheduler.engine.desk import Desk, now
 from khomas.scheduler.engine.doubtful import NOT_FOUND_TIMES, Doubtful, accepted
 from khomas.scheduler.engine.failing import after_failures
 from khomas.scheduler.engine.preparation import Preparation, Prepared, Refused
+from khomas.scheduler.engine.recalling import Recalling
 from khomas.scheduler.engine.transcript import Operation
 from khomas.scheduler.records import Attempt, Job
 from khomas.scheduler.sites import Site, Sites
@@ -29,7 +30,8 @@ class Dispatcher:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._preparation = Preparation(desk)
+        self.recalling = Recalling(desk)
+        self._preparation = Preparation(desk, self.recalling)
         self._doubtful = Doubtful(desk, self._preparation, self._hand_over)
         self._pause = desk.settings.find_pause.total_seconds()
 

@@ -73,6 +73,7 @@ class Engine:
         poll = self._desk.settings.poll.total_seconds()
         async with asyncio.TaskGroup() as loops:
             loops.create_task(_steady("dispatch", self.dispatcher.run))
+            loops.create_task(_steady("recalls", self.dispatcher.recalling.follow))
             loops.create_task(_steady("finish", self.finisher.run))
             loops.create_task(_steady("cancel", self.housekeeping.cancel))
             loops.create_task(_steady("look", self.housekeeping.look))
@@ -87,6 +88,7 @@ class Engine:
                 ("abandon", self.housekeeping.abandon),
                 ("collect", self.collector.step),
                 ("care", self.care.step),
+                ("recalled", self.dispatcher.recalling.wake),
                 ("transcript", self._desk.transcript.write),
             ):
                 loops.create_task(_steady(name, _repeated(job, poll)))

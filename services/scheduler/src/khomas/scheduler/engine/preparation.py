@@ -23,6 +23,7 @@ from khomas.scheduler.blueprint import Blueprint, Identity, WantedFile
 from khomas.scheduler.engine.candidates import Candidate
 from khomas.scheduler.engine.desk import Desk
 from khomas.scheduler.engine.produced import produced_files
+from khomas.scheduler.engine.recalling import Recalling
 from khomas.scheduler.locality import Local, inputs_of
 from khomas.scheduler.manifest import Payload, is_sandbox, manifest, most_files, needs_upload
 from khomas.scheduler.matching import Match, Needs, Offer
@@ -42,6 +43,8 @@ _QUOTA_AGAIN = timedelta(seconds=15)
 # They are woken when a credential changes.
 _CREDENTIAL_AGAIN = timedelta(minutes=10)
 _INPUT_AGAIN = timedelta(seconds=30)
+# They are woken when a file has come; until then the figures in their sentence age.
+_TAPE_AGAIN = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +86,9 @@ class _Plan:
 class Preparation:
     """Prepares many attempts with a constant number of calls."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, recalling: Recalling) -> None:
         self._desk = desk
+        self._recalling = recalling
 
     async def prepare(
         self, connection: AsyncConnection, candidates: Sequence[Candidate], now: datetime
@@ -128,6 +132,7 @@ class Preparation:
         plans = await self._filled(connection, plans, refused)
         try:
             downloads = await self._downloads(plans)
+            plans = await self._on_disk(plans, downloads, refused)
             plans = _with_inputs(plans, downloads, refused)
             await self._open_uploads(plans)
         except grpc.aio.AioRpcError as error:
@@ -187,6 +192,20 @@ class Preparation:
             if names:
                 found |= await self._desk.storage.downloads(names, place)
         return found
+
+    async def _on_disk(
+        self, plans: list[_Plan], downloads: Mapping[str, Download], refused: list[Refused]
+    ) -> list[_Plan]:
+        """Those with no input on tape alone; what the others need is recalled for all of them at once."""
+        inputs = {plan.candidate.job.uid: [one.lfn for one in plan.inputs if one.lfn] for plan in plans}
+        waits = await self._recalling.waits(inputs, downloads)
+        reason = Reason.REASON_WAIT_STAGE_FROM_TAPE
+        refused += [
+            Refused(plan.candidate, reason, waits[plan.candidate.job.uid], _TAPE_AGAIN)
+            for plan in plans
+            if plan.candidate.job.uid in waits
+        ]
+        return [plan for plan in plans if plan.candidate.job.uid not in waits]
 
     async def _open_uploads(self, plans: Sequence[_Plan]) -> None:
         """Ask for the right to write the outputs of all attempts."""
