@@ -3,9 +3,9 @@
 import asyncio
 import os
 import stat
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import aclosing
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from itertools import islice
@@ -15,26 +15,18 @@ from typing import Final
 from khomas.api.common.v1 import value_pb2
 from khomas.api.storage.v1 import storage_service_pb2 as pb
 from khomas.kit.errors import DomainError
-from khomas.storage import fits, staging
+from khomas.storage import fits, remote_scan, staging
 from khomas.storage.elements import Element, Elements, Protocols, known
-from khomas.storage.errors import PathNotFound, PathRefused
+from khomas.storage.errors import PathNotFound, PathRefused, StorageElementUnreachable
+from khomas.storage.found import Found
 from khomas.storage.paths import PRIVATE, checked
+from khomas.storage.protocols.interface import Problem, ProtocolFault, StorageProtocol
 
 _BATCH_FILES: Final = 200
 _BATCH_BYTES: Final = 512 * 1024 * 1024
 # One reads from the disk while another one computes.
 _READERS: Final = 2
 _MAX_INTEGER: Final = 2**63
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A file met on the way; with an error it could not even be looked at."""
-
-    path: str
-    size_bytes: int
-    modify_time: float
-    error: str = ""
 
 
 class Scans:
@@ -47,18 +39,58 @@ class Scans:
     async def scan(self, request: pb.ScanTreeRequest) -> AsyncIterator[pb.ScanTreeResponse]:
         """Stream what lies below a path; the walk and the reading run in threads."""
         element = known(await self._elements.all(), request.storage_element)
-        local = self._local(element)
         top = checked(request.path) if request.path else ""
+        answers = self._mounted if self._protocols.is_local(element) else self._elsewhere
+        async with aclosing(answers(element, top, request)) as files:
+            async for some in files:
+                yield pb.ScanTreeResponse(files=some)
+
+    async def _mounted(
+        self, element: Element, top: str, request: pb.ScanTreeRequest
+    ) -> AsyncGenerator[Sequence[pb.ScannedFile], None]:
+        local = self._local(element)
         if not await asyncio.to_thread(local(top).is_dir):
             raise PathNotFound(storage_element=element.id, path=request.path or "/")
         walk = Walk(local, follow=element.read_only)
         found = _wanted(walk.below(top, request.after_path), request, top)
         with ThreadPoolExecutor(_READERS, thread_name_prefix="storage-scan") as readers:
-            batches = _batches(found, read=bool(request.checksums or request.cards))
+            batches = _batches(found, read=_reads(request))
             while batch := await asyncio.to_thread(next, batches, None):
                 loop = asyncio.get_running_loop()
                 reads = [loop.run_in_executor(readers, _scanned, one, local, request) for one in batch]
-                yield pb.ScanTreeResponse(files=await asyncio.gather(*reads))
+                yield await asyncio.gather(*reads)
+
+    async def _elsewhere(
+        self, element: Element, top: str, request: pb.ScanTreeRequest
+    ) -> AsyncGenerator[Sequence[pb.ScannedFile], None]:
+        protocol, sent = self._protocols.of(element), 0
+        try:
+            async with aclosing(remote_scan.below(protocol, top, request.after_path)) as found:
+                batch: list[Found] = []
+                async for one in found:
+                    if not _matches(one, request, top):
+                        continue
+                    batch.append(one)
+                    sent += 1
+                    size = sum(other.size_bytes for other in batch) if _reads(request) else 0
+                    if len(batch) == _BATCH_FILES or size >= _BATCH_BYTES or sent == request.limit:
+                        yield await self._fetched(protocol, batch, request)
+                        batch = []
+                    if sent == request.limit:
+                        return
+            if batch:
+                yield await self._fetched(protocol, batch, request)
+        except ProtocolFault as fault:
+            if fault.problem is Problem.ABSENT:
+                raise PathNotFound(storage_element=element.id, path=request.path or "/") from fault
+            raise StorageElementUnreachable(storage_element=element.id, message=fault.message) from fault
+
+    async def _fetched(
+        self, protocol: StorageProtocol, batch: list[Found], request: pb.ScanTreeRequest
+    ) -> Sequence[pb.ScannedFile]:
+        if _reads(request):
+            return await remote_scan.read(protocol, batch, request, _scanned)
+        return [_scanned(one, Path, request) for one in batch]
 
     def _local(self, element: Element) -> Callable[[str], Path]:
         return lambda path: self._protocols.local(element, path)
@@ -129,13 +161,17 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _wanted(found: Iterator[Found], request: pb.ScanTreeRequest, top: str) -> Iterator[Found]:
+def _reads(request: pb.ScanTreeRequest) -> bool:
+    return bool(request.checksums or request.cards)
+
+
+def _matches(one: Found, request: pb.ScanTreeRequest, top: str) -> bool:
     start = len(top) + 1 if top else 0
-    include = list(request.include)
-    matching = (
-        one for one in found if not include or any(fnmatchcase(one.path[start:], pattern) for pattern in include)
-    )
-    return islice(matching, request.limit or None)
+    return not request.include or any(fnmatchcase(one.path[start:], pattern) for pattern in request.include)
+
+
+def _wanted(found: Iterator[Found], request: pb.ScanTreeRequest, top: str) -> Iterator[Found]:
+    return islice((one for one in found if _matches(one, request, top)), request.limit or None)
 
 
 def _batches(found: Iterator[Found], *, read: bool) -> Iterator[list[Found]]:
