@@ -334,7 +334,7 @@ def _progress(jobs: list[Any]) -> str:
 @click.argument("subject")
 @click.option("--json", "as_json", is_flag=True)
 def why(subject: str, as_json: bool) -> None:
-    """Say why a job, transfer, deletion, incident, production or release waits or failed, and what would change it."""
+    """Say why a job, transfer, recall, deletion, incident, production or release waits or failed, and what helps."""
     found = with_client(lambda client: _explain(client, subject))
     if as_json:
         show_one(as_dict(found), as_json=True)
@@ -353,6 +353,7 @@ async def _explain(client: "AsyncClient", subject: str) -> Any:
 
     explained = {
         "transfers/": client.storage.explain,
+        "recalls/": client.recalls.explain,
         "incidents/": client.integrity.explain_incident,
         "deletions/": client.integrity.explain_deletion,
         "releases/": client.archive.explain,

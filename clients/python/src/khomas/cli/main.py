@@ -41,6 +41,7 @@ COMMANDS = {
     "incident": ("integrity", "Files that are lost, damaged or unknown: ls, show, apply."),
     "transfer": ("transfers", "Copy files between StorageElements."),
     "link": ("transfers", "See and bound what moves between StorageElements."),
+    "recall": ("recalls", "Bring files from tape to disk."),
     "prod": ("productions", "Create, watch and steer productions."),
     "run": ("productions", "Observation runs and their quality."),
     "trace": ("productions", "Say where anything came from."),

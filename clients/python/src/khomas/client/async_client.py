@@ -10,6 +10,7 @@ from khomas.client.files import Files
 from khomas.client.integrity import Integrity
 from khomas.client.jobs import JobChange, Jobs, spec_of
 from khomas.client.links import Links
+from khomas.client.recalls import Recalls
 from khomas.client.services import Archive, Bookkeeping, Catalog, Storage
 
 # Programs that every node has.
@@ -31,6 +32,7 @@ class AsyncClient:
         self.storage = Storage(self.connection)
         self.integrity = Integrity(self.connection)
         self.links = Links(self.connection)
+        self.recalls = Recalls(self.connection)
         self.bookkeeping = Bookkeeping(self.connection)
         self.archive = Archive(self.connection)
 

@@ -21,7 +21,7 @@ T = TypeVar("T")
 class Client:
     """A connection to the services: `c = Client(); job = c.submit("./a.sh", memory="2 GiB"); job.wait()`.
 
-    `files`, `catalog`, `storage`, `integrity`, `links`, `bookkeeping` and `archive` have the methods of the
+    `files`, `catalog`, `storage`, `integrity`, `links`, `recalls`, `bookkeeping` and `archive` have the methods of the
     asynchronous client, each blocking until it is done.
     """
 
@@ -34,6 +34,7 @@ class Client:
         self.storage = Blocking(self, self.asynchronous.storage)
         self.integrity = Blocking(self, self.asynchronous.integrity)
         self.links = Blocking(self, self.asynchronous.links)
+        self.recalls = Blocking(self, self.asynchronous.recalls)
         self.bookkeeping = Blocking(self, self.asynchronous.bookkeeping)
         self.archive = Blocking(self, self.asynchronous.archive)
 
