@@ -1,6 +1,6 @@
 """Policies, drains, single replicas and caches, beside the real catalogue."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from uuid import uuid4
 
@@ -24,7 +24,8 @@ from khomas.storage.rules.cleaning import Cached, chosen
 from khomas.storage.rules.testing import PATIENCE, World, running
 from khomas.storage.testing import until
 
-Drain, Rule = drain_pb2.Drain, rule_pb2.ReplicationRule
+Drain = drain_pb2.Drain
+Rule = rule_pb2.ReplicationRule
 SERVICE = "khomas.api.storage.v1.PlacementService"
 
 
@@ -256,7 +257,7 @@ def test_last_and_protected_copies_are_never_chosen_for_cleaning(cached: list[Ca
 
 
 async def test_rpcs_say_when_something_is_not_there(world: World) -> None:
-    calls = [
+    calls: list[Awaitable[object]] = [
         world.placement.GetDrain(pb.GetDrainRequest(name="drains/no")),
         world.placement.DeletePolicy(pb.DeletePolicyRequest(name="policies/no", request_id=str(uuid4()))),
         world.placement.DrainStorageElement(

@@ -41,6 +41,7 @@ from khomas.storage.recalls.parts import Recalling
 from khomas.storage.reconciling import tables as integrity_tables
 from khomas.storage.reconciling.parts import Integrity
 from khomas.storage.rules import tables as rule_tables
+from khomas.storage.rules.accesses import Accesses
 from khomas.storage.rules.parts import placement
 from khomas.storage.scan import Scans
 from khomas.storage.servicer import StorageServicer
@@ -74,6 +75,7 @@ class Parts:
     transfers: Transfers
     deletions: Deletions
     following: Following
+    accesses: Accesses
     integrity: Integrity
     recalling: Recalling
 
@@ -119,7 +121,9 @@ async def start(settings: StorageSettings, host: Host) -> Running:
         parts.log,
     )
 
-    placing = placement(settings, host, parts.database, parts.once, parts.log, parts.elements, parts.transfers)
+    placing = placement(
+        settings, host, parts.database, parts.once, parts.log, parts.elements, parts.transfers, parts.accesses
+    )
 
     def add_to(server: grpc.aio.Server) -> None:
         placing.add_to(server)
@@ -181,7 +185,7 @@ async def _built(settings: StorageSettings, host: Host, database: Database) -> P
     credentials = open_all(settings.credentials)
     elements, protocols = Elements(database), Protocols.installed(credentials, durable=settings.fsync)
     catalog = Catalog(host.channel("catalog"), settings.catalog_deadline)
-    signer = Signer(await _signing_key(database))
+    signer, accesses = Signer(await _signing_key(database)), Accesses(database)
     granting = Granting(signer, host.http_url, settings.grant_lifetime, settings.max_grant_lifetime)
     uploads = Uploads(database, once, log, elements, protocols, granting, settings.default_storage_element)
     intents = Intents(database, log, owner, 2 * settings.catalog_deadline)
@@ -211,7 +215,10 @@ async def _built(settings: StorageSettings, host: Host, database: Database) -> P
             catalog,
             deadline=settings.catalog_deadline,
         ),
-        downloads=Downloads(catalog, elements, protocols, granting, recalling.online),
+        downloads=Downloads(
+            catalog, elements, protocols, granting, recalling.online, transferring.measures, accesses
+        ),
+        accesses=accesses,
         transferring=transferring,
         transfers=transferring.transfers,
         deletions=Deletions(

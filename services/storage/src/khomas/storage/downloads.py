@@ -4,46 +4,41 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 
 from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
-from khomas.api.catalog.v1 import file_pb2
-from khomas.api.storage.v1 import storage_element_pb2, storage_service_pb2
+from khomas.api.storage.v1 import storage_service_pb2
 from khomas.kit.boundary.status import status_of
 from khomas.storage.catalog import Catalog
-from khomas.storage.elements import Element, Elements, Protocols
+from khomas.storage.elements import Elements, Protocols
 from khomas.storage.errors import NoReplica, PathRefused
 from khomas.storage.granting import Granting
 from khomas.storage.lending import Place, lent
+from khomas.storage.links.choosing import nearest
+from khomas.storage.links.measures import Measures
 from khomas.storage.protocols.interface import Remote
 from khomas.storage.recalls.errors import Offline
 from khomas.storage.recalls.online import Online
-
-
-def reading_order(file: file_pb2.File, elements: Mapping[str, Element], site: str) -> list[Place]:
-    """Return the replicas that can be read, the best first: near, on disk, reachable at the last look."""
-    usable = [
-        (elements[replica.storage_element], replica)
-        for replica in file.replicas
-        if replica.state == file_pb2.Replica.STATE_AVAILABLE and replica.storage_element in elements
-    ]
-
-    def rank(pair: Place) -> tuple[bool, bool, bool, str]:
-        element = pair[0]
-        far = bool(site) and element.site != site
-        return not element.reachable, far, element.media != storage_element_pb2.StorageElement.MEDIA_DISK, element.id
-
-    return sorted(usable, key=rank)
+from khomas.storage.rules.accesses import Accesses
 
 
 class Downloads:
     """Grants reading."""
 
     def __init__(
-        self, catalog: Catalog, elements: Elements, protocols: Protocols, granting: Granting, online: Online
+        self,
+        catalog: Catalog,
+        elements: Elements,
+        protocols: Protocols,
+        granting: Granting,
+        online: Online,
+        measures: Measures,
+        accesses: Accesses,
     ) -> None:
         self._catalog = catalog
         self._elements = elements
         self._protocols = protocols
         self._granting = granting
         self._online = online
+        self._measures = measures
+        self._accesses = accesses
 
     async def create(
         self, request: storage_service_pb2.BatchCreateDownloadsRequest
@@ -55,7 +50,7 @@ class Downloads:
         elements = await self._elements.all()
         results = await self._catalog.files(request.names)
         offline = await self._online.offline(one.file for one in results if one.HasField("file"))
-        orders = [reading_order(result.file, elements, request.site) for result in results]
+        orders = [nearest(result.file, elements, self._measures.known, site=request.site) for result in results]
         given = await lent(self._protocols, (place for order in orders for place in order), end - now)
         return storage_service_pb2.BatchCreateDownloadsResponse(
             downloads=[
@@ -94,7 +89,9 @@ class Downloads:
             download.grants.append(
                 self._granting.download(replica.path, file.checksums.adler32, element.id, local, end)
             )
-        if not download.grants:
+        if download.grants:
+            self._accesses.note(file.uid, download.grants[0].storage_element)
+        else:
             error = Offline(file=name, storage_element=on_tape) if on_tape else NoReplica(file=name)
             download.error.CopyFrom(status_of(error))
         return download

@@ -1,10 +1,10 @@
 """The copies that rules want, in the database: read, written and counted in batches."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, case, delete, func, or_, select
+from sqlalchemy import ColumnElement, Row, String, case, cast, delete, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -50,16 +50,15 @@ async def write(connection: AsyncConnection, copies: Sequence[tuple[str, Copy]])
     await connection.execute(statement.on_conflict_do_update(index_elements=list(_KEY), set_=new))
 
 
-async def drop(connection: AsyncConnection, rule_uid: str, copies: Iterable[Copy]) -> list[str]:
+async def drop(connection: AsyncConnection, rule_uid: str, copies: Sequence[Copy]) -> list[str]:
     """Release copies, with one statement; return the transfers that nobody wants any more."""
-    keys = [(copy.file_uid, copy.number) for copy in copies]
-    if not keys:
+    if not copies:
         return []
-    types = {"file_uid": rule_copy.c.file_uid.type, "number": rule_copy.c.number.type}
-    gone = rows_table(connection, types, keys)
-    same = and_(rule_copy.c.file_uid == gone.c.file_uid, rule_copy.c.number == gone.c.number)
-    which = select(gone.c.number).where(same).exists()
-    return await drop_where(connection, rule_copy.c.rule_uid == rule_uid, which)
+    # The first condition finds rows by their index, the second one tells which of a file's copies.
+    files = in_values(rule_copy.c.file_uid, {copy.file_uid for copy in copies})
+    key = rule_copy.c.file_uid + "/" + cast(rule_copy.c.number, String)
+    which = in_values(key, [f"{copy.file_uid}/{copy.number}" for copy in copies])
+    return await drop_where(connection, rule_copy.c.rule_uid == rule_uid, files, which)
 
 
 async def drop_where(connection: AsyncConnection, *conditions: ColumnElement[bool]) -> list[str]:

@@ -7,12 +7,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
-from sqlalchemy import case, delete, literal, select, update
+from sqlalchemy import String, case, cast, delete, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.catalog.v1 import file_pb2
 from khomas.api.storage.v1 import rule_pb2 as pb
-from khomas.kit.database import Database, in_values, rows_table
+from khomas.kit.database import Database, in_values
 from khomas.kit.errors import DomainError
 from khomas.kit.events import EventLog
 from khomas.kit.leases import FREE, claim
@@ -219,22 +219,20 @@ class Evaluation:
         """Make transfers for copies that have none, and note which ones."""
         which = (rule_copy.c.state == CopyState.REPLICATING, rule_copy.c.transfer_uid == "")
         query = select(rule_copy).where(rule_copy.c.rule_uid == work.uid, *which).limit(_BATCH)
-        names = ("file_uid", "number", "storage_element", "transfer_uid", "state", "reason", "message")
-        types = {name: rule_copy.c[name].type for name in names}
         while True:
             async with self._database.read() as connection:
                 wanted = [copies.copy_of(row) for row in (await connection.execute(query)).all()]
             if not wanted:
                 return
             started = await self._starting.start(work.row, wanted)
+            before = dict(zip(started, wanted, strict=True))
             async with self._database.write() as connection:
+                await decide_alone(connection)
                 await self._hold(connection, work)
-                new = rows_table(connection, types, [[getattr(copy, name) for name in names] for copy in started])
+                now = await copies.of_files(connection, work.uid, {copy.file_uid for copy in wanted})
+                same = {copy for some in now.values() for copy in some}
                 # What an event has changed meanwhile stays as it is.
-                same = [rule_copy.c[name] == new.c[name] for name in ("file_uid", "number", "storage_element")]
-                values = {name: new.c[name] for name in names[3:]}
-                statement = update(rule_copy).where(rule_copy.c.rule_uid == work.uid, *which, *same)
-                await connection.execute(statement.values(**values, state_time=datetime.now(UTC)))
+                await copies.write(connection, [(work.uid, copy) for copy in started if before[copy] in same])
 
     async def _finish(self, work: _Work) -> None:
         """Count, tell what has changed, and say when to look again: at once if something has happened meanwhile."""
@@ -305,10 +303,9 @@ async def _joined(connection: AsyncConnection, rule_uid: str, named: Sequence[tu
     """Forget that files have joined, but for those that were named again meanwhile."""
     if not named:
         return
-    types = {"file": rule_join.c.file.type, "times": rule_join.c.times.type}
-    done = rows_table(connection, types, named)
-    same = select(done.c.times).where(rule_join.c.file == done.c.file, rule_join.c.times == done.c.times).exists()
-    await connection.execute(delete(rule_join).where(rule_join.c.rule_uid == rule_uid, same))
+    files = in_values(rule_join.c.file, [name for name, _ in named])
+    same = in_values(rule_join.c.file + "/" + cast(rule_join.c.times, String), [f"{name}/{n}" for name, n in named])
+    await connection.execute(delete(rule_join).where(rule_join.c.rule_uid == rule_uid, files, same))
 
 
 def _located(file: file_pb2.File, going: set[tuple[str, str]]) -> Located:

@@ -72,6 +72,7 @@ def placement(
     log: EventLog,
     elements: Elements,
     transfers: Transfers,
+    accesses: Accesses,
 ) -> Placement:
     """Build everything about rules."""
     catalog, owner = Catalog(host.channel("catalog"), settings.catalog_deadline), new_uid()
@@ -104,7 +105,7 @@ def placement(
         ),
         deletions=ReplicaDeletions(once, log, elements, catalog),
         cleaning=Cleaning(database, log, elements, catalog),
-        accesses=Accesses(database),
+        accesses=accesses,
         poll=settings.poll,
         check_interval=settings.check_interval,
     )

@@ -131,16 +131,21 @@ class World:
 
 @asynccontextmanager
 async def running(
-    folder: Path, settings: Mapping[str, Any] | None = None, database_urls: Mapping[str, str] | None = None
+    folder: Path,
+    settings: Mapping[str, Any] | None = None,
+    database_urls: Mapping[str, str] | None = None,
+    *,
+    again: bool = False,
 ) -> AsyncIterator[World]:
-    """Run both services, with three StorageElements."""
+    """Run both services, with three StorageElements; `again` when they were made in this folder before."""
     catalog = load(installed("khomas.services")["catalog"])
     all_settings = {"storage": {**FAST, **(settings or {})}}
     async with serve(
         catalog, service, state=folder / "state", settings=all_settings, database_urls=database_urls
     ) as served:
         world = World(served, folder)
-        await world.element("one", "hd", labels={"tier": "1"})
-        await world.element("two", "hd", labels={"tier": "2"})
-        await world.element("three", "lyon", labels={"tier": "2"})
+        if not again:
+            await world.element("one", "hd", labels={"tier": "1"})
+            await world.element("two", "hd", labels={"tier": "2"})
+            await world.element("three", "lyon", labels={"tier": "2"})
         yield world
