@@ -1,0 +1,1 @@
+"""FTS3, the transfer service of the grid, by its REST interface."""
