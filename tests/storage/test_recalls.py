@@ -9,12 +9,13 @@ import grpc
 import pytest
 
 from khomas.api.common.v1 import event_pb2
-from khomas.api.storage.v1 import recall_pb2
+from khomas.api.storage.v1 import recall_pb2, transfer_pb2
 from khomas.api.storage.v1 import recall_service_pb2 as pb
+from khomas.api.storage.v1 import storage_service_pb2 as storage_pb
 from khomas.kit.boundary.status import reason_of
 from khomas.storage.recalls.tables import recall as recall_table
 from khomas.storage.testing import until
-from tests.storage.tape import PATIENCE, Site, State, site_of
+from tests.storage.tape import CONTENT, PATIENCE, Site, State, site_of
 from tests.testbeds.tape import Tape
 
 
@@ -185,3 +186,41 @@ async def test_changes_are_told_as_events(site: Site) -> None:
         if State.STATE_ONLINE in seen:
             break
     assert seen == [State.STATE_WAITING, State.STATE_REQUESTED, State.STATE_ONLINE]
+
+
+async def test_download_of_what_is_on_tape_says_so_until_it_is_on_disk(site: Site) -> None:
+    (name,) = site.keep(1)
+    told = await site.storage.download(name)
+    assert not told.grants
+    assert f"khomas recall {name}" in told.error.message
+    await site.recall([name])
+    await site.deliver(1)
+    await site.until_all(State.STATE_ONLINE)
+    (grant,) = (await site.storage.download(name)).grants
+    async with site.storage.http.get(grant.url, headers=grant.headers) as answer:
+        assert await answer.read() == CONTENT
+
+
+async def test_transfer_of_what_is_on_tape_has_it_recalled_and_goes_on(site: Site) -> None:
+    (name,) = site.keep(1)
+    wanted = transfer_pb2.Transfer(file=name, destination="local")
+    request = storage_pb.BatchCreateTransfersRequest(transfers=[wanted], request_id=str(uuid4()))
+    (made,) = (await site.storage.stub.BatchCreateTransfers(request)).results
+
+    async def found() -> transfer_pb2.Transfer:
+        return await site.storage.stub.GetTransfer(storage_pb.GetTransferRequest(name=made.transfer.name))
+
+    async def waits() -> bool:
+        return any(one.reason == transfer_pb2.TRANSFER_REASON_ON_TAPE for one in (await found()).attempts)
+
+    async def ended() -> bool:
+        return (await found()).state >= transfer_pb2.Transfer.STATE_SUCCEEDED
+
+    await until(waits, PATIENCE)
+    assert (await found()).state == transfer_pb2.Transfer.STATE_WAITING
+    told = await site.storage.stub.ExplainTransfer(storage_pb.ExplainTransferRequest(name=made.transfer.name))
+    assert "on tape at lyon-hpss" in told.summary
+    await site.deliver(1)
+    await until(ended, PATIENCE)
+    assert (await found()).state == transfer_pb2.Transfer.STATE_SUCCEEDED
+    assert (site.storage.root / name[1:]).read_bytes() == CONTENT

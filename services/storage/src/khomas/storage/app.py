@@ -190,11 +190,13 @@ async def _built(settings: StorageSettings, host: Host, database: Database) -> P
     uploads = Uploads(database, once, log, elements, protocols, granting, settings.default_storage_element)
     intents = Intents(database, log, owner, 2 * settings.catalog_deadline)
     arrivals = Arrivals(protocols, executor, settings.sha256_limit_bytes)
-    transferring = Transferring.built(settings, database, log, once, elements, protocols, catalog, credentials, owner)
+    recalling = Recalling.built(settings, database, once, log, elements, protocols, catalog, owner)
+    transferring = Transferring.built(
+        settings, database, log, once, elements, protocols, catalog, credentials, owner, recalling.online
+    )
     integrity = Integrity.built(
         settings, database, once, log, catalog, elements, protocols, transferring.transfers, owner
     )
-    recalling = Recalling.built(settings, database, once, log, elements, protocols, catalog, owner)
     return Parts(
         database=database,
         log=log,

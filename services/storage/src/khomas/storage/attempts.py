@@ -1,7 +1,7 @@
 """One attempt at one transfer: what it reads, what became of it, and what held it up."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
@@ -119,6 +119,7 @@ def plan(
     elements: Mapping[str, Element],
     measures: Mapping[tuple[str, str], Measure],
     failed: Sequence[str],
+    offline: Collection[tuple[str, str]] = (),
 ) -> None:
     """Find out what to read; end the attempt if the file is there already, raise CopyFailed if it cannot get there."""
     file, row = result.file, attempt.row
@@ -135,7 +136,10 @@ def plan(
         return
     attempt.wanted = Wanted(file.size_bytes, file.checksums.adler32)
     attempt.copy = Copy(attempt.wanted)
-    attempt.candidates = _readable(attempt, file, elements, measures, failed)
+    order = _readable(attempt, file, elements, measures, failed)
+    attempt.candidates = [one for one in order if (file.uid, one[0].id) not in offline]
+    if not attempt.candidates:
+        raise CopyFailed(pb.TRANSFER_REASON_ON_TAPE, f"on tape at {order[0][0].id}, and not on disk now")
 
 
 def _readable(

@@ -16,6 +16,10 @@ _REMEDIES: Mapping[int, Sequence[Remedy]] = {
         Remedy(who="nobody: it resolves itself", action="It runs when the transfers before it are done."),
         Remedy(who="operator", action="Raise transfer_workers of the storage service."),
     ),
+    pb.TRANSFER_REASON_ON_TAPE: (
+        Remedy(who="nobody: it resolves itself", action="It is copied as soon as it has come from tape."),
+        Remedy(who="you", action="See how far that is.", command="khomas recall ls --filter 'file = \"{file}\"'"),
+    ),
     pb.TRANSFER_REASON_TRANSIENT: (_ITSELF, _AGAIN),
     pb.TRANSFER_REASON_SOURCE: (_ITSELF, Remedy(who="site", action="See why the source cannot be read."), _COPIES),
     pb.TRANSFER_REASON_SOURCE_CHECKSUM: (

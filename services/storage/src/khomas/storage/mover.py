@@ -22,6 +22,7 @@ from khomas.storage.landing import Landings
 from khomas.storage.links.bucket import Bucket, Throttle
 from khomas.storage.links.measures import Measures
 from khomas.storage.moving import Moving, ending
+from khomas.storage.recalls.online import Online
 from khomas.storage.transfer_queue import Outcome, Queue
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Mover:
         protocols: Protocols,
         measures: Measures,
         outside: Outside,
+        online: Online,
         *,
         workers: int,
         poll: timedelta,
@@ -53,6 +55,7 @@ class Mover:
         self._protocols = protocols
         self._measures = measures
         self._outside = outside
+        self._online = online
         self._workers = workers
         self._poll = poll.total_seconds()
         self._renewal = lease.total_seconds() / 3
@@ -109,9 +112,13 @@ class Mover:
             for attempt in attempts:
                 attempt.end(pb.TRANSFER_REASON_TRANSIENT, f"the catalogue does not answer: {error}")
             return
+        files = {attempt.uid: result.file for attempt, result in zip(attempts, results, strict=True)}
+        offline = await self._online.offline(files.values())
         for attempt, result in zip(attempts, results, strict=True):
             with ending(attempt):
-                plan(attempt, result, elements, self._measures.known, failed.get(attempt.uid, []))
+                plan(attempt, result, elements, self._measures.known, failed.get(attempt.uid, []), offline)
+        late = [one for one in attempts if one.ended and one.ended.reason == pb.TRANSFER_REASON_ON_TAPE]
+        await self._online.want([files[one.uid] for one in late])
         await self._check_room(attempts, elements)
 
     async def _check_room(self, attempts: Sequence[Attempt], elements: Mapping[str, Element]) -> None:

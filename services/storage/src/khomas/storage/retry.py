@@ -65,12 +65,21 @@ def verdict(
     """
     if reason == pb.TRANSFER_REASON_UNSPECIFIED:
         return Verdict(pb.Transfer.STATE_SUCCEEDED, reason, now)
+    if reason == pb.TRANSFER_REASON_ON_TAPE:
+        # Whoever recalls the file brings the next attempt forward.
+        return _waiting(now + policy.max_pause, deadline, now)
     if reason in _FINAL or attempt >= (max_attempts or policy.attempts):
         return Verdict(pb.Transfer.STATE_FAILED, reason, now)
     again = now + _pause(reason, attempt, policy, elsewhere=elsewhere)
     if deadline is not None and again > deadline:
         return Verdict(pb.Transfer.STATE_FAILED, pb.TRANSFER_REASON_DEADLINE, now)
     return Verdict(pb.Transfer.STATE_WAITING, pb.TRANSFER_REASON_BACKOFF, again)
+
+
+def _waiting(again: datetime, deadline: datetime | None, now: datetime) -> Verdict:
+    # The end of its time is looked for then.
+    until = again if deadline is None else max(now, min(again, deadline))
+    return Verdict(pb.Transfer.STATE_WAITING, pb.TRANSFER_REASON_BACKOFF, until)
 
 
 def _pause(reason: pb.TransferReason.ValueType, attempt: int, policy: Policy, *, elsewhere: bool) -> timedelta:

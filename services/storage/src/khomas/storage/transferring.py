@@ -15,6 +15,7 @@ from khomas.storage.executors.outside import Outside
 from khomas.storage.links.measures import Measures, Streams
 from khomas.storage.links.servicer import LinkServicer
 from khomas.storage.mover import Mover
+from khomas.storage.recalls.online import Online
 from khomas.storage.retry import Policy
 from khomas.storage.transfer_queue import Queue
 from khomas.storage.transfers import Transfers
@@ -42,6 +43,7 @@ class Transferring:
         catalog: Catalog,
         credentials: Mapping[str, CredentialProvider],
         owner: str,
+        online: Online,
     ) -> "Transferring":
         """Put them together."""
         measures = Measures(database, Streams(settings.link_streams, settings.max_link_streams))
@@ -57,6 +59,7 @@ class Transferring:
             protocols,
             measures,
             outside,
+            online,
             workers=settings.transfer_workers,
             poll=settings.poll,
             lease=settings.lease,

@@ -1,23 +1,28 @@
-"""Which copies on tape can be read now."""
+"""Which copies on tape can be read now, for whoever in this service reads."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from datetime import timedelta
 
 from sqlalchemy import select
 
 from khomas.api.catalog.v1 import file_pb2
 from khomas.api.storage.v1 import storage_element_pb2
 from khomas.kit.database import Database, in_values
+from khomas.kit.events import EventLog
 from khomas.storage.elements import Elements
 from khomas.storage.recalls.messages import State
 from khomas.storage.recalls.tables import recall
+from khomas.storage.recalls.wanting import Wanted, on_tape, stored
 
 
 class Online:
     """Knows what was recalled and is still on disk."""
 
-    def __init__(self, database: Database, elements: Elements) -> None:
+    def __init__(self, database: Database, log: EventLog, elements: Elements, lifetime: timedelta) -> None:
         self._database = database
+        self._log = log
         self._elements = elements
+        self._lifetime = lifetime
 
     async def offline(self, files: Iterable[file_pb2.File]) -> frozenset[tuple[str, str]]:
         """Return the replicas of these files, as uid and StorageElement, that have to be recalled before they are read.
@@ -33,6 +38,16 @@ class Online:
             if replica.storage_element in tapes
         }
         return frozenset(pairs - await self._there(pairs)) if pairs else frozenset()
+
+    async def want(self, files: Sequence[file_pb2.File]) -> None:
+        """Have files recalled for the service itself."""
+        if not files:
+            return
+        elements = await self._elements.all()
+        found = [on_tape(file, elements) for file in files]
+        wanted = {one.key: one for one in found if isinstance(one, Wanted)}
+        async with self._database.write() as connection:
+            await stored(connection, self._log, list(wanted.values()), "", "storage", self._lifetime)
 
     async def _there(self, pairs: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
         keys = [f"{element}/{uid}" for uid, element in pairs]

@@ -1,7 +1,6 @@
 """Recalls as callers want, see and cancel them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -11,25 +10,24 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
 from khomas.api.catalog.v1 import file_pb2
 from khomas.api.common.v1 import explanation_pb2
-from khomas.api.storage.v1 import recall_pb2, storage_element_pb2
+from khomas.api.storage.v1 import recall_pb2
 from khomas.api.storage.v1 import recall_service_pb2 as pb
 from khomas.kit.auth.principal import allows
 from khomas.kit.boundary.call import current_principal
-from khomas.kit.boundary.status import status_of
-from khomas.kit.database import Database, in_values, insert_new, rows_table
+from khomas.kit.database import Database, in_values
 from khomas.kit.errors import FieldInvalid
 from khomas.kit.events import EventLog
 from khomas.kit.filtering import fields, where
 from khomas.kit.idempotency import Once
-from khomas.kit.ids import new_uids
 from khomas.kit.leases import FREE
 from khomas.kit.paging import Ordering, list_page
 from khomas.storage.catalog import Catalog
 from khomas.storage.elements import Element, Elements, known
-from khomas.storage.recalls.errors import NotOnTape, RecallNotFound
+from khomas.storage.recalls.errors import RecallNotFound
 from khomas.storage.recalls.explaining import explanation
 from khomas.storage.recalls.messages import ACTIVE, PREFIX, State, recall_event, recall_proto
 from khomas.storage.recalls.tables import recall
+from khomas.storage.recalls.wanting import Wanted, on_tape, stored
 from khomas.storage.rows import mapping, mappings
 
 _FIELDS: Final = {
@@ -45,20 +43,6 @@ _FIELDS: Final = {
 }
 _ORDER: Final = Ordering(fields={"create_time": recall.c.create_time}, unique=recall.c.uid, default="create_time desc")
 _MOST: Final = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """A copy on tape that is wanted on disk."""
-
-    file: file_pb2.File
-    storage_element: str
-    path: str
-
-    @property
-    def key(self) -> str:
-        """Of which there is one active recall only."""
-        return f"{self.storage_element}/{self.file.uid}"
 
 
 class Recalls:
@@ -81,14 +65,15 @@ class Recalls:
             known(elements, request.storage_element)
         judged = await self._judged(request, elements)
         lifetime = request.pin_lifetime.ToTimedelta() if request.HasField("pin_lifetime") else self._lifetime
-        wanted = {one.key: one for one in judged if isinstance(one, _Wanted)}
+        wanted = {one.key: one for one in judged if isinstance(one, Wanted)}
 
         async def work(connection: AsyncConnection) -> pb.BatchCreateRecallsResponse:
-            rows = await self._stored(connection, list(wanted.values()), request.origin, lifetime)
+            owner = current_principal().subject
+            rows = await stored(connection, self._log, list(wanted.values()), request.origin, owner, lifetime)
             return pb.BatchCreateRecallsResponse(
                 results=[
                     pb.RecallResult(recall=recall_proto(rows[one.key]))
-                    if isinstance(one, _Wanted)
+                    if isinstance(one, Wanted)
                     else pb.RecallResult(error=one)
                     for one in judged
                 ]
@@ -141,17 +126,17 @@ class Recalls:
 
     async def _judged(
         self, request: pb.BatchCreateRecallsRequest, elements: Mapping[str, Element]
-    ) -> list[_Wanted | Any]:
+    ) -> list[Wanted | Any]:
         if bool(request.files) == bool(request.dataset):
             raise FieldInvalid.of("files", "name either files or a dataset")
         if not request.dataset:
             results = await self._catalog.files(request.files)
             return [
-                one.error if one.HasField("error") else _on_tape(one.file, elements, request.storage_element)
+                one.error if one.HasField("error") else on_tape(one.file, elements, request.storage_element)
                 for one in results
             ]
-        members = [_on_tape(one, elements, request.storage_element) for one in await self._members(request.dataset)]
-        return [one for one in members if isinstance(one, _Wanted)]
+        members = [on_tape(one, elements, request.storage_element) for one in await self._members(request.dataset)]
+        return [one for one in members if isinstance(one, Wanted)]
 
     async def _members(self, dataset: str) -> Sequence[file_pb2.File]:
         request = catalog_pb.ListFilesRequest(dataset=dataset, page_size=_MOST, view=catalog_pb.FILE_VIEW_REPLICAS)
@@ -160,19 +145,6 @@ class Recalls:
             raise FieldInvalid.of("dataset", f"it has more than {_MOST} files; name them in parts")
         return answer.files
 
-    async def _stored(
-        self, connection: AsyncConnection, wanted: Sequence[_Wanted], origin: str, lifetime: timedelta
-    ) -> dict[str, Mapping[str, Any]]:
-        """Return the active recalls of these, by key, the missing ones made now."""
-        now = datetime.now(UTC)
-        fresh = [_new(one, uid, origin, lifetime, now) for one, uid in zip(wanted, _uids(len(wanted)), strict=True)]
-        made = {row.active_key: mapping(row) for row in await insert_new(connection, recall, fresh, *recall.c)}
-        await self._log.append(connection, [recall_event(row) for row in made.values()])
-        old = [one.key for one in wanted if one.key not in made]
-        if not old:
-            return made
-        return made | await _prolonged(connection, old, lifetime, now)
-
     async def _read(self, name: str) -> Mapping[str, Any]:
         query = select(recall).where(recall.c.uid == name.removeprefix(PREFIX))
         async with self._database.read() as connection:
@@ -180,65 +152,6 @@ class Recalls:
         if row is None:
             raise RecallNotFound(name=name)
         return mapping(row)
-
-
-async def _prolonged(
-    connection: AsyncConnection, keys: Sequence[str], lifetime: timedelta, now: datetime
-) -> dict[str, Mapping[str, Any]]:
-    """Give active recalls at least so much time from now."""
-    seconds = lifetime.total_seconds()
-    types = {"key": recall.c.active_key.type, "until": recall.c.pin_time.type}
-    new = rows_table(connection, types, [(key, now + lifetime) for key in keys])
-    longer = func.coalesce(case((recall.c.pin_time > new.c.until, recall.c.pin_time), else_=new.c.until), new.c.until)
-    statement = (
-        update(recall)
-        .where(recall.c.active_key == new.c.key)
-        .values(
-            pin_seconds=case((recall.c.pin_seconds > seconds, recall.c.pin_seconds), else_=seconds),
-            pin_time=case((recall.c.state == State.STATE_ONLINE, longer), else_=recall.c.pin_time),
-        )
-        .returning(recall)
-    )
-    return {row["active_key"]: row for row in mappings(await connection.execute(statement))}
-
-
-def _on_tape(file: file_pb2.File, elements: Mapping[str, Element], wanted: str) -> _Wanted | Any:
-    """Return the copy to recall, or the status that says that there is none."""
-    for replica in file.replicas:
-        element = elements.get(replica.storage_element)
-        good = replica.state == file_pb2.Replica.STATE_AVAILABLE and wanted in ("", replica.storage_element)
-        if good and element is not None and element.media == storage_element_pb2.StorageElement.MEDIA_TAPE:
-            return _Wanted(file, element.id, replica.path)
-    return status_of(NotOnTape(file=file.name))
-
-
-def _new(one: _Wanted, uid: str, origin: str, lifetime: timedelta, now: datetime) -> dict[str, Any]:
-    return {
-        "uid": uid,
-        "active_key": one.key,
-        "file": one.file.name,
-        "file_uid": one.file.uid,
-        "storage_element": one.storage_element,
-        "path": one.path,
-        "size_bytes": one.file.size_bytes,
-        "state": State.STATE_WAITING,
-        "reason": recall_pb2.RECALL_REASON_GATHERING,
-        "message": "",
-        "request_uid": "",
-        "native_id": "",
-        "owed": "",
-        "attempts": 0,
-        "queue_position": 0,
-        "position_estimated": False,
-        "pin_seconds": lifetime.total_seconds(),
-        "pin_time": None,
-        "due_time": now,
-        "origin": origin,
-        "owner": current_principal().subject,
-        "create_time": now,
-        "state_time": now,
-        "end_time": None,
-    }
 
 
 def _ended() -> dict[str, Any]:
@@ -259,10 +172,6 @@ def _ended() -> dict[str, Any]:
         "state_time": now,
         "end_time": now,
     }
-
-
-def _uids(number: int) -> Sequence[str]:
-    return new_uids(number) if number else ()
 
 
 def _mine() -> ColumnElement[bool]:

@@ -14,6 +14,7 @@ from typing import Any, Final
 from sqlalchemy import Row, and_, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from khomas.api.storage.v1.transfer_pb2 import Transfer
 from khomas.kit.database import Database, in_values, rows_table
 from khomas.kit.errors import DomainError
 from khomas.kit.events import EventLog
@@ -25,6 +26,7 @@ from khomas.storage.recalls.messages import State, recall_event
 from khomas.storage.recalls.tables import recall, recall_request
 from khomas.storage.recalls.verdicts import Outcome, Patience, answered, asked, fault_outcome, found_again, paid
 from khomas.storage.rows import mapping
+from khomas.storage.tables import transfer
 
 _BATCH: Final = 1000
 _ANY: Final = "*"
@@ -219,6 +221,7 @@ class Worker:
             )
             rows = [mapping(row) for row in (await connection.execute(statement)).all()]
             changed = {one.row.uid for one in outcomes if one.tells}
+            await _bring_forward(connection, [row["file_uid"] for row in rows if row["state"] == State.STATE_ONLINE])
             await self._log.append(connection, [recall_event(row) for row in rows if row["uid"] in changed])
             await self._number(connection, {row["storage_element"] for row in rows})
 
@@ -235,6 +238,14 @@ class Worker:
             .values(queue_position=numbered.c.place)
         )
         await connection.execute(statement)
+
+
+async def _bring_forward(connection: AsyncConnection, files: Sequence[str]) -> None:
+    """Let transfers go on that waited for these files."""
+    if files:
+        waits = (transfer.c.state == Transfer.STATE_WAITING, in_values(transfer.c.file_uid, files))
+        statement = update(transfer).where(*waits, transfer.c.next_attempt_time > datetime.now(UTC))
+        await connection.execute(statement.values(next_attempt_time=datetime.now(UTC)))
 
 
 def _owed() -> Any:

@@ -33,6 +33,8 @@ class _TransferReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Transf
     """Waits for its turn."""
     TRANSFER_REASON_BACKOFF: _TransferReason.ValueType  # 2
     """Waits after a failure."""
+    TRANSFER_REASON_ON_TAPE: _TransferReason.ValueType  # 3
+    """All copies are on tape, and one is being recalled. Tried again when it is on disk."""
     TRANSFER_REASON_TRANSIENT: _TransferReason.ValueType  # 10
     """A passing fault: connection lost, time-out. Retried."""
     TRANSFER_REASON_SOURCE: _TransferReason.ValueType  # 20
@@ -65,6 +67,8 @@ TRANSFER_REASON_QUEUED: TransferReason.ValueType  # 1
 """Waits for its turn."""
 TRANSFER_REASON_BACKOFF: TransferReason.ValueType  # 2
 """Waits after a failure."""
+TRANSFER_REASON_ON_TAPE: TransferReason.ValueType  # 3
+"""All copies are on tape, and one is being recalled. Tried again when it is on disk."""
 TRANSFER_REASON_TRANSIENT: TransferReason.ValueType  # 10
 """A passing fault: connection lost, time-out. Retried."""
 TRANSFER_REASON_SOURCE: TransferReason.ValueType  # 20
