@@ -49,6 +49,8 @@ _PROBLEMS = {
     errno.ENOSPC: Problem.FULL,
     errno.EDQUOT: Problem.FULL,
     errno.ESTALE: Problem.UNREACHABLE,
+    # A mounted file system whose server, or helper, is gone.
+    errno.ENOTCONN: Problem.UNREACHABLE,
     errno.EHOSTDOWN: Problem.UNREACHABLE,
     errno.EKEYEXPIRED: Problem.CREDENTIAL,
 }

@@ -141,6 +141,8 @@ class DavProtocol:
                 return
             if reply.status >= 300:
                 raise fault_of("GET", reply.status, await said(reply))
+            if reply.url.raw_path.endswith("/"):
+                raise ProtocolFault(Problem.ABSENT, f"{path} is a folder")
             # Who answers 200 to a range has ignored it.
             skip, left = start if reply.status == 200 else 0, reply.content_length
             if reply.status == 200 and left is not None:
@@ -303,13 +305,18 @@ async def _pieces(reply: aiohttp.ClientResponse, skip: int, left: int | None) ->
         raise ProtocolFault(Problem.PASSING, f"the connection ended {left} bytes too early")
 
 
-def _open(access: Access) -> DavProtocol:
+def session_of(access: Access) -> Session:
+    """Return what speaks to the server of an access point; raises ValueError for wrong options."""
     try:
         settings = DavSettings.model_validate(dict(access.options))
     except ValidationError as error:
         wrong = "; ".join(f"option {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         raise ValueError(wrong) from None
-    return DavProtocol(Session(access.address, settings, access.credential))
+    return Session(access.address, settings, access.credential)
+
+
+def _open(access: Access) -> DavProtocol:
+    return DavProtocol(session_of(access))
 
 
 plugin = Plugin(open=_open)
