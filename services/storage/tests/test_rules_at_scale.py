@@ -25,6 +25,7 @@ from khomas.storage.app import open_database
 from khomas.storage.catalog import Catalog
 from khomas.storage.config import StorageSettings
 from khomas.storage.elements import Elements, Protocols
+from khomas.storage.recalls.online import Online
 from khomas.storage.rules import events
 from khomas.storage.rules.evaluation import Evaluation
 from khomas.storage.rules.membership import Membership
@@ -83,8 +84,9 @@ async def bench(database_url: str, tmp_path: Path) -> AsyncIterator[Bench]:
             for name in ("one", "two", "three"):
                 await connection.execute(insert(tables.storage_element), element(name))
         catalog, settings = Catalog(served.channel, timedelta(seconds=60)), StorageSettings()
+        online = Online(database, log, elements, settings.recall_lifetime)
         transferring = Transferring.built(
-            settings, database, log, once, elements, Protocols({}, {}), catalog, {}, "tester"
+            settings, database, log, once, elements, Protocols({}, {}), catalog, {}, "tester", online
         )
         evaluation = Evaluation(
             database,
