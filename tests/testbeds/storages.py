@@ -12,6 +12,7 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from tests.testbeds import apache, nginx, s3, ssh, xrootd
+from tests.testbeds.tokens import Issuer
 from tests.testbeds.web import WebServer
 
 
@@ -34,6 +35,9 @@ class Store:
     grid: str = ""
     # Stores of one server have one name.
     server: str = ""
+    # Where it is a server of files over HTTPS, and whose tokens that believes.
+    web: WebServer | None = None
+    issuer: Issuer | None = None
     stop: Callable[[], None] = _nothing
     start: Callable[[], None] = _nothing
 
@@ -59,10 +63,10 @@ class _Beds:
         return Store(protocol="posix", address=str(folder), folder=folder)
 
     def dav_first(self) -> Store:
-        return _web(self.xrootd.servers[0], "xrootd-first", "davs")
+        return _web(self.xrootd.servers[0], "xrootd-first", "davs", self.xrootd.issuer)
 
     def dav_second(self) -> Store:
-        return _web(self.xrootd.servers[1], "xrootd-second", "davs")
+        return _web(self.xrootd.servers[1], "xrootd-second", "davs", self.xrootd.issuer)
 
     def apache(self) -> Store:
         return _web(self._stack.enter_context(apache.running(self.folder("apache"))), "apache")
@@ -100,7 +104,7 @@ class _Beds:
             protocol="sftp",
             address=f"sftp://{bed.address}{quote(str(folder))}",
             options={"known_hosts": str(bed.known_hosts)},
-            credential={"kind": "ssh-key", "options": {"key": str(bed.key)}},
+            credential={"kind": "ssh", "options": {"key": str(bed.key)}},
             folder=folder,
             server="sshd",
             stop=bed.stop,
@@ -115,7 +119,7 @@ class _Beds:
         return _objects(self._stack.enter_context(s3.moto(self.folder("moto"))), "moto", None)
 
 
-def _web(server: WebServer, name: str, grid: str = "") -> Store:
+def _web(server: WebServer, name: str, grid: str = "", issuer: Issuer | None = None) -> Store:
     folder = server.open_folder(f"davs-{uuid4().hex}")
     return Store(
         protocol="davs",
@@ -125,6 +129,8 @@ def _web(server: WebServer, name: str, grid: str = "") -> Store:
         folder=folder,
         grid=grid,
         server=name,
+        web=server,
+        issuer=issuer,
         stop=server.stop,
         start=server.start,
     )

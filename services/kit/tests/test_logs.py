@@ -29,6 +29,13 @@ def lines(stream: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
+def test_library_that_tells_of_every_connection_is_heard_when_it_warns(stream: io.StringIO) -> None:
+    logging.getLogger("asyncssh.sftp").info("Channel closed")
+    logging.getLogger("asyncssh.sftp").warning("Host key has changed")
+    logging.getLogger("khomas.test").info("file.found")
+    assert [line["event"] for line in lines(stream)] == ["Host key has changed", "file.found"]
+
+
 async def test_event_carries_its_fields_and_its_trace(stream: io.StringIO) -> None:
     trace = new_trace()
     enter_trace(trace)

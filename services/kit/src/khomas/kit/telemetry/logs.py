@@ -11,6 +11,8 @@ from khomas.kit.telemetry.trace import current_trace
 
 # Anything that begins like a JWT, and credentials in addresses.
 _SECRETS = re.compile(r"eyJ[A-Za-z0-9_.-]*|(?<=://)[^/\s:@\"]+:[^/\s@\"]+(?=@)")
+# Libraries that write several lines about every connection, or every migration that is not needed.
+_TALKATIVE = ("asyncssh", "alembic.runtime")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -43,3 +45,5 @@ def log_to(stream: TextIO = sys.stderr, level: str = "INFO") -> None:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.getLogger().level + 10)
