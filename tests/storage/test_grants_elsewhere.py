@@ -1,6 +1,8 @@
 """Files go straight to StorageElements that are elsewhere, and are read from there: by grants, and by jobs."""
 
+import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ import aiohttp
 import grpc
 import pytest
 from yarl import URL
+from zlib_ng import zlib_ng
 
 from khomas.api.storage.v1 import grant_pb2, storage_element_pb2
 from khomas.api.storage.v1 import storage_service_pb2 as pb
@@ -19,11 +22,16 @@ from khomas.kit.boundary.status import reason_of
 from khomas.kit.errors import UpstreamUnavailable
 from khomas.kit.testing import serve
 from khomas.storage.app import service
+from khomas.storage.conformance.content import blocks
+from khomas.storage.elsewhere import Move, place, take_back
 from khomas.storage.landing import INCOMING
 from khomas.storage.protocols.interface import Entry, Kind, ProtocolFault
+from khomas.storage.staging import Taken
 from khomas.storage.testing import MemoryCatalog, Storage, memory_catalog, until
+from tests.backends.conftest import shared_folder
 from tests.e2e.installation import Installation
-from tests.testbeds import storages
+from tests.testbeds import ssh, storages
+from tests.testbeds.ssh import Ssh
 from tests.testbeds.storages import Store
 
 DATA = b"0123456789" * 300_000
@@ -35,6 +43,13 @@ NAMES = ("s3-rclone", "dav-apache", "sftp")
 def stores() -> Iterator[Mapping[str, Store]]:
     """Real servers; whoever stops one starts it again."""
     with storages.running(*NAMES) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def sleeper() -> Iterator[Ssh]:
+    """An sshd that may be frozen; whoever does that thaws it."""
+    with ssh.running(shared_folder("sleeper")) as running:
         yield running
 
 
@@ -54,17 +69,17 @@ class Site:
     async def hidden(self, element: str) -> list[str]:
         """Tell what lies there without a name."""
         try:
-            pages = self._protocol(element).entries(INCOMING)
+            pages = self.protocol(element).entries(INCOMING)
             return [entry.path async for page in pages for entry in page if entry.kind is Kind.FILE]
         except ProtocolFault:
             return []
 
     async def holds(self, element: str, path: str) -> bytes | None:
         """Read a file there, past the service."""
-        (entry,) = await self._protocol(element).stat([path])
+        (entry,) = await self.protocol(element).stat([path])
         if not isinstance(entry, Entry):
             return None
-        return b"".join([bytes(block) async for block in self._protocol(element).get(path)])
+        return b"".join([bytes(block) async for block in self.protocol(element).get(path)])
 
     async def read(self, grant: grant_pb2.AccessGrant, **headers: str) -> tuple[int, bytes]:
         """Use a grant for reading."""
@@ -72,7 +87,8 @@ class Site:
         async with self.storage.http.get(url, headers={**grant.headers, **headers}) as answer:
             return answer.status, await answer.read()
 
-    def _protocol(self, element: str) -> Any:
+    def protocol(self, element: str) -> Any:
+        """Return how the service reaches it."""
         parts = self.storage.parts
         return next(one for point, one in parts.protocols._open.items() if point[0].credential == element)
 
@@ -226,6 +242,61 @@ async def test_commit_goes_on_after_its_process_has_died_with_the_name_given(sit
     await until(committed, 60)
     assert site.storage.catalog.files[name].replicas[0].path == name[1:]
     assert await site.hidden(element) == []
+
+
+async def test_sender_is_kept_waiting_while_the_storage_takes_its_time(site: Site, sleeper: Ssh) -> None:
+    folder = sleeper.folder / "data"
+    folder.mkdir()
+    os.chown(folder, sleeper.user.pw_uid, sleeper.user.pw_gid)
+    options = {"known_hosts": str(sleeper.known_hosts), "key": str(sleeper.key)}
+    wanted = described("sleeper", Store(protocol="sftp", address=f"sftp://{sleeper.address}{folder}", options=options))
+    wanted.access_points[0].credential = ""
+    await site.storage.stub.CreateStorageElement(
+        pb.CreateStorageElementRequest(storage_element=wanted, request_id=str(uuid4()))
+    )
+    upload = await site.storage.open(storage_elements=["sleeper"])
+    await site.storage.put(upload, b"before")
+    url = URL(f"{upload.grant.url}0")
+    reading, writing = await asyncio.open_connection(url.host, url.port)
+    sleeper.freeze()
+    try:
+        lines = [f"PUT {url.raw_path} HTTP/1.1", f"Host: {url.host}", "Content-Length: 5"]
+        lines += [f"{name}: {value}" for name, value in upload.grant.headers.items()]
+        writing.write("\r\n".join([*lines, "", "bytes"]).encode())
+        async with asyncio.timeout(60):
+            first = await reading.readuntil(b"\r\n\r\n")
+    finally:
+        sleeper.thaw()
+    async with asyncio.timeout(60):
+        while (last := await reading.readuntil(b"\r\n\r\n")) == first:
+            pass
+    writing.close()
+    assert first == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert last.startswith(b"HTTP/1.1 201 ")
+    await site.storage.commit(site.storage.wanted(upload, "/hess/late", b"bytes"))
+    assert (folder / "hess/late").read_bytes() == b"bytes"
+
+
+@pytest.mark.parametrize("element", NAMES)
+async def test_name_given_by_half_is_given_once(site: Site, element: str) -> None:
+    """A name that is a copy may be there while the hidden one still is, when a process dies between."""
+    name = named(element)
+    upload = await site.storage.open(storage_elements=[element])
+    await site.storage.put(upload, DATA)
+    protocol = site.protocol(element)
+    (staged,) = await site.hidden(element)
+    assert await protocol.make_folders([name[1:].rpartition("/")[0]]) == [None]
+    await protocol.put(name[1:], blocks(DATA), len(DATA))
+    move = Move(staged, name[1:], len(DATA), f"{zlib_ng.adler32(DATA):08x}")
+
+    with pytest.raises(Taken):
+        await place(protocol, [move], element, again=False)
+    await place(protocol, [move], element, again=True)
+
+    assert await site.hidden(element) == []
+    await take_back(protocol, [move])
+    assert await site.hidden(element) == [staged]
+    assert await site.holds(element, name[1:]) is None
 
 
 async def test_server_that_is_away_is_told_and_the_upload_waits(site: Site, stores: Mapping[str, Store]) -> None:

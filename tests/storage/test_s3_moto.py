@@ -14,7 +14,15 @@ from yarl import URL
 from khomas.storage.checksums import Algorithm
 from khomas.storage.conformance import MIB, CredentialConformance, ProtocolConformance, read, write
 from khomas.storage.conformance.content import blocks, content, problems
-from khomas.storage.protocols.interface import Digest, Entry, Locality, Problem, ProtocolFault, Recall, StorageProtocol
+from khomas.storage.protocols.interface import (
+    Digest,
+    Locality,
+    Problem,
+    ProtocolFault,
+    Recall,
+    Recalling,
+    StorageProtocol,
+)
 from khomas.storage.protocols.s3.protocol import S3Protocol
 from tests.backends.conftest import shared_folder
 from tests.storage.quota import limited
@@ -157,13 +165,16 @@ async def test_archived_file_is_recalled(server: ObjectStore) -> None:
     tape = protocol.tape
     assert tape is not None
     assert await tape.locality(["file"]) == [Locality.TAPE]
-    assert [one.state for one in await tape.staging("", ["file"])] == [Recall.UNKNOWN]
+    assert await tape.staging("", ["file"]) == [Recalling(Recall.UNKNOWN)]
     (request,) = await tape.stage(["file"], timedelta(hours=30))
     assert request == "restore"
     assert await tape.stage(["file"], timedelta(hours=1)) == ["restore"]
-    assert await tape.staging(request, ["file"])  # moto restores at once, or says that it does
-    (found,) = await protocol.stat(["file"])
-    assert isinstance(found, Entry)
+    # moto is done at once.
+    assert await tape.staging(request, ["file"]) == [Recalling(Recall.DONE)]
+    assert await tape.locality(["file"]) == [Locality.BOTH]
+    assert problems(await tape.cancel(request, ["file"])) == [Problem.UNSUPPORTED]
+    assert await tape.release(request, ["file"]) == [None]
+    assert await read(protocol, "file") == b"abc"
     assert problems(await tape.locality(["nothing"])) == [Problem.ABSENT]
     await protocol.close()
 

@@ -43,18 +43,6 @@ class StorageElementReadOnly(DomainError):
     template = "The StorageElement {storage_element} is read-only; choose another one."
 
 
-class StorageElementElsewhere(DomainError):
-    """Its files have no paths on the machines of the service, so that the door cannot take them."""
-
-    code = StatusCode.FAILED_PRECONDITION
-    area = "storage"
-    reason = "STORAGE_ELEMENT_ELSEWHERE"
-    template = (
-        "Files are not uploaded straight to {storage_element}; upload to a StorageElement on disks of the service, "
-        "then copy it there: khomas transfer create --to {storage_element}."
-    )
-
-
 class StorageElementUnreachable(DomainError):
     """The storage system does not answer."""
 
@@ -243,7 +231,7 @@ class PolicyNotFound(DomainError):
     code = StatusCode.NOT_FOUND
     area = "storage"
     reason = "POLICY_NOT_FOUND"
-    template = "There is no {name}; `khomas rule policies` lists them."
+    template = "There is no {name}; `khomas policy ls` lists them."
 
 
 class PolicyExists(DomainError):

@@ -1,6 +1,8 @@
 """Writing through the door to a storage that is elsewhere: the bytes pass, and lie there verified but hidden."""
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final
 
 from aiohttp import StreamReader, web
@@ -13,6 +15,7 @@ from khomas.storage.protocols.interface import Problem, ProtocolFault, StoragePr
 from khomas.storage.uploads import Uploads
 
 _BLOCK: Final = 1024 * 1024
+_SIGN_OF_LIFE_SECONDS: Final = 5.0
 
 
 class Passing:
@@ -30,7 +33,8 @@ class Passing:
             raise web.HTTPLengthRequired
         wanted = Wanted(request.content_length, adler32)
         try:
-            staged, sums = await elsewhere.stage(self._landings, protocol, _blocks(request.content), wanted)
+            async with _signs_of_life(request):
+                staged, sums = await elsewhere.stage(self._landings, protocol, _blocks(request.content), wanted)
         except SourceDiffers as error:
             return web.json_response({"reason": "CHECKSUM_MISMATCH", "message": str(error)}, status=422)
         except SourceFailed as error:
@@ -58,6 +62,29 @@ class Passing:
         if staged is None:
             raise PathNotFound(storage_element="upload", path=str(index))
         return staged
+
+
+@asynccontextmanager
+async def _signs_of_life(request: web.Request) -> AsyncIterator[None]:
+    """Keep the sender waiting while what it has sent is read back, which takes long where the file is large.
+
+    Every client must bear answers that are not yet the last one.
+    """
+
+    async def tell() -> None:
+        while True:
+            await asyncio.sleep(_SIGN_OF_LIFE_SECONDS)
+            if request.content.is_eof():
+                await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                # Only what is written now belongs to the answer.
+                request.writer.output_size = 0
+
+    telling = asyncio.create_task(tell())
+    try:
+        yield
+    finally:
+        telling.cancel()
+        await asyncio.wait([telling])
 
 
 async def _blocks(content: StreamReader) -> AsyncGenerator[memoryview, None]:

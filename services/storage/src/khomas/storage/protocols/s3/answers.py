@@ -24,6 +24,7 @@ _CODES: Final[Mapping[str, Problem]] = {
         ),
         Problem.CREDENTIAL,
     ),
+    **dict.fromkeys(("AccessDenied", "AllAccessDisabled", "KeyTooLongError"), Problem.REFUSED),
     **dict.fromkeys(("NoSuchKey", "NoSuchUpload"), Problem.ABSENT),
     # Not one file is lost when the bucket is not there.
     "NoSuchBucket": Problem.UNREACHABLE,
