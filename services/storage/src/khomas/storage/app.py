@@ -154,6 +154,7 @@ async def start(settings: StorageSettings, host: Host) -> Running:
                 partial(parts.protocols.tidy, settings.max_grant_lifetime + timedelta(days=1)),
                 parts.transfers.prune,
                 parts.transferring.measures.prune,
+                parts.recalling.worker.prune,
             ),
         },
         http=door(
@@ -217,9 +218,7 @@ async def _built(settings: StorageSettings, host: Host, database: Database) -> P
             catalog,
             deadline=settings.catalog_deadline,
         ),
-        downloads=Downloads(
-            catalog, elements, protocols, granting, recalling.online, transferring.measures, accesses
-        ),
+        downloads=Downloads(catalog, elements, protocols, granting, recalling.online, transferring.measures, accesses),
         accesses=accesses,
         transferring=transferring,
         transfers=transferring.transfers,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import Row, and_, func, insert, or_, select, update
+from sqlalchemy import Row, and_, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.storage.v1.transfer_pb2 import Transfer
@@ -31,6 +31,7 @@ from khomas.storage.tables import transfer
 _BATCH: Final = 1000
 _ANY: Final = "*"
 _GATHERINGS: Final = 5
+_RETENTION: Final = timedelta(days=30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +67,23 @@ class Worker:
     async def work(self) -> None:
         """Do everything that is due now, each once: what is due again meanwhile waits for the next pass."""
         began = datetime.now(UTC)
-        await self._end_pins()
+        await self._end_pins(began)
         for element in await self._elements_due():
             await self._ask(element, began)
         while rows := await self._claim(recall.c.state == State.STATE_REQUESTED, began):
             await self._each_group(rows, self._poll)
         while rows := await self._claim(_owed(), began):
             await self._each_group(rows, self._pay)
+
+    async def prune(self) -> None:
+        """Forget what ended long ago, and requests of which no recall is left."""
+        before = datetime.now(UTC) - _RETENTION
+        used = select(recall.c.request_uid).where(recall.c.request_uid == recall_request.c.uid)
+        async with self._database.write() as connection:
+            await connection.execute(delete(recall).where(recall.c.end_time < before, recall.c.owed == ""))
+            await connection.execute(
+                delete(recall_request).where(recall_request.c.create_time < before, ~used.exists())
+            )
 
     # ------------------------------------------------------------------------------------------------- asking
 
@@ -150,9 +161,8 @@ class Worker:
             outcomes += [paid(row, fault, self._pace.patience) for row, fault in zip(group, faults, strict=True)]
         return outcomes
 
-    async def _end_pins(self) -> None:
+    async def _end_pins(self, now: datetime) -> None:
         """Let go of what need not be on disk any more."""
-        now = datetime.now(UTC)
         over = and_(recall.c.state == State.STATE_ONLINE, recall.c.pin_time <= now)
         async with self._database.read() as connection:
             if (await connection.execute(select(recall.c.uid).where(over).limit(1))).first() is None:
