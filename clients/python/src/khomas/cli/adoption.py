@@ -8,6 +8,7 @@ import click
 from khomas.cli.integrity import SE_COMMANDS
 from khomas.cli.output import as_dict, format_of, listing, show_one
 from khomas.cli.output import show as show_rows
+from khomas.cli.rules import SE_COMMANDS as PLACEMENT_COMMANDS
 from khomas.cli.running import Ticker, with_client
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def se() -> None:
     """List, make and look after StorageElements."""
 
 
-for _command in SE_COMMANDS:
+for _command in (*SE_COMMANDS, *PLACEMENT_COMMANDS):
     se.add_command(_command)
 
 

@@ -353,6 +353,8 @@ async def _explain(client: "AsyncClient", subject: str) -> Any:
 
     explained = {
         "transfers/": client.storage.explain,
+        "replicationRules/": client.rules.explain,
+        "drains/": client.placement.explain_drain,
         "recalls/": client.recalls.explain,
         "incidents/": client.integrity.explain_incident,
         "deletions/": client.integrity.explain_deletion,

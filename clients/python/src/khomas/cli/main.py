@@ -39,6 +39,8 @@ COMMANDS = {
     "adopt": ("adoption", "Take an existing tree into the catalogue, where it lies."),
     "se": ("adoption", "List, make and look after StorageElements: ls, matrix, check, care."),
     "incident": ("integrity", "Files that are lost, damaged or unknown: ls, show, apply."),
+    "rule": ("rules", "Want copies of datasets and directories; what protects them."),
+    "policy": ("rules", "Give new datasets rules by themselves."),
     "transfer": ("transfers", "Copy files between StorageElements."),
     "link": ("transfers", "See and bound what moves between StorageElements."),
     "recall": ("recalls", "Bring files from tape to disk."),

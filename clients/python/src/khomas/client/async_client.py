@@ -11,6 +11,7 @@ from khomas.client.integrity import Integrity
 from khomas.client.jobs import JobChange, Jobs, spec_of
 from khomas.client.links import Links
 from khomas.client.recalls import Recalls
+from khomas.client.rules import Placement, Rules
 from khomas.client.services import Archive, Bookkeeping, Catalog, Storage
 
 # Programs that every node has.
@@ -33,6 +34,8 @@ class AsyncClient:
         self.integrity = Integrity(self.connection)
         self.links = Links(self.connection)
         self.recalls = Recalls(self.connection)
+        self.rules = Rules(self.connection)
+        self.placement = Placement(self.connection)
         self.bookkeeping = Bookkeeping(self.connection)
         self.archive = Archive(self.connection)
 

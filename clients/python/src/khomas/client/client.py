@@ -35,6 +35,8 @@ class Client:
         self.integrity = Blocking(self, self.asynchronous.integrity)
         self.links = Blocking(self, self.asynchronous.links)
         self.recalls = Blocking(self, self.asynchronous.recalls)
+        self.rules = Blocking(self, self.asynchronous.rules)
+        self.placement = Blocking(self, self.asynchronous.placement)
         self.bookkeeping = Blocking(self, self.asynchronous.bookkeeping)
         self.archive = Blocking(self, self.asynchronous.archive)
 
