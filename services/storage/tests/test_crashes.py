@@ -1,4 +1,4 @@
-"""A storage that is killed in the middle of a commit finishes it when it is started again."""
+"""A storage that is killed in the middle of a commit or of copies finishes them when it is started again."""
 
 import asyncio
 import signal
@@ -11,7 +11,8 @@ import pytest
 
 from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
 from khomas.api.catalog.v1.catalog_service_pb2_grpc import CatalogServiceStub
-from khomas.api.storage.v1 import grant_pb2
+from khomas.api.storage.v1 import grant_pb2, transfer_pb2
+from khomas.api.storage.v1 import storage_service_pb2 as storage_pb
 from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceStub
 from khomas.kit.plugins import installed, load
 from khomas.kit.testing import serve
@@ -48,3 +49,33 @@ async def test_commit_survives_sigkill_after(step: str, tmp_path: Path) -> None:
 
     assert (found.file.uid, found.file.replicas[0].path) == (answer.uid, "hess/file")
     assert storage.visible() == ["hess/file"]
+
+
+@pytest.mark.parametrize("step", ["_copied", "note_paths", "_publish", "announced"])
+async def test_copies_survive_sigkill_after(step: str, tmp_path: Path) -> None:
+    script = Path(__file__).with_name("dies_moving.py")
+    process = await asyncio.create_subprocess_exec(sys.executable, script, tmp_path, step)
+    assert await asyncio.wait_for(process.wait(), 120) == -signal.SIGKILL
+
+    catalog = load(installed("khomas.services")["catalog"])
+    async with serve(catalog, service, state=tmp_path, settings={"storage": {"poll": 0.05}}) as served:
+        stub = StorageServiceStub(served.channel)
+
+        async def done() -> bool:
+            found = (await stub.ListTransfers(storage_pb.ListTransfersRequest())).transfers
+            return len(found) > 0 and all(one.state == transfer_pb2.Transfer.STATE_SUCCEEDED for one in found)
+
+        await until(done, 90)
+        names = [f"/hess/{number}" for number in range(12)]
+        request = catalog_pb.BatchGetFilesRequest(names=names, view=catalog_pb.FILE_VIEW_REPLICAS)
+        results = (await CatalogServiceStub(served.channel).BatchGetFiles(request)).results
+
+    copies = {
+        result.file.name: replica.path
+        for result in results
+        for replica in result.file.replicas
+        if replica.storage_element == "mirror"
+    }
+    assert copies == {name: name.removeprefix("/") for name in names}
+    assert all((tmp_path / "mirror" / path).read_bytes() == name.encode() for name, path in copies.items())
+    assert len(list((tmp_path / "mirror/hess").iterdir())) == 12
