@@ -123,3 +123,16 @@ async def test_drain_is_begun_explained_and_taken_back(shell: Shell) -> None:
     assert "files are left" in out
     code, out, _ = await shell("se", "drain", "local", "--cancel", "--json")
     assert json.loads(out)["state"] == "CANCELLED"
+
+
+async def test_element_gets_labels_that_rules_can_ask_for(shell: Shell) -> None:
+    given = ("--label", "tier=1", "--label", "old=yes", "--weight", "5", "--high-watermark", "90", "--capacity", "2TB")
+    code, out, said = await shell("se", "update", "mirror", *given)
+    assert code == 0, said
+    code, out, _ = await shell("se", "update", "mirror", "--label", "old=", "--json")
+
+    found = json.loads(out)
+    assert (found["labels"], found["weight"], found["high_watermark"]) == ({"tier": "1"}, 5, 90)
+    assert found["capacity_bytes"] == 2 * 10**12
+    code, out, _ = await shell("rule", "create", "tier=1", "--dir", "/hess", "--wait", "--json")
+    assert (code, json.loads(out)["state"]) == (0, "OK")

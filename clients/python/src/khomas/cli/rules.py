@@ -8,7 +8,7 @@ import click
 from khomas.cli.output import as_dict, format_of, listing, show_one, talk
 from khomas.cli.output import show as show_rows
 from khomas.cli.running import with_client
-from khomas.client.units import duration, show_duration, show_size
+from khomas.client.units import duration, show_duration, show_size, size
 
 _COLUMNS = ("id", "what", "expression", "copies", "state", "files", "ok", "on_way", "stuck", "to_come", "until")
 _COPIES = ("file", "at", "state", "reason", "message")
@@ -265,7 +265,39 @@ def se_rm_replicas(storage_element: str, files: tuple[str, ...]) -> int:
     return int(bool(kept))
 
 
-SE_COMMANDS = (se_drain, se_decommission, se_why, se_rm_replicas)
+@click.command("update")
+@click.argument("storage_element")
+@click.option(
+    "--label", "labels", multiple=True, metavar="NAME=VALUE", help="What rules can ask for; NAME= removes it."
+)
+@click.option("--weight", type=click.IntRange(0, 1000), help="How much rules like it against others.")
+@click.option("--high-watermark", type=click.IntRange(0, 100), help="Clean caches when fuller than this percentage.")
+@click.option("--low-watermark", type=click.IntRange(0, 100), help="Until it is as full as this.")
+@click.option("--capacity", default=None, metavar="SIZE", help="What may be filled: 20TB.")
+@click.option("--site", default=None)
+@click.option("--description", default=None)
+@click.option("--json", "as_json", is_flag=True)
+def se_update(storage_element: str, labels: tuple[str, ...], capacity: str | None, as_json: bool, **some: Any) -> None:
+    """Change a StorageElement: labels, weight, watermarks, capacity."""
+    changes = {key: value for key, value in some.items() if value is not None}
+    if capacity is not None:
+        changes["capacity_bytes"] = size(capacity, "--capacity")
+    if labels:
+        changes["labels"] = dict(_pair(label) for label in labels)
+    changed = with_client(lambda client: client.placement.update_element(storage_element, **changes))
+    names = ("site", "weight", "high_watermark", "low_watermark", "capacity_bytes", "description")
+    row = {"id": changed.name.removeprefix("storageElements/"), **{name: getattr(changed, name) for name in names}}
+    show_one({**row, "labels": dict(changed.labels)}, as_json)
+
+
+def _pair(label: str) -> tuple[str, str]:
+    name, equals, value = label.partition("=")
+    if not equals or not name:
+        raise click.BadParameter(f"{label} is not NAME=VALUE", param_hint="--label")
+    return name, value
+
+
+SE_COMMANDS = (se_update, se_drain, se_decommission, se_why, se_rm_replicas)
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:

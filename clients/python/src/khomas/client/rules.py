@@ -133,6 +133,28 @@ class Placement(Calls):
             results += (await self.call(_PLACEMENT, "BatchDeleteReplicas", request)).results
         return results
 
+    async def update_element(self, storage_element: str, **changes: Any) -> Any:
+        """Change site, labels, weight, capacity_bytes, high_watermark, low_watermark, … of a StorageElement."""
+        from khomas.api.storage.v1 import storage_service_pb2 as pb
+        from khomas.api.storage.v1.storage_element_pb2 import StorageElement
+
+        if not changes:
+            raise UsageError("say what is to change")
+        found = await self.call(
+            "storage", "GetStorageElement", pb.GetStorageElementRequest(name=_with("storageElements/", storage_element))
+        )
+        # The rules for whole messages hold for the fields that stay, too.
+        wanted = StorageElement(name=found.name, media=found.media, access_points=found.access_points)
+        labels = changes.pop("labels", None)
+        request = pb.UpdateStorageElementRequest(storage_element=_filled(wanted, changes))
+        request.update_mask.paths.extend(sorted(changes))
+        if labels is not None:
+            request.storage_element.labels.update({**found.labels, **labels})
+            for name in [name for name, value in labels.items() if not value]:
+                del request.storage_element.labels[name]
+            request.update_mask.paths.append("labels")
+        return await self.call("storage", "UpdateStorageElement", request)
+
     async def drain(self, storage_element: str, *, decommission: bool = False) -> Any:
         """Empty a StorageElement; with `decommission` it is forgotten at the end."""
         from khomas.api.storage.v1 import placement_service_pb2 as pb
