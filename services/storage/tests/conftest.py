@@ -43,11 +43,19 @@ async def storage(tmp_path: Path, catalog: MemoryCatalog, settings: dict[str, An
 
 
 @pytest.fixture
-async def place(tmp_path: Path, database_url: str, settings: dict[str, Any]) -> AsyncIterator[Place]:
+def place_url(request: pytest.FixtureRequest) -> str:
+    """Give the database of `place`: SQLite in its folder, or by parameter PostgreSQL."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return ""
+    return str(request.getfixturevalue("postgresql_url"))
+
+
+@pytest.fixture
+async def place(tmp_path: Path, place_url: str, settings: dict[str, Any]) -> AsyncIterator[Place]:
     mirror = tmp_path / "mirror"
     mirror.mkdir()
     point = storage_element_pb2.AccessPoint(protocol="posix", address=str(mirror))
-    async with damageable(tmp_path, mirror, point, database_url=database_url, settings=settings) as made:
+    async with damageable(tmp_path, mirror, point, database_url=place_url, settings=settings) as made:
         yield made
 
 

@@ -7,12 +7,15 @@ from uuid import uuid4
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
+from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
 from khomas.api.catalog.v1 import file_pb2
 from khomas.api.common.v1 import explanation_pb2
 from khomas.api.storage.v1 import care_pb2, integrity_service_pb2, storage_element_pb2, transfer_pb2
 from khomas.api.storage.v1 import storage_service_pb2 as pb
 from khomas.api.storage.v1.integrity_service_pb2_grpc import IntegrityServiceStub
+from khomas.storage.reconciling.testing import Place
 from khomas.storage.testing import Storage, until
 
 Deletion = transfer_pb2.Deletion
@@ -205,3 +208,26 @@ async def test_unknown_deletion_cannot_be_explained(storage: Storage) -> None:
         await explained(storage, "deletions/none")
 
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize("place_url", ["sqlite", "postgresql"], indirect=True)
+async def test_deletions_at_a_rate_all_come_to_their_turn(place: Place) -> None:
+    policy = care_pb2.CarePolicy(name="storageElements/local/carePolicy", deletions_per_second=20)
+    request = integrity_service_pb2.UpdateCarePolicyRequest(care_policy=policy, request_id=str(uuid4()))
+    request.update_mask.paths.append("deletions_per_second")
+    await place.integrity.UpdateCarePolicy(request)
+    names = [f"/hess/{number}" for number in range(5)]
+    for name in names:
+        await place.storage.store(name, b"bytes")
+
+    await place.catalog.BatchDeleteFiles(
+        catalog_pb.BatchDeleteFilesRequest(
+            names=names, reason="test", undo_window=Duration(nanos=1_000_000), request_id=str(uuid4())
+        )
+    )
+
+    async def gone() -> bool:
+        return [one.state for one in await listed(place.storage)] == [Deletion.STATE_CONFIRMED] * 5
+
+    await until(gone, 90)
+    assert place.storage.visible() == []

@@ -14,6 +14,7 @@ from khomas.storage.reconciling.testing import PATIENCE, Place
 from khomas.storage.testing import until
 
 YEARS_AGO = 1_000_000_000
+BOTH = pytest.mark.parametrize("place_url", ["sqlite", "postgresql"], indirect=True)
 
 
 @pytest.fixture
@@ -46,6 +47,7 @@ async def test_old_replicas_are_read_again_and_the_catalogue_knows_when(place: P
     assert await place.incidents() == []
 
 
+@BOTH
 async def test_byte_that_has_flipped_is_found_and_repaired(place: Place) -> None:
     await place.stored("/hess/good", "/hess/flipped")
     place.lay("hess/flipped", b"/hess/Flipped")
@@ -97,6 +99,7 @@ async def test_nothing_is_read_where_the_policy_says_never(place: Place) -> None
     assert "hess/never" in place.lies()
 
 
+@BOTH
 async def test_policy_is_kept_and_what_was_not_named_stays(place: Place) -> None:
     name = "storageElements/mirror/carePolicy"
     before = await place.integrity.GetCarePolicy(pb.GetCarePolicyRequest(name=name))

@@ -1,14 +1,17 @@
 """A storage element is compared with the real catalogue: exactly what was planted is found, and repaired."""
 
+from pathlib import Path
 from uuid import uuid4
 
 import grpc
 import pytest
+from sqlalchemy import update
 from zlib_ng.zlib_ng import adler32
 
 from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
 from khomas.api.catalog.v1.file_pb2 import Replica
 from khomas.api.storage.v1 import integrity_service_pb2 as pb
+from khomas.api.storage.v1 import storage_element_pb2
 from khomas.api.storage.v1.incident_pb2 import (
     REPAIR_COPY,
     REPAIR_DECLARE_LOST,
@@ -19,9 +22,14 @@ from khomas.api.storage.v1.incident_pb2 import (
     Incident,
 )
 from khomas.api.storage.v1.reconciliation_pb2 import Reconciliation
+from khomas.kit.boundary.call import current_call
 from khomas.kit.boundary.status import info_of, received_status
-from khomas.storage.reconciling.testing import PATIENCE, Place
+from khomas.kit.database import count_statements
+from khomas.storage.reconciling.tables import reconciliation
+from khomas.storage.reconciling.testing import PATIENCE, Place, damageable
 from khomas.storage.testing import until
+
+BOTH = pytest.mark.parametrize("place_url", ["sqlite", "postgresql"], indirect=True)
 
 
 async def test_what_agrees_makes_no_incident(place: Place) -> None:
@@ -34,6 +42,7 @@ async def test_what_agrees_makes_no_incident(place: Place) -> None:
     assert await place.incidents() == []
 
 
+@BOTH
 @pytest.mark.parametrize("settings", [{"repair_automatically": False}])
 async def test_quick_comparison_finds_lost_dark_and_truncated_files(place: Place) -> None:
     await place.stored("/hess/good", "/hess/lost", "/hess/short")
@@ -68,6 +77,7 @@ async def test_flipped_bytes_are_found_by_reading_only(place: Place) -> None:
     assert found.proposed_repair == REPAIR_COPY
 
 
+@BOTH
 async def test_lost_and_damaged_replicas_are_repaired_by_themselves(place: Place) -> None:
     names = ["/hess/good", "/hess/lost", "/hess/short", "/hess/flipped"]
     await place.stored(*names)
@@ -105,6 +115,7 @@ async def test_last_copy_is_never_replaced_or_deleted_by_itself(place: Place) ->
     assert (place.mirror / "hess/only").read_bytes() == b"/hess/Only"
 
 
+@BOTH
 @pytest.mark.parametrize("settings", [{"repair_automatically": False}])
 async def test_declared_lost_bytes_are_moved_aside_and_the_decision_is_kept(place: Place) -> None:
     await place.stored("/hess/good", "/hess/flipped")
@@ -121,6 +132,7 @@ async def test_declared_lost_bytes_are_moved_aside_and_the_decision_is_kept(plac
     assert await place.replica("/hess/flipped", "local") is not None
 
 
+@BOTH
 async def test_dark_files_are_moved_aside_or_deleted_when_somebody_says_so(place: Place) -> None:
     await place.stored("/hess/good")
     place.lay("dark/one", b"1")
@@ -178,6 +190,7 @@ async def test_young_and_hidden_files_are_no_finding(place: Place) -> None:
     assert (run.findings.dark, await place.incidents()) == (0, [])
 
 
+@BOTH
 async def test_empty_storage_holds_the_comparison_until_somebody_says_that_all_is_lost(place: Place) -> None:
     await place.stored("/hess/a", "/hess/b")
     for name in ("a", "b"):
@@ -212,6 +225,7 @@ async def test_storage_that_cannot_be_listed_ends_the_comparison_without_finding
     assert await place.incidents() == []
 
 
+@BOTH
 async def test_found_again_is_the_same_incident_and_what_is_mended_by_hand_is_resolved(place: Place) -> None:
     await place.stored("/hess/good")
     place.lay("dark", b"1")
@@ -309,3 +323,53 @@ async def test_one_comparison_runs_at_a_time_for_a_storage_element(place: Place)
 
     cancel = pb.CancelReconciliationRequest(name=held.name, request_id=str(uuid4()))
     assert (await place.integrity.CancelReconciliation(cancel)).state == Reconciliation.STATE_CANCELLED
+
+
+@pytest.mark.parametrize("settings", [{"repair_automatically": False}])
+@pytest.mark.parametrize(("percent", "state"), [(40, "HELD"), (60, "SUCCEEDED")])
+async def test_comparison_is_held_above_the_share_that_may_be_lost(place: Place, percent: int, state: str) -> None:
+    names = [f"/hess/{number:02}" for number in range(24)]
+    await place.stored(*names)
+    for name in names[:12]:
+        (place.mirror / name[1:]).unlink()
+
+    run = await place.compared(max_lost_percent=percent)
+
+    assert Reconciliation.State.Name(run.state).removeprefix("STATE_") == state, run.message
+    assert run.findings.lost == (12 if state == "SUCCEEDED" else 0)
+
+
+@BOTH
+async def test_decision_about_a_thousand_incidents_costs_as_many_statements_as_about_one(place: Place) -> None:
+    await place.stored("/hess/good")
+    for number in range(1001):
+        place.lay(f"dark/{number:04}", b"1")
+    await place.compared()
+    database = place.storage.parts.database
+
+    with count_statements(database, current_call) as one:
+        await place.apply('path = "dark/1000"', REPAIR_DISMISS)
+    with count_statements(database, current_call) as thousand:
+        assert await place.apply("kind = DARK", REPAIR_DISMISS) == 1000
+
+    assert len(thousand) == len(one) <= 6, thousand
+
+
+async def test_comparison_goes_on_after_a_restart(tmp_path: Path) -> None:
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    point = storage_element_pb2.AccessPoint(protocol="posix", address=str(mirror))
+    async with damageable(tmp_path, mirror, point, settings={"poll": 3600}) as before:
+        before.lay("dark", b"1")
+        wanted = Reconciliation(storage_element="mirror", mode=Reconciliation.MODE_FULL)
+        request = pb.CreateReconciliationRequest(reconciliation=wanted, request_id=str(uuid4()))
+        made = await before.integrity.CreateReconciliation(request)
+        # Whoever had it is gone, in the middle of it.
+        async with before.storage.parts.database.write() as connection:
+            values = {"state": Reconciliation.STATE_RUNNING, "phase": Reconciliation.PHASE_STORAGE}
+            await connection.execute(update(reconciliation).values(**values, lease_owner="gone"))
+
+    async with damageable(tmp_path, mirror, point, made=True) as after:
+        run = await after.ended(made.name)
+        assert run.state == Reconciliation.STATE_SUCCEEDED, run.message
+        assert await after.kinds() == {"dark": "DARK"}

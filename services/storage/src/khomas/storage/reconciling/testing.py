@@ -133,9 +133,10 @@ async def damageable(
     access_point: storage_element_pb2.AccessPoint,
     *,
     database_url: str = "",
+    made: bool = False,
     settings: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[Place]:
-    """Run it: `mirror` is the folder behind the access point."""
+    """Run it: `mirror` is the folder behind the access point; `made` where it ran in this folder before."""
     catalog = load(installed("khomas.services")["catalog"])
     fast = {"poll": 0.05, "transfer_pause": 0.05, "repair_pause": 0.1, "deletion_pause": 0.05}
     async with (
@@ -150,8 +151,14 @@ async def damageable(
     ):
         root = folder / "state" / "storage" / "local"
         storage = Storage(served, StorageServiceStub(served.channel), MemoryCatalog(), http, root)
-        element = storage_element_pb2.StorageElement(name="storageElements/mirror", access_points=[access_point])
-        element.media = storage_element_pb2.StorageElement.MEDIA_DISK
-        request = storage_service_pb2.CreateStorageElementRequest(storage_element=element, request_id=str(uuid4()))
-        await storage.stub.CreateStorageElement(request)
-        yield Place(storage, CatalogServiceStub(served.channel), IntegrityServiceStub(served.channel), mirror)
+        place = Place(storage, CatalogServiceStub(served.channel), IntegrityServiceStub(served.channel), mirror)
+        if not made:
+            await _create(storage, access_point)
+        yield place
+
+
+async def _create(storage: Storage, access_point: storage_element_pb2.AccessPoint) -> None:
+    element = storage_element_pb2.StorageElement(name="storageElements/mirror", access_points=[access_point])
+    element.media = storage_element_pb2.StorageElement.MEDIA_DISK
+    request = storage_service_pb2.CreateStorageElementRequest(storage_element=element, request_id=str(uuid4()))
+    await storage.stub.CreateStorageElement(request)
