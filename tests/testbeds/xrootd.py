@@ -1,6 +1,7 @@
 """Two XRootD servers that trust each other; the port of each speaks root:// and https://, and copies for others.
 
 With tokens of a WLCG issuer everything can be done that their scopes allow; without one, everything below `/open`.
+A third kind of server (`guarded`) speaks roots:// and lets nobody in who does not log in, with a token or a proxy.
 """
 
 import pwd
@@ -10,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.testbeds import install, web
+from tests.testbeds import install, voms, web
 from tests.testbeds.tokens import AUDIENCE, ISSUER, Issuer
 from tests.testbeds.web import WebServer
 
@@ -36,6 +37,30 @@ http.cadir {authorities}
 http.listingdeny no
 http.desthttps yes
 http.exthandler xrdtpc libXrdHttpTPC.so
+"""
+_GUARDED = """
+all.role server
+xrd.port {port}
+xrd.network nodnr noipv6
+all.adminpath {folder}/admin
+all.pidpath {folder}/run
+oss.localroot {folder}/data
+all.export / r/w nocheck
+xrootd.chksum max 4 adler32 md5
+xrootd.seclib libXrdSec.so
+xrd.tls {folder}/host.pem {folder}/host.key
+xrd.tlsca certdir {authorities}
+xrootd.tls all
+ofs.authorize 1
+acc.authdb {folder}/authdb
+"""
+_BY_TOKEN = """
+sec.protocol ztn
+ofs.authlib ++ libXrdAccSciTokens.so config={folder}/scitokens.conf
+"""
+_BY_PROXY = """
+sec.protocol gsi -certdir:{authorities} -cert:{folder}/host.pem -key:{folder}/host.key -crl:0 -gmapopt:2 \
+             -gridmap:{folder}/gridmap
 """
 _SCITOKENS = """
 [Global]
@@ -96,6 +121,39 @@ def _one(folder: Path, issuer: Issuer, token: Path, sibling: WebServer | None) -
             "/usr/bin/xrootd", "-R", USER, "-c", str(folder / "xrootd.cfg"), "-l", str(folder / "log/server.log"),
         ]  # fmt: skip
         server.env = {"XDG_CACHE_HOME": str(folder / "cache")}
+        server.start()
+        yield server
+
+
+@contextmanager
+def guarded(folder: Path, by: str) -> Iterator[WebServer]:
+    """Start a server into which one logs in by `token` or by `proxy`; its file `token` is that token or that proxy."""
+    install.debian("xrootd-server", "xrootd-server-plugins", "xrootd-client", "xrootd-scitokens-plugins")
+    folder.chmod(0o755)
+    issuer = Issuer.new(folder)
+    token = issuer.token("all", "storage.read:/ storage.modify:/")
+    with web.prepared(folder, "xrootd-guarded", token=token) as server:
+        written = _GUARDED + (_BY_TOKEN if by == "token" else _BY_PROXY)
+        (folder / "xrootd.cfg").write_text(
+            written.format(folder=folder, port=server.port, authorities=server.authorities)
+        )
+        (folder / "scitokens.conf").write_text(_SCITOKENS.format(audience=AUDIENCE, issuer=ISSUER))
+        (folder / "authdb").write_text("u ada / a\n" if by == "proxy" else "u * /open r\n")
+        (folder / "gridmap").write_text(f'"/O={voms.ORGANISATION}/CN=Ada Robot" ada\n')
+        issuer.keep_for_scitokens(folder / "cache")
+        for name in ("admin", "run", "cache", "cache/scitokens", "cache/scitokens/scitokens_cpp.sqllite", "host.key"):
+            _give(folder / name)
+        _give(folder / "log")
+        server.argv = [
+            "/usr/bin/xrootd", "-R", USER, "-c", str(folder / "xrootd.cfg"), "-l", str(folder / "log/server.log"),
+        ]  # fmt: skip
+        server.env = {"XDG_CACHE_HOME": str(folder / "cache")}
+        if by == "proxy":
+            people = folder / "people"
+            argv = ["grid-proxy-init", "-q", "-rfc", "-bits", "2048", "-valid", "12:00", "-out", str(folder / "proxy")]
+            argv += ["-cert", str(people / "user.pem"), "-key", str(people / "user.key")]
+            voms.run(argv, {"X509_CERT_DIR": str(server.authorities)})
+            server.token = folder / "proxy"
         server.start()
         yield server
 

@@ -23,6 +23,8 @@ from khomas.storage.protocols.xrootd.server import Server
 _FILE: Final = AccessMode.UR | AccessMode.UW | AccessMode.GR | AccessMode.OR
 _LOOK_SECONDS: Final = 1.0
 _DAYS: Final = 7 * 86400.0
+# Where two do not let each other in, or do not reach each other.
+_BETWEEN_THEM: Final = frozenset({Problem.PASSING, Problem.CREDENTIAL, Problem.REFUSED})
 # How another storage is told what goes along with requests.
 _REQUEST: Final = "request"
 _LOGIN: Final = "login"
@@ -51,9 +53,15 @@ class RootCopies:
             yield mark
 
     async def push(self, path: str, target: Remote) -> AsyncGenerator[int, None]:
-        """Have the other server fetch from ours."""
-        async for mark in self._copied(await self.remote(path, write=False), target, ours_is_source=True):
-            yield mark
+        """Have the other server fetch from ours: the same copy, which is tried last before the bytes go through us."""
+        try:
+            async for mark in self._copied(await self.remote(path, write=False), target, ours_is_source=True):
+                yield mark
+        except ProtocolFault as fault:
+            if fault.problem in _BETWEEN_THEM:
+                message = f"the servers do not copy for each other: {fault.message}"
+                raise ProtocolFault(Problem.UNSUPPORTED, message) from fault
+            raise
 
     async def _copied(self, source: Remote, target: Remote, *, ours_is_source: bool) -> AsyncGenerator[int, None]:
         await self._can_copy(source, other_end=not ours_is_source)
