@@ -14,7 +14,7 @@ from yarl import URL
 
 from khomas.storage.conformance import MIB, read
 from khomas.storage.conformance.content import blocks, content
-from khomas.storage.protocols.interface import Digest
+from khomas.storage.protocols.interface import Digest, Remote
 from khomas.storage.protocols.s3.answers import md5_of
 from khomas.storage.protocols.s3.protocol import S3Protocol
 from tests.backends.conftest import shared_folder
@@ -60,6 +60,7 @@ async def test_status_of_a_part_may_be_that_of_the_whole(
     protocol = opened(stores[name])
     await protocol.put("file", blocks(b"0123456789"), 10)
     (lent,) = await protocol.lend(["file"], timedelta(minutes=5))
+    assert isinstance(lent, Remote)
     part = {"Range": "bytes=3-5"}
     async with aiohttp.ClientSession() as http, http.get(URL(lent.url, encoded=True), headers=part) as answer:
         assert (answer.status, await answer.read()) == (status, b"345")

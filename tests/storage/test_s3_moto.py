@@ -21,6 +21,7 @@ from khomas.storage.protocols.interface import (
     ProtocolFault,
     Recall,
     Recalling,
+    Remote,
     StorageProtocol,
 )
 from khomas.storage.protocols.s3.protocol import S3Protocol
@@ -152,6 +153,7 @@ async def test_presigned_address_reads_one_file_for_anybody(protocol: S3Protocol
     name = "a b/100%41?&+ä"
     await write(protocol, name, b"0123456789")
     (lent,) = await protocol.lend([name], timedelta(minutes=5))
+    assert isinstance(lent, Remote)
     assert "X-Amz-Expires=300" in lent.url
     assert s3.SECRET_KEY not in lent.url
     part = {"Range": "bytes=3-5"}

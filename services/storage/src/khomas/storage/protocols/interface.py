@@ -135,8 +135,8 @@ class ThirdParty(Protocol):
 class Lending(Protocol):
     """What a protocol has besides, if its storage gives rights to single files away."""
 
-    async def lend(self, paths: Sequence[str], lifetime: timedelta) -> list[Remote]:
-        """Return how anybody reads each of these files, and nothing else, for so long."""
+    async def lend(self, paths: Sequence[str], lifetime: timedelta) -> list[Remote | ProtocolFault]:
+        """Return how anybody reads each of these files, and nothing else, for so long; UNSUPPORTED where it cannot."""
 
 
 class Locality(StrEnum):

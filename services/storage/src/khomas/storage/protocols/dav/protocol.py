@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from datetime import timedelta
 from typing import Final, TypeVar
 
 import aiohttp
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 from khomas.storage.checksums import Algorithm
 from khomas.storage.protocols.dav.answers import digests_of, fault_of
 from khomas.storage.protocols.dav.copies import HttpCopies
+from khomas.storage.protocols.dav.lending import Lender
 from khomas.storage.protocols.dav.listing import PROPERTIES, QUOTA, Multistatus, Resource
 from khomas.storage.protocols.dav.session import DavSettings, Session, said
 from khomas.storage.protocols.interface import (
@@ -21,6 +23,7 @@ from khomas.storage.protocols.interface import (
     Plugin,
     Problem,
     ProtocolFault,
+    Remote,
     Room,
     Tape,
 )
@@ -171,6 +174,21 @@ class DavProtocol:
                 await said(reply)
         finally:
             await body.close()
+
+    async def lend(self, paths: Sequence[str], lifetime: timedelta) -> list[Remote | ProtocolFault]:
+        """Return tokens for single files, where the server believes an issuer of ours."""
+        settings = self._session.settings
+        if settings.lender_key is None:
+            return [ProtocolFault(Problem.UNSUPPORTED, "no lender is configured")] * len(paths)
+        lender = Lender(settings.lender, settings.lender_key, settings.lender_key_id, settings.lender_audience)
+        places = [self._session.root_path + path for path in paths]
+        tokens = await asyncio.to_thread(lender.tokens, places, lifetime)
+        return [
+            Remote(self._session.url(path), {"Authorization": f"Bearer {token}"})
+            if token is not None
+            else ProtocolFault(Problem.UNSUPPORTED, f"no scope names {path}")
+            for path, token in zip(paths, tokens, strict=True)
+        ]
 
     def local_path(self, path: str) -> None:
         """Return nothing: it is elsewhere."""

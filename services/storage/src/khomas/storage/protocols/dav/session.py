@@ -11,7 +11,7 @@ from typing import Any, Final
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import aiohttp
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from yarl import URL
 
 from khomas.kit.credentials import CredentialProvider
@@ -37,11 +37,23 @@ class DavSettings(BaseModel):
     connections: int = Field(default=32, gt=0, le=1000)
     # Copies for others; None = by the name that the server gives itself.
     third_party: bool | None = None
+    # Issuer of tokens for reading single files, and its key (ES256, PEM): the server has to believe it. Empty = who
+    # reads comes through our door.
+    lender: str = ""
+    lender_key: Path | None = None
+    lender_key_id: str = ""
+    lender_audience: str = "https://wlcg.cern.ch/jwt/v1/any"
     # Until an answer begins; a server that computes a checksum of a large file needs long.
     seconds: float = Field(default=300.0, gt=0)
     connect_seconds: float = Field(default=20.0, gt=0)
     # Without any byte while bytes move.
     idle_seconds: float = Field(default=60.0, gt=0)
+
+    @model_validator(mode="after")
+    def _whole(self) -> "DavSettings":
+        if bool(self.lender) != (self.lender_key is not None):
+            raise ValueError("give both lender and lender_key, or none of them")
+        return self
 
 
 class Session:

@@ -108,10 +108,10 @@ class S3Protocol:
     def local_path(self, path: str) -> None:
         """Return nothing: it is elsewhere."""
 
-    async def lend(self, paths: Sequence[str], lifetime: timedelta) -> list[Remote]:
+    async def lend(self, paths: Sequence[str], lifetime: timedelta) -> list[Remote | ProtocolFault]:
         """Return addresses at which anybody reads these files for a while; they are computed, nobody is asked."""
         if not self._store.settings.presigned:
-            raise ProtocolFault(Problem.UNSUPPORTED, "the store is not reached by others")
+            return [ProtocolFault(Problem.UNSUPPORTED, "the store is not reached by others")] * len(paths)
         keys = [self._store.bucket.key(path) for path in paths]
         async with self._store.asking():
             urls = await sign_async(await self._store.objects(), "GET", keys, lifetime)
