@@ -11,7 +11,7 @@ import aiohttp
 from zlib_ng.zlib_ng import adler32
 
 from khomas.api.catalog.v1 import file_pb2
-from khomas.api.storage.v1 import recall_pb2, storage_element_pb2
+from khomas.api.storage.v1 import recall_pb2, storage_element_pb2, transfer_pb2
 from khomas.api.storage.v1 import recall_service_pb2 as pb
 from khomas.api.storage.v1 import storage_service_pb2 as storage_pb
 from khomas.api.storage.v1.recall_service_pb2_grpc import RecallServiceStub
@@ -51,6 +51,25 @@ class Site:
             file.replicas.add(storage_element=ELEMENT, path=name[1:], state=file_pb2.Replica.STATE_AVAILABLE)
             self.storage.catalog.files[name] = file
         return names
+
+    async def copied(self, name: str, destination: str) -> None:
+        """Copy a file, and wait until that has succeeded."""
+        wanted = transfer_pb2.Transfer(file=name, destination=destination)
+        request = storage_pb.BatchCreateTransfersRequest(transfers=[wanted], request_id=str(uuid4()))
+        (made,) = (await self.storage.stub.BatchCreateTransfers(request)).results
+
+        async def succeeded() -> bool:
+            found = await self.storage.stub.GetTransfer(storage_pb.GetTransferRequest(name=made.transfer.name))
+            return found.state == transfer_pb2.Transfer.STATE_SUCCEEDED
+
+        await until(succeeded, PATIENCE)
+
+    def only_on(self, name: str, element: str) -> None:
+        """Forget all other replicas."""
+        file = self.storage.catalog.files[name]
+        kept = [one for one in file.replicas if one.storage_element == element]
+        del file.replicas[:]
+        file.replicas.extend(kept)
 
     async def recall(self, names: Sequence[str], **more: Any) -> list[recall_pb2.Recall]:
         """Want files on disk."""

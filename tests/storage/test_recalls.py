@@ -1,5 +1,6 @@
 """Recalls from an emulated tape behind a real XRootD server."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +16,7 @@ from khomas.api.storage.v1 import storage_service_pb2 as storage_pb
 from khomas.kit.boundary.status import reason_of
 from khomas.storage.recalls.tables import recall as recall_table
 from khomas.storage.testing import until
-from tests.storage.tape import CONTENT, PATIENCE, Site, State, site_of
+from tests.storage.tape import CONTENT, ELEMENT, PATIENCE, Site, State, site_of
 from tests.testbeds.tape import Tape
 
 
@@ -223,4 +224,19 @@ async def test_transfer_of_what_is_on_tape_has_it_recalled_and_goes_on(site: Sit
     await site.deliver(1)
     await until(ended, PATIENCE)
     assert (await found()).state == transfer_pb2.Transfer.STATE_SUCCEEDED
+    assert (site.storage.root / name[1:]).read_bytes() == CONTENT
+
+
+async def test_copy_goes_to_tape_and_comes_back(site: Site) -> None:
+    name = f"/{site.folder}/new"
+    await site.storage.store(name, CONTENT)
+    await site.copied(name, ELEMENT)
+    assert (site.tape.disk / name[1:]).read_bytes() == CONTENT
+    site.tape.archive(name[1:])
+    site.only_on(name, ELEMENT)
+    (site.storage.root / name[1:]).unlink()
+
+    waiting = asyncio.create_task(site.copied(name, "local"))
+    await site.deliver(1)
+    await waiting
     assert (site.storage.root / name[1:]).read_bytes() == CONTENT

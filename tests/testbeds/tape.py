@@ -82,6 +82,11 @@ class Tape:
             hidden.rename(there)
         return brought
 
+    def archive(self, path: str) -> None:
+        """Do what a tape system does by itself: write a file from disk to tape, and remove it from disk."""
+        self.keep(path, (self.disk / path).read_bytes())
+        (self.disk / path).unlink()
+
     def damage(self, path: str, words: str) -> None:
         """Have the tape system fail at a file."""
         (self.server.folder / "damaged").joinpath(path.replace("/", "\\")).write_text(words)
