@@ -82,6 +82,17 @@ async def copied(world: World, name: str, element: str) -> None:
     await until(there, PATIENCE)
 
 
+async def marked(world: World, high: int, low: int) -> None:
+    """Give the StorageElement `cache` its watermarks."""
+    element = storage_element_pb2.StorageElement(name="storageElements/cache", high_watermark=high, low_watermark=low)
+    element.media = storage_element_pb2.StorageElement.MEDIA_DISK
+    element.access_points.add(protocol="posix", address=str(world.folder / "cache"))
+    mask = FieldMask(paths=["high_watermark", "low_watermark"])
+    await world.storage.UpdateStorageElement(
+        storage_pb.UpdateStorageElementRequest(storage_element=element, update_mask=mask, request_id=str(uuid4()))
+    )
+
+
 def test_every_rpc_declares_its_capability() -> None:
     assert_methods_declare_access(descriptor_pool.Default().FindServiceByName(SERVICE))
 
@@ -228,13 +239,7 @@ async def test_full_cache_is_cleaned_down_to_its_mark_and_protected_and_last_cop
         await copied(world, name, "cache")
     await world.becomes(await world.rule("cache"), Rule.STATE_OK)
 
-    element = storage_element_pb2.StorageElement(name="storageElements/cache", high_watermark=80, low_watermark=50)
-    element.media = storage_element_pb2.StorageElement.MEDIA_DISK
-    element.access_points.add(protocol="posix", address=str(world.folder / "cache"))
-    mask = FieldMask(paths=["high_watermark", "low_watermark"])
-    await world.storage.UpdateStorageElement(
-        storage_pb.UpdateStorageElementRequest(storage_element=element, update_mask=mask, request_id=str(uuid4()))
-    )
+    await marked(world, high=80, low=50)
 
     async def cleaned() -> bool:
         return len(world.lying("cache")) == 10
@@ -271,3 +276,37 @@ async def test_rpcs_say_when_something_is_not_there(world: World) -> None:
         reasons.append(reason_of(caught.value))
 
     assert reasons == ["DRAIN_NOT_FOUND", "POLICY_NOT_FOUND", "STORAGE_ELEMENT_NOT_FOUND"]
+
+
+async def test_rules_policies_drains_and_caches_on_postgresql(postgresql_url: str, tmp_path: Path) -> None:
+    async with running(tmp_path, database_urls={"storage": postgresql_url}) as world:
+        await world.element("cache", capacity_bytes=100)
+        policy = policy_pb2.PlacementPolicy(name="policies/crab", dataset_pattern="datasets/crab")
+        policy.rule.CopyFrom(Rule(expression="one | three", copies=1))
+        await world.placement.CreatePolicy(pb.CreatePolicyRequest(policy=policy, request_id=str(uuid4())))
+        await world.files([f"/hess/{n}" for n in range(10)], dataset="datasets/crab")
+        made: list[Rule] = []
+
+        async def there() -> bool:
+            made[:] = (await world.rules.ListRules(rule_service_pb.ListRulesRequest())).rules
+            return bool(made)
+
+        await until(there, PATIENCE)
+        await world.becomes(made[0], Rule.STATE_OK, ok_copies=10)
+        for n in range(10):
+            await copied(world, f"/hess/{n}", "cache")
+        assert await delete(world, ("/hess/0", "one")) == ["REPLICA_NEEDED"]
+
+        await drain(world, "one", decommission=True)
+        await ends(world, "one", Drain.STATE_DECOMMISSIONED)
+
+        await world.becomes(made[0], Rule.STATE_OK, ok_copies=10)
+        assert len(world.lying("three")) == 10
+        await marked(world, high=40, low=20)
+
+        async def cleaned() -> bool:
+            return len(world.lying("cache")) == 4
+
+        await until(cleaned, PATIENCE)
+        found = await world.rules.ListRuleCopies(rule_service_pb.ListRuleCopiesRequest(name=made[0].name, page_size=3))
+        assert [one.storage_element for one in found.copies] == ["three"] * 3

@@ -12,7 +12,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
 from khomas.api.catalog.v1 import dataset_pb2
-from khomas.api.storage.v1 import rule_pb2, transfer_pb2
+from khomas.api.storage.v1 import rule_pb2, storage_element_pb2, transfer_pb2
 from khomas.api.storage.v1 import rule_service_pb2 as pb
 from khomas.api.storage.v1 import storage_service_pb2 as storage_pb
 from khomas.kit.boundary.status import reason_of
@@ -241,6 +241,21 @@ async def test_preview_says_what_would_be_done_and_does_nothing(world: World) ->
     assert all(one.free_bytes > 0 for one in found.elements)
     assert not (await world.rules.ListRules(pb.ListRulesRequest())).rules
     assert not (await world.storage.ListTransfers(storage_pb.ListTransfersRequest())).transfers
+
+
+async def test_second_copy_goes_to_tape_and_new_files_do_not(world: World) -> None:
+    await world.element("tape", media=storage_element_pb2.StorageElement.MEDIA_TAPE)
+    await world.files(["/hess/a"], dataset="datasets/crab")
+
+    rule = await world.rule("one | media=TAPE", copies=2)
+
+    await world.becomes(rule, Rule.STATE_OK, ok_copies=2)
+    assert world.lying("tape") == ["hess/a"]
+    upload = storage_pb.BatchCreateUploadsRequest(request_id=str(uuid4()))
+    upload.uploads.add(storage_elements=["tape"])
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await world.storage.BatchCreateUploads(upload)
+    assert reason_of(caught.value) == "STORAGE_ELEMENT_READ_ONLY"
 
 
 async def test_transfers_of_a_rule_have_its_priority_account_and_origin(world: World) -> None:

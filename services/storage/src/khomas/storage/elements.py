@@ -64,8 +64,13 @@ class Element:
 
     @property
     def takes_files(self) -> bool:
-        """Tell whether new files may go there."""
-        return not self.read_only and not self.draining and self.media == pb.StorageElement.MEDIA_DISK
+        """Tell whether copies may go there."""
+        return not self.read_only and not self.draining
+
+    @property
+    def takes_uploads(self) -> bool:
+        """Tell whether new files may go straight there: tape gets its files from disks."""
+        return self.takes_files and self.media == pb.StorageElement.MEDIA_DISK
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,7 @@ class Chooser:
         raise problem
 
     def _refusal(self, element: Element, need_bytes: int) -> DomainError | None:
-        if not element.takes_files:
+        if not element.takes_uploads:
             return StorageElementReadOnly(storage_element=element.id)
         free = self._free[element.id]
         if isinstance(free, DomainError):
@@ -102,4 +102,4 @@ def default_element(elements: Mapping[str, Element], preferred: str) -> str:
     """Return where files go for which nobody wants a place."""
     if preferred in elements:
         return preferred
-    return next((name for name, element in elements.items() if element.takes_files), preferred)
+    return next((name for name, element in elements.items() if element.takes_uploads), preferred)

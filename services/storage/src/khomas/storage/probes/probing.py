@@ -66,7 +66,7 @@ class Probing:
             for source, one_end in elements.items()
             for destination, other_end in elements.items()
             if policies[source].probe_interval and policies[destination].probe_interval
-            if source == destination or (one_end.takes_files and other_end.takes_files)
+            if source == destination or (one_end.takes_uploads and other_end.takes_uploads)
         }
         async with self._database.read() as connection:
             query = select(probe.c.source, probe.c.destination)
@@ -109,7 +109,7 @@ class Probing:
                 source = self._protocols.of(elements[row.source])
                 if row.source == row.destination:
                     element = elements[row.source]
-                    return await one(source, writes=element.takes_files and source.abilities.writes)
+                    return await one(source, writes=element.takes_uploads and source.abilities.writes)
                 destination: StorageProtocol = self._protocols.of(elements[row.destination])
                 return await way(source, destination, self._landings)
         except TimeoutError:

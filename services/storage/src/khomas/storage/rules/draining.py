@@ -11,6 +11,7 @@ from sqlalchemy import delete, func, select, update
 from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
 from khomas.api.catalog.v1 import file_pb2
 from khomas.api.storage.v1 import drain_pb2, grant_pb2, transfer_pb2
+from khomas.api.storage.v1.storage_element_pb2 import StorageElement
 from khomas.kit.database import Database, in_values
 from khomas.kit.errors import DomainError
 from khomas.kit.events import EventLog
@@ -125,7 +126,10 @@ class Draining:
             moving = set((await connection.scalars(under_way)).all())
             used = await usages(connection)
         self._elements.forget()
-        placer = Placer(places_of("*", await self._elements.all(), used))
+        elements = await self._elements.all()
+        media = StorageElement.Media.Name(StorageElement.Media.ValueType(elements[row["id"]].media))
+        places = places_of(f"media={media.removeprefix('MEDIA_')}", elements, used)
+        placer = Placer(places if any(one.takes_files for one in places) else places_of("*", elements, used))
         wanted, stuck = list[Copy](), 0
         for file in files:
             place = placer.choose(Located(file.uid, file.name, file.size_bytes, frozenset(good_replicas(file))), (), ())

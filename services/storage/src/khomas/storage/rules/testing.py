@@ -68,8 +68,8 @@ class World:
     async def element(self, name: str, site: str = "", **fields: Any) -> None:
         """Make a folder a StorageElement."""
         (self.folder / name).mkdir()
+        fields.setdefault("media", storage_element_pb2.StorageElement.MEDIA_DISK)
         element = storage_element_pb2.StorageElement(name=f"storageElements/{name}", site=site, **fields)
-        element.media = storage_element_pb2.StorageElement.MEDIA_DISK
         element.access_points.add(protocol="posix", address=str(self.folder / name))
         request = storage_pb.CreateStorageElementRequest(storage_element=element, request_id=str(uuid4()))
         await self.storage.CreateStorageElement(request)
