@@ -21,7 +21,7 @@ WORKERS ?= 2
 # Contracts are compared with this state; nothing to compare with is no fault.
 BUF_AGAINST ?= main
 
-.PHONY: setup gen lint test test-kubernetes conformance check demo demo-everywhere bench constraints
+.PHONY: setup gen lint test test-kubernetes conformance check demo demo-everywhere demo-storages bench constraints
 .DEFAULT_GOAL := check
 
 setup: .venv/.installed
@@ -68,11 +68,12 @@ test-kubernetes: setup
 	$(BIN)/python -m tests.testbeds.kubernetes_build
 	KHOMAS_TEST_KUBERNETES=real $(BIN)/pytest tests/backends/test_kubernetes.py tests/backends/real_kubernetes.py $(TESTS)
 
-# Every backend on its own system; the page of the documentation about it is written from what the tests say.
+# Every backend and every storage protocol on its own system; the pages about them are written from what the tests say.
 conformance: setup
 	tools/test-programs
-	$(BIN)/pytest services/scheduler/tests/test_local_backend.py tests/backends --junitxml=.conformance.xml $(TESTS); \
-	  code=$$?; $(BIN)/python -m tests.backends.reference .conformance.xml && exit $$code
+	$(BIN)/pytest services/scheduler/tests/test_local_backend.py tests/backends tests/storage \
+	  --junitxml=.conformance.xml $(TESTS); code=$$?; \
+	  for of in backends storage; do $(BIN)/python -m tests.$$of.reference .conformance.xml || exit; done; exit $$code
 
 check: lint test
 
@@ -81,6 +82,11 @@ demo: .venv/.demo
 
 demo-everywhere: .venv/.demo
 	$(BIN)/python -m tests.testbeds.demo $(if $(DATA),--data "$(DATA)") --state "$(STATE)" $(ON)
+
+# Runs on XRootD, products on S3, a second copy on tape.
+demo-storages: .venv/.demo
+	@test -n "$(DATA)" || { echo "Name the folder with the runs: make demo-storages DATA=/path" >&2; exit 1; }
+	$(BIN)/python -m tests.testbeds.storage_demo --data "$(DATA)" --state "$(STATE)"
 
 bench: setup
 	tools/test-programs

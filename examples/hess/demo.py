@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """An observatory at work, from runs on a disk to a release: what `make demo` runs.
 
-    demo.py --state FOLDER [--data FOLDER]
+    demo.py --state FOLDER [--data FOLDER] [--on BACKEND] [--inputs SE] [--outputs SE] [--copies SE]
 
 Everything is done by the `khomas` command; each command is printed before it runs. Without --data the runs are
 simulated. At the end FOLDER has `demo-report.json`, `products/` and `release/`.
@@ -10,11 +10,13 @@ simulated. At the end FOLDER has `demo-report.json`, `products/` and `release/`.
 import argparse
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,11 @@ class Khomas:
         return [json.loads(line) for line in answer.stdout.splitlines()]
 
 
+def with_value(option: str, value: str) -> list[str]:
+    """An option, if it has a value."""
+    return [option, value] if value else []
+
+
 def say(command: list[str]) -> None:
     """Print a command as a person would type it."""
     words = (f"'{word}'" if set(word) & set(" *?()<>") else word for word in command)
@@ -137,18 +144,38 @@ def report(khomas: Khomas, started: float, products: Path) -> dict[str, Any]:
     }
 
 
-def run(khomas: Khomas, data: Path, state: Path, on: list[str], started: float) -> None:
+@dataclass(frozen=True)
+class Places:
+    """Where jobs run and files lie, if not on this machine."""
+
+    on: list[str]
+    # What `khomas se create` is told of StorageElements elsewhere.
+    elements: list[str]
+    # Of them: with the runs, for the products, for a second copy of the products.
+    inputs: str
+    outputs: str
+    copies: str
+
+
+def run(khomas: Khomas, data: Path, state: Path, places: Places, started: float) -> None:
     """Adopt, produce, publish, look."""
     products = state / "products"
-    khomas("se", "create", "runs", data, "--read-only")
+    for element in places.elements:
+        khomas("se", "create", *shlex.split(element))
+    if places.inputs == "runs":
+        khomas("se", "create", "runs", data, "--read-only")
     headers = [word for card in CARDS for word in ("--header", card)]
     khomas(
-        *("adopt", "start", "runs", "/hess/dl3", "--include", "data/*.fits.gz", "--pattern", r"obs_id_(?P<run>\d+)"),
+        *("adopt", "start", places.inputs, "/hess/dl3"),
+        *("--include", "data/*.fits.gz", "--pattern", r"obs_id_(?P<run>\d+)"),
         *(*headers, "--dataset", "hess/dl3", "--declare"),
     )
     khomas("dataset", "close", "hess/dl3")
-    khomas("prod", "create", HERE / "crab.yaml", *(word for backend in on for word in ("--on", backend)))
+    where = [*(word for backend in places.on for word in ("--on", backend)), *with_value("--se", places.outputs)]
+    khomas("prod", "create", HERE / "crab.yaml", *where)
     khomas("prod", "wait", "crab", "--timeout", f"{PATIENCE}s")
+    if places.copies:
+        khomas("rule", "create", places.copies, "--dataset", "hess/crab/products", "--wait")
     publish(khomas, data, state / "release")
     khomas("prod", "show", "crab")
     khomas("find", "/hess/crab", "-o", "name,size,adler32,paths")
@@ -168,6 +195,18 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with data/*.fits.gz; without it runs are simulated")
     parser.add_argument("--state", type=Path, default=Path("demo-state"), help="folder for everything (demo-state)")
     parser.add_argument("--on", action="append", default=[], metavar="BACKEND", help="where jobs run (anywhere)")
+    parser.add_argument(
+        "--element",
+        action="append",
+        default=[],
+        metavar="WORDS",
+        help="make a StorageElement known: what khomas se create takes, in one word",
+    )
+    parser.add_argument(
+        "--inputs", default="runs", metavar="SE", help="the element that has the runs, if not DATA itself"
+    )
+    parser.add_argument("--outputs", default="", metavar="SE", help="where products go (this machine)")
+    parser.add_argument("--copies", default="", metavar="SE", help="where a second copy of the products goes (nowhere)")
     arguments = parser.parse_args()
     started = time.monotonic()
     state: Path = arguments.state.resolve()
@@ -181,7 +220,8 @@ def main() -> None:
     khomas = Khomas(state)
     try:
         khomas.start()
-        run(khomas, data, state, arguments.on, started)
+        places = Places(arguments.on, arguments.element, arguments.inputs, arguments.outputs, arguments.copies)
+        run(khomas, data, state, places, started)
     finally:
         khomas.stop()
 

@@ -119,6 +119,7 @@ for _command in (*SE_COMMANDS, *PLACEMENT_COMMANDS):
 @click.option("--credential", default="", help="Name of a credential in the settings of the storage.")
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="What the protocol takes besides.")
 @click.option("--site", default="")
+@click.option("--media", type=click.Choice(["disk", "tape"]), default="disk", help="Files on tape are recalled first.")
 @click.option("--read-only", is_flag=True, help="For trees that are adopted where they lie.")
 @click.option("--description", default="")
 def se_create(
@@ -128,6 +129,7 @@ def se_create(
     credential: str,
     options: tuple[str, ...],
     site: str,
+    media: str,
     read_only: bool,
     description: str,
 ) -> None:
@@ -139,7 +141,7 @@ def se_create(
         name=f"storageElements/{name}",
         description=description,
         site=site,
-        media=StorageElement.MEDIA_DISK,
+        media=StorageElement.Media.Value(f"MEDIA_{media.upper()}"),
         access_points=[AccessPoint(protocol=protocol, address=place, credential=credential, options=_pairs(options))],
         read_only=read_only,
     )

@@ -26,14 +26,19 @@ def prod() -> None:
 @click.argument("document", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--requested", help="Events of every cell, instead of the document's: 200e6.")
 @click.option("--on", multiple=True, metavar="BACKEND", help="Where its jobs may run, instead of the document's.")
+@click.option("--se", multiple=True, metavar="ID", help="Where its outputs go, instead of the document's.")
 @click.option("--dry-run", is_flag=True, help="Plan it, make nothing.")
 @click.option("--json", "as_json", is_flag=True)
-def prod_create(document: Path, requested: str | None, on: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+def prod_create(
+    document: Path, requested: str | None, on: tuple[str, ...], se: tuple[str, ...], dry_run: bool, as_json: bool
+) -> None:
     """Make a production from a file and start it."""
     content = read_document(document)
-    for stage in content.get("stages", []) if on else []:
-        if isinstance(stage.get("job"), dict):
-            stage["job"]["on"] = list(on)
+    jobs = [stage["job"] for stage in content.get("stages", []) if isinstance(stage.get("job"), dict)]
+    for job in jobs if on else ():
+        job["on"] = list(on)
+    for output in [output for job in jobs for output in job.get("outputs", [])] if se else ():
+        output["se"] = list(se)
     if requested:
         for stage in content.get("stages", []):
             if "grid" in stage:
