@@ -4,6 +4,7 @@ import subprocess
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from tests.testbeds import install
@@ -20,6 +21,8 @@ class Column:
     # What the versions are asked of: a package of this machine, or of the newer system beside it.
     package: str = ""
     newer: bool = False
+    # Or, from PyPI.
+    distribution: str = ""
     note: str = ""
     # Further test classes of the same system.
     also: Sequence[str] = ()
@@ -84,6 +87,8 @@ def _cell(told: Results, names: Sequence[str], test: str) -> str:
 
 def _version(column: Column) -> str:
     """Of the package that is installed, without what the packagers appended."""
+    if column.distribution:
+        return metadata.version(column.distribution)
     if not column.package:
         return ""
     inside = ["chroot", str(install.cache() / install.SUITE)] if column.newer else []
