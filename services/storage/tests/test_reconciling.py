@@ -11,7 +11,7 @@ from zlib_ng.zlib_ng import adler32
 from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
 from khomas.api.catalog.v1.file_pb2 import Replica
 from khomas.api.storage.v1 import integrity_service_pb2 as pb
-from khomas.api.storage.v1 import storage_element_pb2
+from khomas.api.storage.v1 import storage_element_pb2, storage_service_pb2
 from khomas.api.storage.v1.incident_pb2 import (
     REPAIR_COPY,
     REPAIR_DECLARE_LOST,
@@ -298,6 +298,21 @@ async def test_suspect_that_is_right_is_available_again(place: Place) -> None:
     await until(available, PATIENCE)
     await place.settled()
     assert [one.message for one in await place.incidents()] == ["It was read, and is right."]
+
+
+async def test_unknown_files_in_a_tree_of_somebody_else_are_no_finding(place: Place) -> None:
+    await place.stored("/hess/good")
+    name = "storageElements/mirror"
+    element = await place.storage.stub.GetStorageElement(storage_service_pb2.GetStorageElementRequest(name=name))
+    element.read_only = True
+    request = storage_service_pb2.UpdateStorageElementRequest(storage_element=element, request_id=str(uuid4()))
+    request.update_mask.paths.append("read_only")
+    await place.storage.stub.UpdateStorageElement(request)
+    place.lay("theirs", b"1")
+
+    run = await place.compared(Reconciliation.MODE_FULL)
+
+    assert (run.state, run.found_files, await place.incidents()) == (Reconciliation.STATE_SUCCEEDED, 2, [])
 
 
 async def test_explanation_names_what_is_wrong_and_the_command_that_helps(place: Place) -> None:

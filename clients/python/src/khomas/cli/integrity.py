@@ -31,10 +31,14 @@ async def _elements(client: "AsyncClient") -> list[dict[str, Any]]:
     open_ones: dict[str, int] = {}
     for one in await client.integrity.incidents("state = OPEN OR state = REPAIRING"):
         open_ones[one.storage_element] = open_ones.get(one.storage_element, 0) + 1
+    held = {one.storage_element: one for one in await client.integrity.comparisons("state = HELD")}
     rows = []
     for element in elements:
         name = element.name.removeprefix("storageElements/")
-        rows.append(_element_row(element, probes.get(name), open_ones.get(name, 0)))
+        row = _element_row(element, probes.get(name), open_ones.get(name, 0))
+        if name in held:
+            row["health"] = f"comparison held: {held[name].message}"
+        rows.append(row)
     return rows
 
 

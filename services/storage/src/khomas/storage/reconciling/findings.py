@@ -52,7 +52,7 @@ def proposed(finding: Finding, element: Element) -> pb.Repair.ValueType:
     if finding.kind == pb.Incident.KIND_DARK:
         if file is not None and file.size_bytes == finding.found_size_bytes and not _replica(file, element.id):
             return pb.REPAIR_REGISTER
-        return pb.REPAIR_DISMISS if element.read_only else pb.REPAIR_QUARANTINE
+        return pb.REPAIR_QUARANTINE
     if file is not None and good_copies(file, element.id) and element.takes_files:
         return pb.REPAIR_COPY
     return pb.REPAIR_VERIFY if finding.kind == pb.Incident.KIND_SUSPECT else pb.REPAIR_DECLARE_LOST

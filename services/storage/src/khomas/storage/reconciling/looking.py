@@ -11,12 +11,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
 from khomas.api.catalog.v1 import file_pb2
 from khomas.api.storage.v1 import incident_pb2 as pb
+from khomas.api.storage.v1 import storage_element_pb2
 from khomas.kit.database import Database, in_values
 from khomas.storage.catalog import Catalog
 from khomas.storage.checksums import Algorithm
 from khomas.storage.elements import Element, Protocols
 from khomas.storage.landing import read_back
-from khomas.storage.protocols.interface import Digest, Entry, Kind, Problem, ProtocolFault, StorageProtocol
+from khomas.storage.protocols.interface import Digest, Entry, Kind, Problem, ProtocolFault
 from khomas.storage.protocols.many import each
 from khomas.storage.reconciling.findings import Finding
 from khomas.storage.reconciling.sides import Wanted
@@ -87,20 +88,41 @@ class Looking:
     async def unlike(self, element: Element, wanted: Sequence[Wanted], *, read: bool) -> list[Finding]:
         """Return those whose content differs or cannot be read; with `read` every byte is read."""
         wanted = [one for one in wanted if one.adler32]
-        protocol = self._protocols.of(element)
-        told = await digests(protocol, [one.path for one in wanted], read=read)
+        told = await self.digests(element, [one.path for one in wanted], read=read)
         doubtful = [one for one, digest in zip(wanted, told, strict=True) if not _right(one, digest)]
         if not doubtful:
             return []
         # Once more, and as the catalogue has them now: a fault of the reading is no fault of the file.
         expected = await self.expected(element, [(one.file_uid, one.path) for one in doubtful])
-        again = await digests(protocol, [one.path for one in expected], read=True)
+        again = await self.digests(element, [one.path for one in expected], read=True)
         still = {one.file_uid: one for one in doubtful}
         return [
             _unlike(one, digest)
             for one, digest in zip(expected, again, strict=True)
             if not _right(still[one.file.uid], digest)
         ]
+
+    async def digests(self, element: Element, paths: Sequence[str], *, read: bool) -> list[Digest | ProtocolFault]:
+        """Return the Adler-32 of files, as the storage tells it or, with `read` or where it does not, of what was read.
+
+        Nothing is read from tape: there it is UNSUPPORTED where the storage does not tell it.
+        """
+        protocol = self._protocols.of(element)
+        readable = element.media != storage_element_pb2.StorageElement.MEDIA_TAPE
+        # A local plug-in computes what it tells.
+        told: list[Digest | ProtocolFault] = [ProtocolFault(Problem.UNSUPPORTED, "it was not read")] * len(paths)
+        asked = protocol.abilities.local or not read or not readable
+        if Algorithm.ADLER32 in protocol.abilities.checksums and asked and paths:
+            told = await protocol.checksum(paths, Algorithm.ADLER32)
+        rest = [number for number, one in enumerate(told) if readable and _unsupported(one)]
+
+        async def reading(number: int) -> Digest:
+            return await read_back(protocol, paths[number])
+
+        done = await each(reading, rest, at_once=_READERS, seconds=_READ_SECONDS) if rest else []
+        for number, one in zip(rest, done, strict=True):
+            told[number] = one
+        return told
 
     async def _known(self, element: Element, paths: Sequence[str]) -> set[str]:
         request = catalog_pb.StreamReplicasRequest(storage_element=element.id, paths=paths)
@@ -109,24 +131,6 @@ class Looking:
         }
         async with self._database.read() as connection:
             return known | await _coming(connection, element.id, paths)
-
-
-async def digests(protocol: StorageProtocol, paths: Sequence[str], *, read: bool) -> list[Digest | ProtocolFault]:
-    """Return the Adler-32 of files, as the storage tells it or, with `read` or where it does not, of what was read."""
-    # A local plug-in computes what it tells.
-    if Algorithm.ADLER32 in protocol.abilities.checksums and (protocol.abilities.local or not read):
-        told = await protocol.checksum(paths, Algorithm.ADLER32)
-    else:
-        told = [ProtocolFault(Problem.UNSUPPORTED, "not asked")] * len(paths)
-    rest = [number for number, one in enumerate(told) if _unsupported(one)]
-    if rest:
-
-        async def reading(number: int) -> Digest:
-            return await read_back(protocol, paths[number])
-
-        for number, one in zip(rest, await each(reading, rest, at_once=_READERS, seconds=_READ_SECONDS), strict=True):
-            told[number] = one
-    return told
 
 
 def _unsupported(one: Digest | ProtocolFault) -> bool:
@@ -164,7 +168,8 @@ def _right(one: Wanted, digest: Digest | ProtocolFault) -> bool:
     if isinstance(digest, ProtocolFault):
         if digest.problem in SICK:
             raise digest
-        return False
+        # On tape, where the storage tells none: nothing is known, so nothing is wrong.
+        return digest.problem is Problem.UNSUPPORTED
     return digest.value == one.adler32 and digest.size_bytes in (None, one.size_bytes)
 
 

@@ -16,7 +16,7 @@ from khomas.storage.elements import Element, Protocols
 from khomas.storage.paths import PRIVATE
 from khomas.storage.protocols.interface import Digest, Problem, ProtocolFault
 from khomas.storage.reconciling.findings import Finding
-from khomas.storage.reconciling.looking import Looking, digests
+from khomas.storage.reconciling.looking import Looking
 from khomas.storage.reconciling.replacing import Replacing
 from khomas.storage.reconciling.steps import Step, again, resolved, undecided
 
@@ -57,7 +57,7 @@ class MovingAside:
     async def register(self, element: Element, rows: Sequence[Row[Any]]) -> list[Step]:
         """Make unknown files replicas of what the catalogue knows by their names, if they are that."""
         steps, dark = await self._still_dark(element, rows)
-        told = await digests(self.protocols.of(element), [row.path for row, _ in dark], read=True) if dark else []
+        told = await self.looking.digests(element, [row.path for row, _ in dark], read=True)
         updates = []
         for (row, found), digest in zip(dark, told, strict=True):
             if isinstance(digest, ProtocolFault):

@@ -19,7 +19,7 @@ from khomas.storage.catalog import Catalog
 from khomas.storage.elements import Element, Protocols
 from khomas.storage.protocols.interface import Digest, ProtocolFault
 from khomas.storage.reconciling.findings import good_copies, suspect
-from khomas.storage.reconciling.looking import SICK, Expected, Looking, digests
+from khomas.storage.reconciling.looking import SICK, Expected, Looking
 from khomas.storage.reconciling.steps import Step, afresh, again, resolved, undecided, waiting
 from khomas.storage.tables import transfer
 from khomas.storage.transfers import PREFIX, Transfers
@@ -65,7 +65,7 @@ class Replacing:
         there = {(one.file.uid, one.path): one for one in expected}
         pairs = [(row, there[row.file_uid, row.path]) for row in rows if (row.file_uid, row.path) in there]
         steps = [resolved(row, _GONE) for row in rows if (row.file_uid, row.path) not in there]
-        told = await digests(self.protocols.of(element), [one.path for _, one in pairs], read=True) if pairs else []
+        told = await self.looking.digests(element, [one.path for _, one in pairs], read=True)
         right, bad = [], []
         for (row, one), digest in zip(pairs, told, strict=True):
             message = _wrong(one.file, digest)
