@@ -14,6 +14,7 @@ from khomas.storage.protocols.dav.copies import HttpCopies
 from khomas.storage.protocols.dav.lending import Lender
 from khomas.storage.protocols.dav.listing import PROPERTIES, QUOTA, Multistatus, Resource
 from khomas.storage.protocols.dav.session import DavSettings, Session, said
+from khomas.storage.protocols.dav.tape import RestTape
 from khomas.storage.protocols.interface import (
     Abilities,
     Access,
@@ -77,11 +78,11 @@ class DavProtocol:
 
     # That nothing is overwritten is promised by some servers and kept by fewer.
     abilities = Abilities(checksums=(Algorithm.ADLER32, Algorithm.MD5, Algorithm.SHA256))
-    tape: Tape | None = None
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self.third_party = HttpCopies(session)
+        self.tape: Tape | None = RestTape(session) if session.settings.tape else None
 
     async def space(self) -> Room:
         """Ask for the quota (RFC 4331)."""

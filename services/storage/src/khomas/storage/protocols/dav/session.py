@@ -37,6 +37,8 @@ class DavSettings(BaseModel):
     connections: int = Field(default=32, gt=0, le=1000)
     # Copies for others; None = by the name that the server gives itself.
     third_party: bool | None = None
+    # The server has tape, of which files are recalled by the WLCG Tape REST interface.
+    tape: bool = False
     # Issuer of tokens for reading single files, and its key (ES256, PEM): the server has to believe it. Empty = who
     # reads comes through our door.
     lender: str = ""
