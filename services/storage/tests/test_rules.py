@@ -12,6 +12,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
 from khomas.api.catalog.v1 import dataset_pb2
+from khomas.api.common.v1 import event_pb2
 from khomas.api.storage.v1 import rule_pb2, storage_element_pb2, transfer_pb2
 from khomas.api.storage.v1 import rule_service_pb2 as pb
 from khomas.api.storage.v1 import storage_service_pb2 as storage_pb
@@ -61,6 +62,37 @@ async def test_files_that_join_the_dataset_are_taken_in_and_those_that_leave_let
 
     await world.becomes(rule, Rule.STATE_OK, files=2)
     assert await world.where(rule) == {"/hess/b": {"two"}, "/hess/c": {"two"}}
+
+
+async def test_file_that_is_deleted_leaves_the_rule_and_is_back_when_it_is_undeleted(world: World) -> None:
+    await world.files(["/hess/a", "/hess/b"], dataset="datasets/crab")
+    rule = await world.rule("two")
+    await world.becomes(rule, Rule.STATE_OK, files=2)
+
+    delete = catalog_pb.BatchDeleteFilesRequest(names=["/hess/a"], reason="test", request_id=str(uuid4()))
+    await world.catalog.BatchDeleteFiles(delete)
+    await world.becomes(rule, Rule.STATE_OK, files=1)
+    undelete = catalog_pb.BatchUndeleteFilesRequest(names=["/hess/a"], request_id=str(uuid4()))
+    await world.catalog.BatchUndeleteFiles(undelete)
+
+    await world.becomes(rule, Rule.STATE_OK, files=2, ok_copies=2)
+    assert world.lying("two") == ["hess/a", "hess/b"]
+
+
+async def test_changes_of_a_rule_are_told(world: World) -> None:
+    await world.files(["/hess/a"], dataset="datasets/crab")
+    rule = await world.rule("two")
+    await world.becomes(rule, Rule.STATE_OK)
+    await world.rules.DeleteRule(pb.DeleteRuleRequest(name=rule.name, request_id=str(uuid4())))
+
+    request = event_pb2.WatchEventsRequest(filter='kind = "storage.rule.*"', until_now=True)
+    told = [event async for batch in world.storage.WatchEvents(request) for event in batch.events]
+
+    kinds = [event.kind.rpartition(".")[2] for event in told]
+    assert (kinds[0], kinds[-1], set(kinds[1:-1])) == ("created", "deleted", {"changed"})
+    last = Rule()
+    told[-2].resource.Unpack(last)
+    assert (last.state, last.counts.ok_copies) == (Rule.STATE_OK, 1)
 
 
 async def test_files_below_a_directory_are_taken_in_when_they_match_the_filter(world: World) -> None:

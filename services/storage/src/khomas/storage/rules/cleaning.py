@@ -1,8 +1,10 @@
 """Cleaning of caches: what nobody protects and what is elsewhere, too, goes when an element is too full."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import grpc
 from sqlalchemy import func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
@@ -10,6 +12,7 @@ from sqlalchemy.orm import aliased
 from khomas.api.catalog.v1 import file_pb2
 from khomas.api.storage.v1 import transfer_pb2
 from khomas.kit.database import Database
+from khomas.kit.errors import DomainError
 from khomas.kit.events import EventLog
 from khomas.storage.catalog import Catalog
 from khomas.storage.elements import Element, Elements, Usage
@@ -18,6 +21,8 @@ from khomas.storage.rules.removal import remove
 from khomas.storage.rules.tables import replica_access, rule_copy
 from khomas.storage.space import usages
 from khomas.storage.tables import deletion, replica
+
+log = logging.getLogger(__name__)
 
 _BATCH = 1000
 _DEFAULT_GAP = 10
@@ -78,7 +83,11 @@ class Cleaning:
         for element in elements:
             need = bytes_to_free(element, used.get(element.id, Usage()))
             if need:
-                await self._clean(element.id, need)
+                try:
+                    await self._clean(element.id, need)
+                except (DomainError, grpc.aio.AioRpcError) as error:
+                    # The catalogue does not answer: there is a next time.
+                    log.warning("cache.postponed", extra={"storage_element": element.id, "error": str(error)})
 
     async def _clean(self, name: str, need_bytes: int) -> None:
         async with self._database.read() as connection:

@@ -21,6 +21,7 @@ from khomas.storage.errors import DrainNotFound, DrainState
 from khomas.storage.rows import mapping
 from khomas.storage.rules.events import touch
 from khomas.storage.rules.placing import CopyState
+from khomas.storage.rules.protection import decide_alone
 from khomas.storage.rules.tables import drain, rule_copy
 from khomas.storage.tables import deletion, replica, storage_element
 
@@ -46,6 +47,7 @@ class Drains:
         now = datetime.now(UTC)
 
         async def work(connection: AsyncConnection) -> drain_pb2.Drain:
+            await decide_alone(connection)
             there = select(func.count()).where(replica.c.storage_element == element.id)
             again = {
                 "state": State.STATE_DRAINING,
@@ -78,6 +80,7 @@ class Drains:
         name, now = request.name.removeprefix(PREFIX), datetime.now(UTC)
 
         async def work(connection: AsyncConnection) -> drain_pb2.Drain:
+            await decide_alone(connection)
             row = await read(connection, name)
             if row["state"] == State.STATE_DECOMMISSIONED:
                 raise DrainState(name=request.name, state="DECOMMISSIONED")
@@ -151,6 +154,7 @@ async def told(connection: AsyncConnection, log: EventLog, name: str) -> drain_p
 
 async def move_copies(connection: AsyncConnection, name: str) -> None:
     """Have rules choose other places for what they have on a StorageElement; it is kept until that has come."""
+    await decide_alone(connection)
     columns = rule_copy.c
     leaving = {
         "state": CopyState.PENDING,

@@ -155,7 +155,6 @@ class Evaluation:
         """Bring the copies of a batch of files in line, in one transaction with a fixed number of statements."""
         uids = [file.uid for file in files]
         async with self._database.write() as connection:
-            await decide_alone(connection)
             await self._hold(connection, work)
             before = await copies.of_files(connection, work.uid, uids)
             going = await copies.being_deleted(connection, uids)
@@ -227,7 +226,6 @@ class Evaluation:
             started = await self._starting.start(work.row, wanted)
             before = dict(zip(started, wanted, strict=True))
             async with self._database.write() as connection:
-                await decide_alone(connection)
                 await self._hold(connection, work)
                 now = await copies.of_files(connection, work.uid, {copy.file_uid for copy in wanted})
                 same = {copy for some in now.values() for copy in some}
@@ -260,7 +258,11 @@ class Evaluation:
             await connection.execute(update(rule).where(*held).values(**FREE, due_time=later, message=message))
 
     async def _hold(self, connection: AsyncConnection, work: _Work) -> None:
-        """Renew the lease in the transaction of a change, or give up: then somebody else has it."""
+        """Renew the lease in the transaction of a change, or give up: then somebody else has it.
+
+        Copies are changed by one transaction at a time, so none waits for another one that waits for it.
+        """
+        await decide_alone(connection)
         held = (rule.c.uid == work.uid, rule.c.lease_epoch == work.row["lease_epoch"])
         until = datetime.now(UTC) + self._lease
         if not (await connection.execute(update(rule).where(*held).values(lease_expire_time=until))).rowcount:
@@ -286,11 +288,13 @@ class Evaluation:
             uids = await copies.rules_with_failures(connection)
         if uids:
             async with self._database.write() as connection:
+                await decide_alone(connection)
                 await touch(connection, uids)
 
 
 async def end(connection: AsyncConnection, event_log: EventLog, row: Mapping[str, Any]) -> list[str]:
     """Delete a rule with its protections; return its transfers that are under way. Nothing if it is gone already."""
+    await decide_alone(connection)
     gone = (await connection.execute(delete(rule).where(rule.c.uid == row["uid"]).returning(rule.c.uid))).first()
     if gone is None:
         return []

@@ -34,6 +34,8 @@ async def note_files(connection: AsyncConnection, files: Mapping[str, file_pb2.F
 
 async def note_datasets(connection: AsyncConnection, events: Sequence[event_pb2.Event]) -> None:
     """Note which files join and leave rules with their datasets, and which datasets are new."""
+    if events:
+        await decide_alone(connection)
     for event in events:
         change, dataset = catalog_pb.DatasetChange(), dataset_pb2.Dataset()
         if event.resource.Unpack(change):
@@ -52,6 +54,7 @@ async def new_dataset(connection: AsyncConnection, names: Sequence[tuple[str, st
 
 async def list_all(connection: AsyncConnection) -> None:
     """Have all rules listed anew: events were missed."""
+    await decide_alone(connection)
     values = {"list_due": True, "due_time": datetime.now(UTC), "touched": rule.c.touched + 1}
     await connection.execute(update(rule).values(values))
 

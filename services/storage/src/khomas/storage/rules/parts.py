@@ -52,7 +52,8 @@ class Placement:
     def background(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
         """Return the loops, by name."""
         return {
-            "rules": every(self.poll, self.policies.work, self.evaluation.work),
+            "rules": every(self.poll, self.evaluation.work),
+            "policies": every(self.poll, self.policies.work),
             "drains": every(self.poll, self.draining.work),
             "caches": every(self.check_interval, self.accesses.write, self.cleaning.work, self.accesses.prune),
         }

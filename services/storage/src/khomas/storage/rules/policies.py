@@ -1,10 +1,12 @@
 """Policies: new datasets get rules by themselves."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import Any
 
+import grpc
 from sqlalchemy import and_, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -14,7 +16,7 @@ from khomas.api.storage.v1 import placement_service_pb2 as pb
 from khomas.api.storage.v1 import policy_pb2, rule_pb2
 from khomas.kit.boundary.call import current_principal
 from khomas.kit.database import Database, in_values, insert_many
-from khomas.kit.errors import FieldInvalid
+from khomas.kit.errors import DomainError, FieldInvalid
 from khomas.kit.events import EventLog, NewEvent
 from khomas.kit.idempotency import Once
 from khomas.kit.ids import new_uid
@@ -26,6 +28,8 @@ from khomas.storage.rules.events import new_dataset
 from khomas.storage.rules.rows import new_row, rule_event
 from khomas.storage.rules.store import Rules
 from khomas.storage.rules.tables import policy, policy_dataset, rule
+
+log = logging.getLogger(__name__)
 
 PREFIX = "policies/"
 _ORDER = Ordering(fields={}, unique=policy.c.id)
@@ -114,6 +118,13 @@ class Policies:
 
     async def work(self) -> None:
         """Ask policies about new datasets, and make the rules that they want."""
+        try:
+            await self._work()
+        except (DomainError, grpc.aio.AioRpcError) as error:
+            # The catalogue does not answer: they stay in the queue.
+            log.warning("policies.postponed", extra={"error": str(error)})
+
+    async def _work(self) -> None:
         while True:
             async with self._database.read() as connection:
                 queued = (await connection.execute(select(policy_dataset).limit(_BATCH))).all()

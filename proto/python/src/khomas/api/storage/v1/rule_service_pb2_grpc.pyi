@@ -25,6 +25,7 @@ class RuleServiceStub:
     CreateRule: _aio.UnaryUnaryMultiCallable[_rule_service_pb2.CreateRuleRequest, _rule_pb2.ReplicationRule]
     """Makes a rule and returns at once; copies follow in the background. Refused with EXPRESSION_INVALID when the
     expression cannot be read or matches nothing, and with TOO_FEW_ELEMENTS when fewer match than copies are wanted.
+    A rule on a dataset needs the capability for "/".
     """
     PreviewRule: _aio.UnaryUnaryMultiCallable[_rule_service_pb2.PreviewRuleRequest, _rule_service_pb2.PreviewRuleResponse]
     """Says what a rule would do, and how long that would take, without making it. Reads the list of its files."""
@@ -60,6 +61,7 @@ class RuleServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_rule_pb2.ReplicationRule]:
         """Makes a rule and returns at once; copies follow in the background. Refused with EXPRESSION_INVALID when the
         expression cannot be read or matches nothing, and with TOO_FEW_ELEMENTS when fewer match than copies are wanted.
+        A rule on a dataset needs the capability for "/".
         """
 
     @_abc_1.abstractmethod

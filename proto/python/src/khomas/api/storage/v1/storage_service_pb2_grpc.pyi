@@ -66,7 +66,9 @@ class StorageServiceStub:
     """
     WatchEvents: _aio.UnaryStreamMultiCallable[_event_pb2.WatchEventsRequest, _event_pb2.WatchEventsResponse]
     """The event log. Kinds: storage.element.changed with a StorageElement, storage.transfer.changed with a Transfer,
-    storage.deletion.changed with a Deletion, storage.upload.{committed,abandoned} with an Upload.
+    storage.deletion.changed with a Deletion, storage.upload.{committed,abandoned} with an Upload,
+    storage.rule.{created,changed,deleted} with a ReplicationRule, storage.policy.{created,changed,deleted} with a
+    PlacementPolicy, storage.drain.changed with a Drain.
     """
 
 class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -225,7 +227,9 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_event_pb2.WatchEventsRequest, _abc.AsyncIterator[_event_pb2.WatchEventsResponse]],
     ) -> _abc.AsyncIterator[_event_pb2.WatchEventsResponse]:
         """The event log. Kinds: storage.element.changed with a StorageElement, storage.transfer.changed with a Transfer,
-        storage.deletion.changed with a Deletion, storage.upload.{committed,abandoned} with an Upload.
+        storage.deletion.changed with a Deletion, storage.upload.{committed,abandoned} with an Upload,
+        storage.rule.{created,changed,deleted} with a ReplicationRule, storage.policy.{created,changed,deleted} with a
+        PlacementPolicy, storage.drain.changed with a Drain.
         """
 
 def add_StorageServiceServicer_to_server(servicer: StorageServiceServicer, server: _aio.Server) -> None: ...
