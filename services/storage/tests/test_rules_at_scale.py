@@ -54,8 +54,8 @@ class Bench:
             file.replicas.add(storage_element="one", path=name.lstrip("/"))
         await CatalogServiceStub(self.served.channel).BatchCreateFiles(request)
 
-    async def rule(self, dataset: str, **fields: int) -> str:
-        row = new_row(Rule(dataset=dataset, expression="*", **fields), "tester")
+    async def rule(self, dataset: str, copies: int) -> str:
+        row = new_row(Rule(dataset=dataset, expression="*", copies=copies), "tester")
         async with self.database.write() as connection:
             await connection.execute(insert(rule), row)
         return str(row["uid"])

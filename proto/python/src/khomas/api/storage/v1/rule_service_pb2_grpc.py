@@ -92,6 +92,7 @@ class RuleServiceServicer(object):
     def CreateRule(self, request, context):
         """Makes a rule and returns at once; copies follow in the background. Refused with EXPRESSION_INVALID when the
         expression cannot be read or matches nothing, and with TOO_FEW_ELEMENTS when fewer match than copies are wanted.
+        A rule on a dataset needs the capability for "/".
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

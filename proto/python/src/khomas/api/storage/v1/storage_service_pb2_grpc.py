@@ -266,7 +266,9 @@ class StorageServiceServicer(object):
 
     def WatchEvents(self, request, context):
         """The event log. Kinds: storage.element.changed with a StorageElement, storage.transfer.changed with a Transfer,
-        storage.deletion.changed with a Deletion, storage.upload.{committed,abandoned} with an Upload.
+        storage.deletion.changed with a Deletion, storage.upload.{committed,abandoned} with an Upload,
+        storage.rule.{created,changed,deleted} with a ReplicationRule, storage.policy.{created,changed,deleted} with a
+        PlacementPolicy, storage.drain.changed with a Drain.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
