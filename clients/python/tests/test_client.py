@@ -61,7 +61,7 @@ async def test_bytes_go_over_http_when_the_storage_is_elsewhere(
     source.write_bytes(os.urandom(3_000_000))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     await client.files.put([Pair(source, "/hess/a")])
-    part = tmp_path / ".back.part"
+    part = tmp_path / ".back.khomas-part"
     part.write_bytes(source.read_bytes()[:1_000_000])
     await client.files.get([Pair(tmp_path / "back", "/hess/a")])
     assert (tmp_path / "back").read_bytes() == source.read_bytes()
@@ -79,7 +79,7 @@ async def test_a_damaged_copy_leaves_no_file(client: AsyncClient, served: Served
 
 
 def parts(folder: Path) -> list[Path]:
-    return list(folder.glob(".*.part"))
+    return list(folder.glob(".*part*"))
 
 
 @pytest.mark.parametrize("local", [True, False])
@@ -105,7 +105,7 @@ async def test_a_part_that_is_whole_already_does_not_stop_a_download(
     source.write_bytes(b"content")
     await client.files.put([Pair(source, "/hess/a")])
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    (tmp_path / ".back.part").write_bytes(b"content")
+    (tmp_path / ".back.khomas-part").write_bytes(b"content")
     await client.files.get([Pair(tmp_path / "back", "/hess/a")])
     assert (tmp_path / "back").read_bytes() == b"content"
 

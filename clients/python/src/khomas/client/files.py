@@ -1,45 +1,26 @@
 """Files: put, get, find, delete, metadata, datasets, adoption."""
 
-import asyncio
-import os
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from khomas.client import bytes_moving
-from khomas.client.bytes_moving import Progress
+from khomas.client.bytes_moving import Progress, nothing
+from khomas.client.checksums import KnownChecksums
+from khomas.client.comparing import Comparing
 from khomas.client.connection import Connection
+from khomas.client.downloads import Downloads
 from khomas.client.errors import KhomasError, UsageError, from_status
+from khomas.client.pairs import Pair, below
 from khomas.client.parts import chunks
 from khomas.client.specs import dataset_name
+from khomas.client.uploads import Uploads, Wish
+from khomas.client.values import as_value, plain_value
+from khomas.client.workers import first_failure
 
-_PARALLEL = 8
-_COMMIT_SECONDS = 600.0
-_GRANT_FILES = 1000
+__all__ = ["DATASETS", "Files", "Pair", "as_value", "below", "nothing", "plain_value"]
+
 DATASETS = "datasets/"
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """A file here and its LFN."""
-
-    path: Path
-    name: str
-
-
-def nothing(length: int) -> None:
-    """Ignore progress."""
-
-
-def below(path: Path, name: str) -> list[Pair]:
-    """Pair a local file, or all files below a folder, with LFNs."""
-    if path.is_dir():
-        return [Pair(one, f"{name}/{one.relative_to(path)}") for one in sorted(path.rglob("*")) if one.is_file()]
-    if not path.is_file():
-        raise UsageError(f"there is no file {path}")
-    return [Pair(path, name)]
 
 
 class Files:
@@ -47,6 +28,10 @@ class Files:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        known = KnownChecksums()
+        self.comparing = Comparing(connection, known)
+        self._uploads = Uploads(connection, known)
+        self._downloads = Downloads(connection, known)
 
     async def put(
         self,
@@ -55,73 +40,43 @@ class Files:
         storage_elements: Sequence[str] = (),
         datasets: Sequence[str] = (),
         metadata: Mapping[str, Any] | None = None,
+        replaced: Collection[str] = (),
+        reason: str = "",
         progress: Progress = nothing,
+        on_files: Progress = nothing,
     ) -> list[Any]:
-        """Bring files in; all of a chunk are in the catalogue together, or none. Returns CommittedFile messages."""
-        committed: list[Any] = []
-        for part in chunks(pairs, _GRANT_FILES):
-            committed += await self._put(part, storage_elements, datasets, metadata or {}, progress)
-        return committed
+        """Bring files in; all of a chunk are in the catalogue together, or none. Returns CommittedFile messages.
 
-    async def _put(
+        `replaced` are names that other files give up for them, for this `reason`, once all bytes have arrived.
+        """
+        wish = Wish(storage_elements, datasets, metadata or {}, replaced, reason)
+        return await self._uploads.put(pairs, wish, progress, on_files)
+
+    async def get(
         self,
         pairs: Sequence[Pair],
-        storage_elements: Sequence[str],
-        datasets: Sequence[str],
-        metadata: Mapping[str, Any],
-        progress: Progress,
-    ) -> list[Any]:
-        from khomas.api.storage.v1 import grant_pb2
-        from khomas.api.storage.v1 import storage_service_pb2 as pb
+        *,
+        overwrite: bool = False,
+        progress: Progress = nothing,
+        on_files: Progress = nothing,
+    ) -> list[Path]:
+        """Fetch files; each is complete and has its checksum, or is absent.
 
-        total = sum(pair.path.stat().st_size for pair in pairs)
-        wanted = grant_pb2.Upload(storage_elements=storage_elements, max_files=len(pairs), reserve_bytes=total)
-        request = pb.BatchCreateUploadsRequest(uploads=[wanted], request_id=str(uuid4()))
-        (upload,) = (await self._connection.call("storage", "BatchCreateUploads", request)).uploads
-        try:
-            sums = await _in_parallel(
-                lambda item: _send(item[1].path, upload.grant, item[0], progress), list(enumerate(pairs))
-            )
-            commit = pb.BatchCommitUploadsRequest(request_id=str(uuid4()))
-            for index, (pair, checksum) in enumerate(zip(pairs, sums, strict=True)):
-                one = commit.files.add(upload=upload.name, index=index, name=pair.name)
-                one.size_bytes = pair.path.stat().st_size
-                one.checksums.adler32 = checksum
-                one.datasets.extend(dataset_name(name) for name in datasets)
-                for key, value in metadata.items():
-                    one.metadata[key].CopyFrom(as_value(value))
-            answer = await self._connection.call("storage", "BatchCommitUploads", commit, timeout=_COMMIT_SECONDS)
-        except BaseException:
-            await self._abandon(upload.name)
-            raise
-        return list(answer.files)
-
-    async def _abandon(self, name: str) -> None:
-        from khomas.api.storage.v1 import storage_service_pb2 as pb
-
-        request = pb.BatchAbandonUploadsRequest(names=[name], request_id=str(uuid4()))
-        try:
-            await self._connection.call("storage", "BatchAbandonUploads", request, timeout=10)
-        except KhomasError:
-            return  # it expires by itself
-
-    async def get(self, pairs: Sequence[Pair], *, overwrite: bool = False, progress: Progress = nothing) -> list[Path]:
-        """Fetch files; each is complete and has its checksum, or is absent."""
-        from khomas.api.storage.v1 import storage_service_pb2 as pb
-
+        A part that an earlier try left is gone on with. Raises for the first that failed, after all were tried.
+        """
         taken = [pair.path for pair in pairs if pair.path.exists()]
         if taken and not overwrite:
-            raise UsageError(f"{taken[0]} exists; give another place, or --overwrite")
-        for part in chunks(pairs, _GRANT_FILES):
-            request = pb.BatchCreateDownloadsRequest(names=[pair.name for pair in part])
-            answer = await self._connection.call("storage", "BatchCreateDownloads", request)
-            for found in answer.downloads:
-                if not found.grants:
-                    raise from_status(found.error)
-            await _in_parallel(
-                lambda item: _receive(item[0], item[1], progress), list(zip(part, answer.downloads, strict=True))
-            )
+            raise UsageError(f"{taken[0]} exists; give another place, --skip-same or --overwrite")
+        failures = await self.fetch(pairs, progress=progress, on_files=on_files)
+        if (failure := first_failure(list(failures.values()))) is not None:
+            raise failure
         return [pair.path for pair in pairs]
+
+    async def fetch(
+        self, pairs: Sequence[Pair], *, progress: Progress = nothing, on_files: Progress = nothing
+    ) -> dict[Pair, KhomasError]:
+        """Fetch files, over those that are there; returns what went wrong with which."""
+        return await self._downloads.get(pairs, progress, on_files)
 
     async def find(
         self, directory: str = "", *, filter_text: str = "", dataset: str = "", order_by: str = "", as_of: Any = None
@@ -204,75 +159,3 @@ class Files:
 
         request = pb.CreateAdoptionRequest(adoption=adoption, validate_only=validate_only, request_id=str(uuid4()))
         return await self._connection.call("catalog", "CreateAdoption", request)
-
-
-def as_value(plain: Any) -> Any:
-    """Return a plain value, or text that reads as a number or a boolean, as a Value."""
-    from khomas.api.common.v1.value_pb2 import Value
-
-    if isinstance(plain, bool) or plain in ("true", "false"):
-        return Value(boolean=plain in (True, "true"))
-    if isinstance(plain, int):
-        return Value(integer=plain)
-    if isinstance(plain, float):
-        return Value(number=plain)
-    try:
-        return Value(integer=int(str(plain)))
-    except ValueError:
-        pass
-    try:
-        return Value(number=float(str(plain)))
-    except ValueError:
-        return Value(text=str(plain))
-
-
-def plain_value(value: Any) -> Any:
-    """Return a Value as plain Python."""
-    kind = value.WhichOneof("kind")
-    if kind == "time":
-        return value.time.ToJsonString()
-    return getattr(value, kind) if kind else None
-
-
-async def _in_parallel(work: Any, items: Sequence[Any]) -> list[Any]:
-    """Run blocking work in threads, some at a time; the first failure ends it."""
-    slots = asyncio.Semaphore(_PARALLEL)
-
-    async def one(item: Any) -> Any:
-        async with slots:
-            return await asyncio.to_thread(work, item)
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(item)) for item in items]
-    except BaseExceptionGroup as failures:
-        # The first is the cause; the others were on their way when it happened.
-        raise failures.exceptions[0] from None
-    return [task.result() for task in tasks]
-
-
-def _send(source: Path, grant: Any, index: int, progress: Progress) -> str:
-    folder = Path(grant.local_path) if grant.local_path else None
-    if folder is not None and os.access(folder, os.W_OK):
-        return bytes_moving.copy(source, folder / str(index), progress)
-    return bytes_moving.upload(source, f"{grant.url}{index}", grant.headers, progress)
-
-
-def _receive(pair: Pair, download: Any, progress: Progress) -> None:
-    pair.path.parent.mkdir(parents=True, exist_ok=True)
-    problem: KhomasError | None = None
-    for grant in download.grants:
-        try:
-            _fetch(pair.path, grant, progress, download.checksums.adler32)
-        except KhomasError as error:
-            problem = error
-        else:
-            return
-    raise problem or KhomasError(f"{pair.name} has no copy to read from", "NO_REPLICA")
-
-
-def _fetch(target: Path, grant: Any, progress: Progress, expected: str) -> None:
-    if grant.local_path and os.access(grant.local_path, os.R_OK):
-        bytes_moving.copy(Path(grant.local_path), target, progress, expected)
-    else:
-        bytes_moving.download(grant.url, grant.headers, target, progress, expected)
