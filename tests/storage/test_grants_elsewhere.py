@@ -98,7 +98,7 @@ async def site(tmp_path: Path, stores: Mapping[str, Store]) -> AsyncIterator[Sit
     for store in stores.values():
         store.start()
     credentials = {name: dict(store.credential) for name, store in stores.items()}
-    settings = {"poll": 0.05, "credentials": credentials}
+    settings = {"poll": 0.05, "catalog_deadline": 3, "credentials": credentials}
     catalog = MemoryCatalog()
     async with (
         serve(memory_catalog(catalog), service, state=tmp_path / "state", settings={"storage": settings}) as served,

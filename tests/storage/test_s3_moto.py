@@ -62,7 +62,7 @@ class TestMoto(ProtocolConformance, CredentialConformance):
 
     # It keeps them in memory, and answers some hundred requests a second.
     many = 2500
-    sparse_bytes = 576 * MIB
+    sparse_bytes = 64 * MIB
 
     @pytest.fixture
     async def full(self, server: ObjectStore) -> AsyncIterator[StorageProtocol]:

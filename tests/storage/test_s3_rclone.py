@@ -75,7 +75,7 @@ class TestRclone(Planting, ProtocolConformance, ServerConformance, CredentialCon
     forbidden_problem = Problem.PASSING
     # It reads every file for the listing.
     many = 2500
-    sparse_bytes = 576 * MIB
+    sparse_bytes = 64 * MIB
 
     @pytest.fixture
     async def protocol(self, server: ObjectStore) -> AsyncIterator[S3Protocol]:

@@ -10,9 +10,9 @@ from typing import Final
 
 from khomas.kit.errors import UpstreamUnavailable
 from khomas.storage import staging
-from khomas.storage.checksums import Algorithm, Summing, Sums
+from khomas.storage.checksums import Algorithm, Summing, Sums, new_hash
 from khomas.storage.errors import StorageElementUnreachable
-from khomas.storage.landing import Landing, Landings, Wanted, digest, publish_all
+from khomas.storage.landing import Landing, Landings, Wanted, publish_all, verify_all
 from khomas.storage.paths import apart, beside
 from khomas.storage.protocols.interface import Entry, Kind, Problem, ProtocolFault, StorageProtocol
 
@@ -64,8 +64,6 @@ async def sizes(protocol: StorageProtocol, staged: Sequence[str], name: str) -> 
 
 async def md5_of(protocol: StorageProtocol, path: str, name: str) -> str:
     """Return the MD5, for comparison with what an older system gave."""
-    from khomas.storage.checksums import new_hash
-
     found = new_hash(Algorithm.MD5)
     try:
         async for block in protocol.get(path):
@@ -96,7 +94,7 @@ async def free_paths(
 
 async def place(protocol: StorageProtocol, moves: Sequence[Move], name: str, *, again: bool) -> None:
     """Give staged files their names. Raises staging.Taken, staging.NotThere, or why the storage does not do it."""
-    left = [move for move in moves if not (again and await _placed(protocol, move, name))]
+    left = await _unplaced(protocol, moves, name) if again else list(moves)
     landings = Landings()
     named = [(Landing(protocol, landings, move.staged), move.target) for move in left]
     faults = [fault for fault in await publish_all(named) if fault is not None] if named else []
@@ -118,7 +116,7 @@ async def take_back(protocol: StorageProtocol, moves: Sequence[Move]) -> None:
         for move, found in zip(moves, staged, strict=True)
         if isinstance(found, ProtocolFault) and found.problem is Problem.ABSENT
     ]
-    back = [move for move in gone if await _is(protocol, move.target, move)]
+    back = [move for move, placed in zip(gone, await _there(protocol, gone), strict=True) if placed]
     faults = await protocol.rename([(move.target, move.staged) for move in back]) if back else []
     for move, fault in zip(back, faults, strict=True):
         if fault is not None:
@@ -132,27 +130,32 @@ async def remove(protocol: StorageProtocol, paths: Sequence[str]) -> None:
             log.warning("upload.left_behind", extra={"path": path, "error": fault.message})
 
 
-async def _placed(protocol: StorageProtocol, move: Move, name: str) -> bool:
-    """Tell whether a process that died has done it; finish what it has done by half."""
-    (size,) = await sizes(protocol, [move.staged], name)
-    if not await _is(protocol, move.target, move):
-        return False
-    if size is not None:
-        # Where a name is given by a copy, both may be there.
-        await remove(protocol, [move.staged])
-    return True
+async def _unplaced(protocol: StorageProtocol, moves: Sequence[Move], name: str) -> list[Move]:
+    """Return what a process that died has not done, and finish what it has done by half."""
+    staged = await sizes(protocol, [move.staged for move in moves], name)
+    placed = await _there(protocol, moves)
+    # Where a name is given by a copy, both may be there.
+    await remove(
+        protocol,
+        [move.staged for move, size, done in zip(moves, staged, placed, strict=True) if done and size is not None],
+    )
+    return [move for move, done in zip(moves, placed, strict=True) if not done]
 
 
-async def _is(protocol: StorageProtocol, path: str, move: Move) -> bool:
-    (entry,) = await protocol.stat([path])
-    if not isinstance(entry, Entry) or entry.size_bytes != move.size_bytes:
-        return False
-    try:
-        # What the far end tells is of another algorithm than the one that we know.
-        found = await digest(protocol, path, {Algorithm.ADLER32: move.adler32})
-    except ProtocolFault:
-        return False
-    return found.value == move.adler32
+async def _there(protocol: StorageProtocol, moves: Sequence[Move]) -> list[bool]:
+    """Tell of each file whether it has its name: something is there that has its size and checksum."""
+    found = await protocol.stat([move.target for move in moves])
+    alike = [
+        move
+        for move, entry in zip(moves, found, strict=True)
+        if isinstance(entry, Entry) and entry.size_bytes == move.size_bytes
+    ]
+    landings = Landings()
+    faults = await verify_all(
+        [(Landing(protocol, landings, one.target), one.size_bytes, {Algorithm.ADLER32: one.adler32}) for one in alike]
+    )
+    same = {move.target for move, fault in zip(alike, faults, strict=True) if fault is None}
+    return [move.target in same for move in moves]
 
 
 def unreachable(name: str, fault: ProtocolFault) -> UpstreamUnavailable | StorageElementUnreachable:

@@ -1,6 +1,7 @@
 """Uploads: opened, filled through the door or on the disk, given up, expired."""
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,12 +22,15 @@ from khomas.kit.ids import new_uids
 from khomas.storage import elsewhere, staging
 from khomas.storage.checksums import Sums
 from khomas.storage.elements import Element, Elements, Protocols, Usage
-from khomas.storage.errors import StorageElementReadOnly, UploadNotFound, UploadState
+from khomas.storage.errors import ProtocolUnknown, StorageElementReadOnly, UploadNotFound, UploadState
 from khomas.storage.granting import Granting
 from khomas.storage.paths import staging as staging_path
+from khomas.storage.protocols.interface import ProtocolFault
 from khomas.storage.rows import mapping
 from khomas.storage.space import Chooser, available, default_element, usages
 from khomas.storage.tables import upload, uploaded_file
+
+log = logging.getLogger(__name__)
 
 PREFIX = "uploads/"
 State = grant_pb2.Upload.State
@@ -194,7 +198,10 @@ class Uploads:
             rows = (await connection.execute(query.where(in_values(uploaded_file.c.upload_uid, list(uploads))))).all()
         for element in {element.id: element for element in uploads.values()}.values():
             staged = [row.stamp for row in rows if uploads[row.upload_uid].id == element.id]
-            await elsewhere.remove(self._protocols.of(element), staged)
+            try:
+                await elsewhere.remove(self._protocols.of(element), staged)
+            except (ProtocolFault, ProtocolUnknown) as error:
+                log.warning("upload.left_behind", extra={"element": element.id, "error": str(error)})
 
     async def _free(self, candidates: Sequence[Element], used: dict[str, Usage]) -> dict[str, int | DomainError | None]:
         rooms = await self._protocols.rooms(candidates)

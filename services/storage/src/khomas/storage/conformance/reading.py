@@ -59,7 +59,7 @@ class Reading:
         assert isinstance(entry, Entry)
         assert entry.size_bytes == self.sparse_bytes
         assert await read(protocol, "sparse", self.sparse_bytes - 5, 100) == b"\0\0end"
-        assert await read(protocol, "sparse", self.sparse_bytes - 1 * GIB // 2, 10) == bytes(10)
+        assert await read(protocol, "sparse", self.sparse_bytes // 2, 10) == bytes(10)
         assert await read(protocol, "sparse", self.sparse_bytes, 10) == b""
 
     async def test_reading_that_is_left_early_does_no_harm(self, protocol: StorageProtocol) -> None:
