@@ -49,10 +49,16 @@ class _Walk:
         workers = [asyncio.create_task(self._worker()) for _ in range(_AT_ONCE)]
         try:
             await asyncio.gather(*workers)
-        finally:
+            await self.pages.put(None)
+        except BaseException:
             for worker in workers:
                 worker.cancel()
-            await self.pages.put(None)
+            await asyncio.gather(*workers, return_exceptions=True)
+            # Nobody needs what is there any more, and nobody may make room for the end.
+            while not self.pages.empty():
+                self.pages.get_nowait()
+            self.pages.put_nowait(None)
+            raise
 
     async def _worker(self) -> None:
         while (folder := await self._next()) is not None:
