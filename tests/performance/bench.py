@@ -14,7 +14,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.performance import backends, catalog, client, idle, jobs, pilots, reconciling, scheduler, waiting, wire
+from tests.performance import (
+    backends,
+    catalog,
+    client,
+    idle,
+    jobs,
+    pilots,
+    reconciling,
+    scheduler,
+    transfers,
+    waiting,
+    wire,
+)
 from tests.performance.figures import Figure
 
 _GIB = 2**30
@@ -37,6 +49,7 @@ def main() -> None:
             "idle",
             "pilots",
             "reconciling",
+            "transfers",
         ],
         help="one part",
     )
@@ -56,6 +69,7 @@ def main() -> None:
         "idle": idle.measure,
         "pilots": lambda: pilots.measure(1),
         "reconciling": lambda: reconciling.measure(10_000 if arguments.quick else 100_000),
+        "transfers": lambda: transfers.measure(100 if arguments.quick else 1000, size_bytes),
     }
     figures = []
     for name, part in parts.items():

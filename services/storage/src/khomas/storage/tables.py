@@ -5,6 +5,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Double,
     Index,
     Integer,
@@ -13,6 +14,7 @@ from sqlalchemy import (
     String,
     Table,
     false,
+    literal_column,
 )
 
 from khomas.kit.database import KeyText, UtcTime
@@ -154,7 +156,7 @@ transfer = Table(
     Column("create_time", UtcTime, nullable=False),
     Column("state_time", UtcTime, nullable=False),
     Column("end_time", UtcTime, nullable=True, index=True),
-    Column("deadline", UtcTime, nullable=True, index=True),
+    Column("deadline", UtcTime, nullable=True),
     Column("share", String, nullable=False, server_default=""),
     # "source>destination": what it is queued for. The source is empty while none is chosen.
     Column("lane", KeyText, nullable=False, server_default=""),
@@ -166,10 +168,14 @@ transfer = Table(
     # Where another executor has it, "name:its id", and the hidden name that it writes to.
     Column("external", String, nullable=False, server_default=""),
     Column("hidden", String, nullable=False, server_default=""),
-    Index("transfer_pause", "state", "reason", "next_attempt_time"),
     Index("transfer_lane", "state", "reason", "lane", "turn"),
     Index("transfer_wanted", "file", "destination", "state"),
 )
+# Spelled out with the numbers of WAITING and BACKOFF: a planner takes an index only for the very same condition.
+PAUSED: ColumnElement[bool] = literal_column("state = 1 AND reason = 2")
+BOUND: ColumnElement[bool] = literal_column("state = 1 AND deadline IS NOT NULL")
+Index("transfer_deadline", transfer.c.deadline, sqlite_where=BOUND, postgresql_where=BOUND)
+Index("transfer_pause", transfer.c.next_attempt_time, sqlite_where=PAUSED, postgresql_where=PAUSED)
 transfer_attempt = Table(
     "transfer_attempt",
     metadata,

@@ -1,12 +1,13 @@
 """The queue of transfers in the database: claimed in batches by lane, renewed, settled in batches."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import Select, case, func, literal, null, select, update
+from sqlalchemy import ColumnElement, Select, case, func, literal, null, select, true, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.storage.v1 import transfer_pb2 as pb
 from khomas.kit.database import Database, in_values, insert_many, rows_table
@@ -86,7 +87,7 @@ class Queue:
     async def _taken(self, runs: Sequence[Run], now: datetime) -> list[Sequence[Mapping[str, Any]]]:
         run_of = {uid: run.uid for run in runs for uid in run.members}
         wanted = select(transfer.c.uid).where(
-            in_values(transfer.c.uid, list(run_of)), transfer.c.state == pb.Transfer.STATE_WAITING
+            in_values(transfer.c.uid, list(run_of)), transfer.c.state + 0 == pb.Transfer.STATE_WAITING
         )
         async with self._database.write() as connection:
             found = await claim(
@@ -103,7 +104,7 @@ class Queue:
             running = {"state": pb.Transfer.STATE_RUNNING, "reason": 0, "message": "", "state_time": now}
             statement = (
                 update(transfer)
-                .where(transfer.c.uid == ours.c.uid)
+                .where(_among(connection, run_of), transfer.c.uid == ours.c.uid)
                 .values(**running, attempt=transfer.c.attempt + 1, run=ours.c.run, moved_bytes=0)
                 .returning(transfer)
             )
@@ -184,7 +185,11 @@ class Queue:
             clock = select(turn.c.turn).where(turn.c.lane == new.c.lane, turn.c.share == "")
             statement = (
                 update(transfer)
-                .where(transfer.c.uid == new.c.uid, transfer.c.lease_epoch == new.c.lease_epoch)
+                .where(
+                    _among(connection, [one.uid for one in outcomes]),
+                    transfer.c.uid == new.c.uid,
+                    transfer.c.lease_epoch == new.c.lease_epoch,
+                )
                 .values(
                     **values,
                     **_NOBODY,
@@ -214,6 +219,14 @@ class Queue:
         )
         lane = turns.lane(one.next_source or one.source, one.destination)
         return one.uid, one.epoch, said.state, said.reason, one.message, said.next_attempt_time, lane
+
+
+def _among(connection: AsyncConnection, uids: Collection[str]) -> ColumnElement[bool]:
+    """Say again which rows a join is about: for the join alone PostgreSQL reads the whole table.
+
+    SQLite looks each row up, and would do it again for each that is said here.
+    """
+    return in_values(transfer.c.uid, uids) if connection.dialect.name == "postgresql" else true()
 
 
 def _or_nothing(query: Select[float]) -> Any:

@@ -16,7 +16,7 @@ from khomas.storage.links.bounds import shared_out
 from khomas.storage.links.measures import Measures
 from khomas.storage.links.tables import link
 from khomas.storage.rows import mappings
-from khomas.storage.tables import transfer
+from khomas.storage.tables import BOUND, PAUSED, transfer
 from khomas.storage.turns import lane
 
 # Small files of a lane go together, up to so many and so many bytes.
@@ -112,7 +112,9 @@ async def waiting_lanes(connection: AsyncConnection) -> list[str]:
 
 
 def _lanes() -> Select[Any]:
-    first = select(func.min(transfer.c.lane).label("lane")).where(_waiting()).cte("lanes", recursive=True)
+    # Not the least of all: PostgreSQL would read them all for that when it thinks that there are few.
+    least = select(transfer.c.lane).where(_waiting()).order_by(transfer.c.lane).limit(1).subquery()
+    first = select(least.c.lane).cte("lanes", recursive=True)
     after = select(func.min(transfer.c.lane)).where(_waiting(), transfer.c.lane > first.c.lane).scalar_subquery()
     every = first.union_all(select(after).where(first.c.lane.is_not(None)))
     return select(every.c.lane).where(every.c.lane.is_not(None))
@@ -161,14 +163,10 @@ async def promote(connection: AsyncConnection, now: datetime) -> Sequence[Mappin
 
 def _forgotten(now: datetime) -> tuple[ColumnElement[bool], ColumnElement[bool], ColumnElement[bool]]:
     return (
-        and_(
-            transfer.c.state == _WAITING,
-            transfer.c.reason == pb.TRANSFER_REASON_BACKOFF,
-            transfer.c.next_attempt_time <= now,
-        ),
+        and_(PAUSED, transfer.c.next_attempt_time <= now),
         and_(
             transfer.c.state == _RUNNING,
             or_(transfer.c.lease_expire_time.is_(None), transfer.c.lease_expire_time < now),
         ),
-        and_(transfer.c.deadline < now, transfer.c.state == _WAITING),
+        and_(BOUND, transfer.c.deadline < now),
     )

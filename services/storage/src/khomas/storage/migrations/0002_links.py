@@ -25,9 +25,21 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("external", sa.String(), server_default="", nullable=False))
         batch_op.add_column(sa.Column("hidden", sa.String(), server_default="", nullable=False))
         batch_op.drop_index("transfer_queue")
-        batch_op.create_index("transfer_pause", ["state", "reason", "next_attempt_time"], unique=False)
+        batch_op.create_index(
+            "transfer_pause",
+            ["next_attempt_time"],
+            unique=False,
+            sqlite_where=sa.text("state = 1 AND reason = 2"),
+            postgresql_where=sa.text("state = 1 AND reason = 2"),
+        )
         batch_op.create_index("transfer_lane", ["state", "reason", "lane", "turn"], unique=False)
-        batch_op.create_index(batch_op.f("ix_transfer_deadline"), ["deadline"], unique=False)
+        batch_op.create_index(
+            "transfer_deadline",
+            ["deadline"],
+            unique=False,
+            sqlite_where=sa.text("state = 1 AND deadline IS NOT NULL"),
+            postgresql_where=sa.text("state = 1 AND deadline IS NOT NULL"),
+        )
         batch_op.create_index(batch_op.f("ix_transfer_end_time"), ["end_time"], unique=False)
     # Which source they will be read from is chosen when it is their turn.
     op.execute(sa.text("UPDATE transfer SET lane = '>' || destination WHERE state IN (1, 2)"))
