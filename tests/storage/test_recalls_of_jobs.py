@@ -68,6 +68,15 @@ async def test_jobs_wait_for_tape_in_one_request_and_start_as_files_arrive(site:
     assert sum(await site.asked(24)) == 24
 
 
+async def test_hundred_jobs_are_few_requests_though_few_run_at_once(site: Site) -> None:
+    scheduler = Scheduler(site.storage.served)
+    names = site.keep(100)
+    await scheduler.submit(*(shell("true", inputs=[{"file": name}]) for name in names))
+    requests = await site.asked(100)
+    assert sum(requests) == 100
+    assert len(requests) <= 5
+
+
 async def test_job_that_has_some_inputs_on_disk_says_how_many(site: Site) -> None:
     scheduler = Scheduler(site.storage.served)
     names = site.keep(2)

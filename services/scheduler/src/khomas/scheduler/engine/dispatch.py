@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
 from khomas.scheduler.backends.interface import SubmitOutcome, Submitted
 from khomas.scheduler.engine.candidates import Candidate, Room, Turn, whose_turn
@@ -15,6 +17,7 @@ from khomas.scheduler.engine.failing import after_failures
 from khomas.scheduler.engine.preparation import Preparation, Prepared, Refused
 from khomas.scheduler.engine.recalling import Recalling
 from khomas.scheduler.engine.transcript import Operation
+from khomas.scheduler.locality import inputs_of
 from khomas.scheduler.records import Attempt, Job
 from khomas.scheduler.sites import Site, Sites
 from khomas.scheduler.store.changes import Change, ended_job, lock_jobs, moved
@@ -23,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _BATCH = 1000
 _THROTTLED = timedelta(seconds=5)
+_AHEAD_SECONDS = 5.0
 
 
 class Dispatcher:
@@ -34,6 +38,8 @@ class Dispatcher:
         self._preparation = Preparation(desk, self.recalling)
         self._doubtful = Doubtful(desk, self._preparation, self._hand_over)
         self._pause = desk.settings.find_pause.total_seconds()
+        # When the inputs of later jobs are looked at again.
+        self._ahead_at = 0.0
 
     async def run(self) -> None:
         """Hand over whenever something is due and there is room."""
@@ -57,9 +63,26 @@ class Dispatcher:
             if not turn.candidates:
                 return found
             prepared, refused = await self._preparation.prepare(connection, turn.candidates, moment)
+            if any(no.reason == Reason.REASON_WAIT_STAGE_FROM_TAPE for no in refused):
+                await self._look_ahead(connection, room, moment)
         began = await self._begin(turn, prepared, refused, moment)
         await self._hand_over(began)
         return True
+
+    async def _look_ahead(self, connection: AsyncConnection, room: Room, moment: datetime) -> None:
+        """Have the inputs of more jobs recalled than there is room for: a tape system wants to know all at once."""
+        loop = asyncio.get_running_loop().time()
+        if loop < self._ahead_at:
+            return
+        self._ahead_at = loop + _AHEAD_SECONDS
+        more = replace(room, free=_BATCH)
+        turn = await whose_turn(connection, self._desk.blueprints, self._desk.accounting, moment, more)
+        names = {
+            name
+            for one in turn.candidates
+            for name in inputs_of(one.blueprint, one.job.index, one.job.parent or one.job.uid)
+        }
+        await self.recalling.ahead(names)
 
     async def _begin(
         self, turn: Turn, prepared: Sequence[Prepared], refused: Sequence[Refused], moment: datetime

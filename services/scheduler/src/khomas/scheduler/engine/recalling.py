@@ -50,6 +50,17 @@ class Recalling:
                     self._waiting.setdefault(one.file, set()).add(job)
         return told
 
+    async def ahead(self, names: Collection[str]) -> None:
+        """Want what later jobs need as well, so that the tape system hears of all of it at once."""
+        try:
+            downloads = await self._desk.storage.downloads(names, "")
+            offline = sorted(name for name, download in downloads.items() if is_offline(download))
+            if offline:
+                await self._desk.storage.recalls(offline)
+        except grpc.aio.AioRpcError as error:
+            # They are asked for when it is their turn.
+            log.info("recalls.not_ahead", extra={"code": error.code().name})
+
     async def follow(self) -> None:
         """Follow recalls for ever. What was told while nobody listened is made good by looking at all jobs again."""
         while True:
