@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ from khomas.storage.conformance import (
     CredentialConformance,
     ProtocolConformance,
     ServerConformance,
+    read,
+    write,
 )
+from khomas.storage.conformance.content import listed, problems
 from khomas.storage.conformance.listing import Listing
 from khomas.storage.conformance.reading import Reading
 from khomas.storage.protocols.interface import Problem, StorageProtocol
@@ -118,3 +122,30 @@ class TestWrongKeys(CredentialConformance):
         protocol = opened(server, keys=s3.write_keys(tmp_path / "wrong", s3.ACCESS_KEY, "x" * 40))
         yield protocol
         await protocol.close()
+
+
+async def test_environment_of_other_tools_is_not_meant_for_us(
+    server: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.start()
+    for name in ("PROFILE", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN", "REGION", "ENDPOINT_URL"):
+        monkeypatch.setenv(f"AWS_{name}", "elsewhere")
+    protocol = opened(server)
+    await write(protocol, "file", b"abc")
+    assert await read(protocol, "file") == b"abc"
+    (found,) = await listed(protocol, "")
+    assert found.modify_time is not None
+    assert found.modify_time.tzinfo is UTC
+    await protocol.close()
+
+
+async def test_keys_that_change_are_used_at_once(server: ObjectStore, tmp_path: Path) -> None:
+    server.start()
+    keys = s3.write_keys(tmp_path / "keys", s3.ACCESS_KEY, "x" * 40)
+    protocol = opened(server, keys=keys)
+    assert problems(await protocol.stat(["file"])) == [Problem.CREDENTIAL]
+    keys.unlink()
+    s3.write_keys(keys, s3.ACCESS_KEY, s3.SECRET_KEY)
+    await write(protocol, "file", b"abc")
+    assert await read(protocol, "file") == b"abc"
+    await protocol.close()

@@ -5,7 +5,7 @@ under a hidden key like everywhere, is verified, and is copied within the server
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from datetime import timedelta
+from datetime import UTC, timedelta
 from typing import Any, Final, TypeVar
 
 from obstore import sign_async
@@ -194,7 +194,7 @@ class S3Protocol:
     def _entries(self, page: dict[str, Any]) -> list[Entry]:
         path = self._store.bucket.path
         files = [
-            Entry(path(one["Key"]), Kind.FILE, one["Size"], one["LastModified"])
+            Entry(path(one["Key"]), Kind.FILE, one["Size"], one["LastModified"].astimezone(UTC))
             for one in page.get("Contents", ())
             # What some programs put there to show a folder.
             if not one["Key"].endswith("/")

@@ -1,6 +1,7 @@
 """The two libraries that reach a bucket, open with the keys that are good now."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -165,7 +166,10 @@ class Store:
 @cache
 def _session() -> AioSession:
     """Return what has read how S3 is spoken, which takes as long as a hundred requests."""
-    return AioSession()
+    # What somebody has set for tools of AWS is not meant for this.
+    unset = (None, None, None, None)
+    nowhere = (None, None, os.devnull, None)
+    return AioSession({"profile": unset, "config_file": nowhere, "credentials_file": nowhere})
 
 
 def _authorities(path: Path) -> bytes:
