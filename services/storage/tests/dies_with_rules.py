@@ -31,7 +31,7 @@ async def main(folder: Path, owner: str, step: str) -> None:
         (folder / "rule").write_text(rule.name)
         if owner == "Draining":
             await drained(world)
-        await asyncio.sleep(60)
+        await asyncio.sleep(300)
 
 
 async def drained(world: World) -> None:

@@ -82,6 +82,17 @@ async def copied(world: World, name: str, element: str) -> None:
     await until(there, PATIENCE)
 
 
+async def counted(world: World, used_bytes: int) -> None:
+    """Wait until the space of the StorageElement `cache` is known to be this."""
+
+    async def settled() -> bool:
+        request = storage_pb.GetStorageElementRequest(name="storageElements/cache")
+        space = (await world.storage.GetStorageElement(request)).space
+        return (space.used_bytes, space.reserved_bytes) == (used_bytes, 0)
+
+    await until(settled, PATIENCE)
+
+
 async def marked(world: World, high: int, low: int) -> None:
     """Give the StorageElement `cache` its watermarks."""
     element = storage_element_pb2.StorageElement(name="storageElements/cache", high_watermark=high, low_watermark=low)
@@ -239,14 +250,20 @@ async def test_full_cache_is_cleaned_down_to_its_mark_and_protected_and_last_cop
         await copied(world, name, "cache")
     await world.becomes(await world.rule("cache"), Rule.STATE_OK)
 
+    await counted(world, 90)
+    read = storage_pb.BatchCreateDownloadsRequest(names=["/hess/00"])
+    (download,) = (await world.storage.BatchCreateDownloads(read)).downloads
+
     await marked(world, high=80, low=50)
 
     async def cleaned() -> bool:
         return len(world.lying("cache")) == 10
 
     await until(cleaned, PATIENCE)
-    # Never read, so the oldest went first.
-    assert world.lying("cache") == [*[f"hess/{n:02}" for n in range(8, 16)], "hess/kept", "hess/last"]
+    assert download.grants[0].storage_element == "cache"
+    # The oldest went first of those that were never read.
+    left = ["00", *[f"{n:02}" for n in range(9, 16)], "kept", "last"]
+    assert world.lying("cache") == [f"hess/{name}" for name in left]
 
 
 caches = st.lists(st.builds(Cached, st.uuids().map(str), st.integers(0, 100), st.integers(0, 3), st.booleans()))
@@ -302,6 +319,7 @@ async def test_rules_policies_drains_and_caches_on_postgresql(postgresql_url: st
 
         await world.becomes(made[0], Rule.STATE_OK, ok_copies=10)
         assert len(world.lying("three")) == 10
+        await counted(world, 50)
         await marked(world, high=40, low=20)
 
         async def cleaned() -> bool:

@@ -52,7 +52,7 @@ class Bench:
             name = f"/hess/{number:06}"
             file = request.files.add(name=name, size_bytes=5, checksums=checksum_pb2.Checksums(adler32="066c0228"))
             file.replicas.add(storage_element="one", path=name.lstrip("/"))
-        await CatalogServiceStub(self.served.channel).BatchCreateFiles(request)
+        await CatalogServiceStub(self.served.channel).BatchCreateFiles(request, timeout=120)
 
     async def rule(self, dataset: str, copies: int) -> str:
         row = new_row(Rule(dataset=dataset, expression="*", copies=copies), "tester")
@@ -83,7 +83,7 @@ async def bench(database_url: str, tmp_path: Path) -> AsyncIterator[Bench]:
         async with database.write() as connection:
             for name in ("one", "two", "three"):
                 await connection.execute(insert(tables.storage_element), element(name))
-        catalog, settings = Catalog(served.channel, timedelta(seconds=60)), StorageSettings()
+        catalog, settings = Catalog(served.channel, timedelta(seconds=120)), StorageSettings()
         online = Online(database, log, elements, settings.recall_lifetime)
         transferring = Transferring.built(
             settings, database, log, once, elements, Protocols({}, {}), catalog, {}, "tester", online

@@ -28,12 +28,12 @@ Rule = rule_pb2.ReplicationRule
 PATIENCE = 90.0
 CONTENT = b"bytes"
 FAST = {
-    "poll": 0.05,
+    "poll": 0.1,
     "transfer_pause": 0.05,
     "deletion_pause": 0.05,
     "rule_pause": 0.5,
     "drain_pause": 0.2,
-    "check_interval": 0.5,
+    "check_interval": 1.0,
     "transfer_attempts": 2,
 }
 
