@@ -20,7 +20,9 @@ from khomas.api.storage.v1.storage_element_pb2 import AccessPoint
 from khomas.storage.reconciling.testing import PATIENCE, Place, damageable
 from khomas.storage.testing import until
 from tests.backends.conftest import shared_folder
+from tests.testbeds import s3 as s3_bed
 from tests.testbeds import ssh as ssh_bed
+from tests.testbeds.s3 import ObjectStore
 from tests.testbeds.ssh import Ssh
 from tests.testbeds.web import WebServer
 from tests.testbeds.xrootd import Xrootd
@@ -34,12 +36,27 @@ def sftp() -> Iterator[Ssh]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def objects() -> Iterator[ObjectStore]:
+    # It remembers folders for minutes, unless told not to, and would not see what is laid behind it.
+    with s3_bed.rclone(shared_folder("integrity-s3"), "--dir-cache-time", "1ms") as running:
+        yield running
+
+
 def on_the_web(tmp_path: Path, server: WebServer) -> AbstractAsyncContextManager[Place]:
     folder = server.open_folder(f"integrity-{uuid4().hex}")
     options = {"authorities": str(server.authorities)}
     point = AccessPoint(
         protocol="davs", address=f"{server.address}/{folder.name}", credential="server", options=options
     )
+    credential = {"kind": "bearer", "options": {"file": str(server.token)}}
+    return damageable(tmp_path, folder, point, settings=settings(credential))
+
+
+def on_the_grid(tmp_path: Path, server: WebServer) -> AbstractAsyncContextManager[Place]:
+    folder = server.open_folder(f"integrity-{uuid4().hex}")
+    address = f"root://127.0.0.1:{server.port}/{folder.name}"
+    point = AccessPoint(protocol="root", address=address, credential="server", options={"clear_tokens": "true"})
     credential = {"kind": "bearer", "options": {"file": str(server.token)}}
     return damageable(tmp_path, folder, point, settings=settings(credential))
 
@@ -60,18 +77,43 @@ def settings(credential: dict[str, Any]) -> dict[str, Any]:
     return {"credentials": {"server": credential}, "probe_interval": 0.2, "probe_poll": 0.1}
 
 
-@pytest.fixture(params=["apache", "xrootd", "sftp"])
+def by_s3(tmp_path: Path, store: ObjectStore) -> AbstractAsyncContextManager[Place]:
+    folder = store.data / f"integrity-{uuid4().hex}"
+    folder.mkdir()
+    point = AccessPoint(
+        protocol="s3", address=f"{store.address}/{folder.name}", credential="server", options={"plain": "true"}
+    )
+    credential = {"kind": "access-key", "options": {"file": str(store.keys)}}
+    return damageable(tmp_path, folder, point, settings=settings(credential))
+
+
+def by_xrootd(tmp_path: Path, server: Xrootd) -> AbstractAsyncContextManager[Place]:
+    return on_the_grid(tmp_path, server.servers[0])
+
+
+def by_xrdhttp(tmp_path: Path, server: Xrootd) -> AbstractAsyncContextManager[Place]:
+    return on_the_web(tmp_path, server.servers[0])
+
+
+@pytest.fixture(
+    params=[
+        ("apache", on_the_web),
+        ("xrootd", by_xrdhttp),
+        ("xrootd", by_xrootd),
+        ("sftp", by_ssh),
+        ("objects", by_s3),
+    ],
+    ids=["apache", "xrdhttp", "root", "sftp", "s3"],
+)
 async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Place]:
-    """One with checksums of its own, one without, and one that is no web server."""
-    server: Any = request.getfixturevalue(request.param)
-    if isinstance(server, Xrootd):
-        server = server.servers[0]
-    async with by_ssh(tmp_path, server) if isinstance(server, Ssh) else on_the_web(tmp_path, server) as made:
+    """Servers with checksums of their own and without, of the web and not."""
+    name, opened = request.param
+    async with opened(tmp_path, request.getfixturevalue(name)) as made:
         yield made
     shutil.rmtree(made.mirror, ignore_errors=True)
 
 
-def opened(place: Place) -> None:
+def let_change(place: Place) -> None:
     """Let the server's user change what was laid there by another one."""
     for path in place.mirror.rglob("*"):
         path.chmod(0o777 if path.is_dir() else 0o666)
@@ -83,7 +125,7 @@ async def test_what_differs_on_a_server_is_found_and_repaired(place: Place) -> N
     place.lay("hess/deep/er/flipped", b"/hess/deep/er/Flipped")
     place.lay("hess/dark", b"nobody knows me")
     (place.mirror / NAMES[1][1:]).unlink()
-    opened(place)
+    let_change(place)
 
     run = await place.compared(Reconciliation.MODE_FULL)
 
@@ -109,7 +151,7 @@ async def test_tree_on_a_server_is_scanned_in_path_order_with_checksums(place: P
     for path in ("z", "a/b", "a.fits", "a b%20ä/c", "a/a/a"):
         place.lay(path, path.encode())
     place.lay(".khomas/hidden", b"not seen")
-    opened(place)
+    let_change(place)
     stub = place.storage.stub
 
     async def scanned(**more: Any) -> list[storage_service_pb2.ScannedFile]:
