@@ -14,6 +14,11 @@ _COPIES = Remedy(who="you", action="Look where copies are and in which state.", 
 _REMEDIES: Mapping[int, Sequence[Remedy]] = {
     pb.TRANSFER_REASON_QUEUED: (
         Remedy(who="nobody: it resolves itself", action="It runs when the transfers before it are done."),
+        Remedy(
+            who="operator",
+            action="See what its link carries, and what bounds it.",
+            command="khomas link ls --to {destination}",
+        ),
         Remedy(who="operator", action="Raise transfer_workers of the storage service."),
     ),
     pb.TRANSFER_REASON_ON_TAPE: (
@@ -45,6 +50,14 @@ _REMEDIES: Mapping[int, Sequence[Remedy]] = {
         Remedy(who="operator", action="Correct the StorageElements: their access points and protocols."),
     ),
     pb.TRANSFER_REASON_CANCELLED: (_AGAIN,),
+    pb.TRANSFER_REASON_DEADLINE: (
+        Remedy(who="you", action="Ask for the transfer again, with more time or a higher priority."),
+        Remedy(
+            who="operator",
+            action="See whether the link is slow, or bounded.",
+            command="khomas link ls --to {destination}",
+        ),
+    ),
 }
 
 
@@ -99,4 +112,6 @@ def _sentence(attempt: pb.TransferAttempt) -> str:
     seconds = attempt.elapsed.seconds + attempt.elapsed.nanos / 1e9
     ended = f"{_word(attempt.reason)}, {attempt.message}" if attempt.reason else "succeeded"
     begin = f"Attempt {attempt.number} from {attempt.source or 'nowhere'}"
-    return f"{begin}, {attempt.bytes} bytes in {seconds:.1f} s: {ended}"
+    held = pb.Bottleneck.Name(attempt.bottleneck).removeprefix("BOTTLENECK_").lower()
+    bound = f", held up by: {held}" if attempt.bottleneck else ""
+    return f"{begin}, {attempt.bytes} bytes in {seconds:.1f} s{bound}: {ended}"
