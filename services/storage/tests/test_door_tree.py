@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
+from khomas.api.storage.v1 import storage_element_pb2
 from khomas.api.storage.v1 import storage_service_pb2 as pb
 from khomas.storage.door.testing import Client
 from khomas.storage.testing import Storage, until
@@ -278,6 +279,29 @@ async def test_links_lead_nowhere(storage: Storage, planted: None, everybody: Cl
     ):
         assert await everybody.status(method, path, b"x" if method == "PUT" else None, **headers) == 403, (method, path)
     assert names(storage.root / "foo") == ["bar", "deep"]
+
+
+async def test_private_folder_is_reached_by_no_other_way(storage: Storage, everybody: Client) -> None:
+    (storage.root / "inner/.khomas/uploads").mkdir(parents=True)
+    (storage.root / "inner/.khomas/uploads/secret").write_bytes(b"secret")
+    (storage.root / "link").symlink_to(storage.root / "inner/.khomas")
+    # It is the folder of another installation, until the root is one of ours.
+    assert await everybody.status("GET", "inner/.khomas/uploads/secret") == 200
+    point = storage_element_pb2.AccessPoint(protocol="posix", address=str(storage.root / "inner"))
+    element = storage_element_pb2.StorageElement(
+        name="storageElements/inner", media=storage_element_pb2.StorageElement.MEDIA_DISK, access_points=[point]
+    )
+    await storage.stub.CreateStorageElement(
+        pb.CreateStorageElementRequest(storage_element=element, request_id=str(uuid4()))
+    )
+    away = {"Destination": everybody.address("away")}
+    for path in ("inner/.khomas/uploads/secret", "inner/.khomas", "link/uploads/secret", "link"):
+        for method, headers in (("GET", {}), ("PROPFIND", {"Depth": "1"}), ("COPY", away), ("MOVE", away)):
+            assert await everybody.status(method, path, **headers) == 403, (method, path)
+        assert await everybody.status("PUT", f"{path}/new", b"x") == 403
+    for method, headers in (("DELETE", {}), ("MOVE", away)):
+        assert await everybody.status(method, "inner", **headers) == 403, method
+    assert (storage.root / "inner/.khomas/uploads/secret").read_bytes() == b"secret"
 
 
 # ------------------------------------------------------------------------------------------------ what is ours

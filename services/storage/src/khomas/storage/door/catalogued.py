@@ -39,9 +39,15 @@ class Catalogued:
 
     async def names(self, target: Path) -> Sequence[Name]:
         """Return what a path of the machine is called; raise a Refusal for one that belongs to the service."""
-        elements = await self._elements.all()
-        roots = {one.id: self._protocols.local(one, "") for one in elements.values() if self._protocols.is_local(one)}
-        return await asyncio.to_thread(_names, roots, target)
+        return await asyncio.to_thread(_names, await self._roots(), target)
+
+    async def refuse_private(self, target: Path) -> None:
+        """Raise a Refusal if something lies in the private folder of any StorageElement, by whatever way."""
+        await asyncio.to_thread(_refuse_private, await self._roots(), target)
+
+    async def _roots(self) -> Mapping[str, Path]:
+        elements = (await self._elements.all()).values()
+        return {one.id: self._protocols.local(one, "") for one in elements if self._protocols.is_local(one)}
 
     async def _found(self, names: Sequence[Name]) -> str | None:
         recent = datetime.now(UTC) - _NEWS
@@ -90,3 +96,9 @@ def _names(roots: Mapping[str, Path], target: Path) -> list[Name]:
                 raise Refusal(403, "PRIVATE", f"{PRIVATE} belongs to the service.")
             names.append((element, path))
     return names
+
+
+def _refuse_private(roots: Mapping[str, Path], target: Path) -> None:
+    real = target.resolve()
+    if any(real.is_relative_to(root.resolve() / PRIVATE) for root in roots.values()):
+        raise Refusal(403, "PRIVATE", f"{PRIVATE} belongs to the service.")

@@ -221,8 +221,8 @@ class Changing:
         return seen
 
     async def _existing(self, element: Element, place: Place) -> Seen:
-        # Whoever reads over a link must end inside the root.
-        await self._run(partial(self._protocols.local, element, place.path))
+        # Whoever reads over a link must end inside the root, and not in what is private.
+        await self._catalogued.refuse_private(await self._run(partial(self._protocols.local, element, place.path)))
         seen = await self._run(partial(disk.look, self._local(element, place)))
         if seen is None or (place.slash and not seen.folder):
             raise PathNotFound(storage_element=place.element, path=place.path)

@@ -34,8 +34,8 @@ def dav_of(
     flush: bool,
 ) -> "Dav":
     """Put its parts together."""
-    tree, copies = Tree(elements, protocols, urlsplit(public_url).path.rstrip("/")), Copies(peers, executor)
-    catalogued = Catalogued(database, elements, protocols)
+    catalogued, copies = Catalogued(database, elements, protocols), Copies(peers, executor)
+    tree = Tree(elements, protocols, catalogued, urlsplit(public_url).path.rstrip("/"))
     return Dav(verifier, tree, Changing(tree, protocols, catalogued, copies, executor, public_url, flush=flush), copies)
 
 

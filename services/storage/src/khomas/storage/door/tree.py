@@ -12,6 +12,7 @@ from khomas.kit.auth.principal import Principal
 from khomas.storage.checksums import Algorithm
 from khomas.storage.door import browsing, digests, properties
 from khomas.storage.door.asking import READ, STAT, Place, require
+from khomas.storage.door.catalogued import Catalogued
 from khomas.storage.door.downloads import PlainFile
 from khomas.storage.door.refusal import Refusal
 from khomas.storage.elements import Element, Elements, Protocols, known
@@ -29,9 +30,10 @@ Pages = AsyncGenerator[Sequence[Entry], None]
 class Tree:
     """Shows what is there. Only StorageElements on disks of this machine are in the tree."""
 
-    def __init__(self, elements: Elements, protocols: Protocols, prefix: str) -> None:
+    def __init__(self, elements: Elements, protocols: Protocols, catalogued: Catalogued, prefix: str) -> None:
         self._elements = elements
         self._protocols = protocols
+        self._catalogued = catalogued
         # What whoever stands in front of the door puts before its addresses.
         self._prefix = prefix
 
@@ -98,6 +100,7 @@ class Tree:
         (entry,) = await self._protocols.of(element).stat([place.path])
         if isinstance(entry, ProtocolFault):
             raise entry
+        await self._catalogued.refuse_private(self._protocols.local(element, place.path))
         return element, entry
 
     async def _entries(self, element: Element, place: Place) -> Pages:
