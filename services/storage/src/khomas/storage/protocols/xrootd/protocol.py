@@ -1,5 +1,6 @@
 """The protocol `root`: what the conformance suite wants, of XRootD servers."""
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final, TypeVar
@@ -53,6 +54,7 @@ class XrootdProtocol:
         self._server = Server(place, settings, credential)
         self._settings = settings
         self._durable = durable
+        self._checksums = asyncio.Semaphore(settings.checksums)
         self.third_party = RootCopies(self._server)
         self.tape = RootTape(self._server) if settings.tape else None
 
@@ -89,7 +91,9 @@ class XrootdProtocol:
 
         async def one(ticket: Ticket, path: str) -> Digest:
             wanted = ticket.on(self._server.place.at(path), f"cks.type={algorithm}")
-            return digest_of(await self._server.query(ticket, QueryCode.CHECKSUM, wanted, seconds), algorithm)
+            async with self._checksums:
+                answer = await self._server.query(ticket, QueryCode.CHECKSUM, wanted, seconds)
+            return digest_of(answer, algorithm)
 
         return await self._each(one, paths, seconds=seconds)
 

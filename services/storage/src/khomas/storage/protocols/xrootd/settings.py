@@ -26,6 +26,8 @@ class XrootdSettings(BaseModel):
     stage_files: int = Field(default=1000, gt=0, le=10_000)
     # Requests about names on their way at once.
     requests: int = Field(default=256, gt=0, le=10_000)
+    # Checksums at once; the server has more of them wait for many seconds (`xrootd.chksum max 4` if it is not set).
+    checksums: int = Field(default=4, gt=0, le=1000)
     # Until an answer about one name.
     seconds: float = Field(default=60.0, gt=0)
     # Until a checksum, which a server may have to compute first.
