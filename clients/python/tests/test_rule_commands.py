@@ -119,10 +119,23 @@ async def test_drain_is_begun_explained_and_taken_back(shell: Shell) -> None:
 
     code, out, _ = await shell("se", "drain", "local", "--json")
     assert (code, json.loads(out)["state"]) == (0, "DRAINING")
+    code, out, _ = await shell("se", "ls", "-o", "id,health")
+    assert ["local", "draining"] in [line.split() for line in out.splitlines()]
     code, out, _ = await shell("se", "why", "local")
     assert "files are left" in out
     code, out, _ = await shell("se", "drain", "local", "--cancel", "--json")
     assert json.loads(out)["state"] == "CANCELLED"
+
+
+async def test_second_copy_goes_to_an_element_on_tape(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "library").mkdir()
+    code, out, said = await shell("se", "create", "library", str(tmp_path / "library"), "--media", "tape")
+    assert (code, out.strip()) == (0, "library"), said
+
+    code, out, _ = await shell("rule", "create", "local | media=TAPE", "--dataset", "crab", "--copies", "2", "--wait")
+
+    assert code == 0
+    assert (tmp_path / "library" / "hess" / "a").read_bytes() == b"content"
 
 
 async def test_element_gets_labels_that_rules_can_ask_for(shell: Shell) -> None:

@@ -52,6 +52,8 @@ def _element_row(one: Any, probe: Any, incidents: int) -> dict[str, Any]:
         "files": one.space.file_count,
         "used": one.space.used_bytes,
         "free": one.space.free_bytes,
+        "coming": one.space.reserved_bytes,
+        "labels": dict(one.labels),
         "read_only": one.read_only,
         "health": _health(one, probe),
         "probed": probe.time.ToJsonString() if probe is not None else "",
@@ -67,7 +69,7 @@ def _health(element: Any, probe: Any) -> str:
         return element.health.message or "unknown"
     if probe is not None and probe.failed_step:
         return f"{probe.failed_step} failed {probe.failures}x: {probe.message}"
-    return "ok"
+    return "draining" if element.draining else "ok"
 
 
 def _success(probe: Any) -> str:
