@@ -1,6 +1,8 @@
 """One file from a server that breaks off, changes, lies, or is slow to answer."""
 
 import os
+import socket
+import subprocess
 import threading
 import zlib
 from collections.abc import Iterator
@@ -215,6 +217,29 @@ def test_part_is_written_by_one_process_at_a_time(source: Source, connections: C
     assert one.target.read_bytes() == CONTENT
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_disk_that_runs_full_is_no_fault_of_the_server_and_what_came_is_kept(
+    source: Source, connections: Connections, small_disk: Path
+) -> None:
+    one = wanted(small_disk / "a")
+    with pytest.raises(LocalFault, match="the disk is full") as failure:
+        receive(one, [source.grant, source.grant], connections, nothing)
+    assert failure.value.reason == "NO_SPACE"
+    assert len(source.ranges) == 1
+    subprocess.run(["mount", "-o", "remount,size=16m", small_disk], check=True)
+    assert receive(one, [source.grant], connections, nothing) >= 3 * MIB
+    assert [path.name for path in small_disk.iterdir()] == ["a"]
+    assert one.target.read_bytes() == CONTENT
+
+
 def test_name_as_long_as_the_disk_allows_is_fetched(source: Source, connections: Connections, tmp_path: Path) -> None:
     target = tmp_path / ("é" * 127)
     broken_off(wanted(target), source, connections)
@@ -223,8 +248,6 @@ def test_name_as_long_as_the_disk_allows_is_fetched(source: Source, connections:
 
 
 def test_who_stops_is_not_kept_waiting_by_a_silent_server(connections: Connections, tmp_path: Path) -> None:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as silent:
         grant = AccessGrant(url=f"http://127.0.0.1:{silent.getsockname()[1]}/a")
         failures: list[KhomasError] = []

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from khomas.cli.carrying import get_files, put_files, resumable, sizes_below
 from khomas.cli.jobs import pairs
 from khomas.cli.output import format_of, listing, talk
 from khomas.cli.output import show as show_rows
-from khomas.cli.running import Progress, with_client
+from khomas.cli.running import with_client
 
 if TYPE_CHECKING:
     from khomas.client.async_client import AsyncClient
-    from khomas.client.files import Pair
+    from khomas.client.pairs import Pair
 
 _COLUMNS = ("name", "size", "adler32", "replicas", "created")
 
@@ -24,6 +25,7 @@ _COLUMNS = ("name", "size", "adler32", "replicas", "created")
 @click.option("--se", multiple=True, help="StorageElement; the first that has room is taken.")
 @click.option("--dataset", multiple=True, help="Dataset to join.")
 @click.option("--meta", multiple=True, metavar="KEY=VALUE", help="Metadata.")
+@click.option("--skip-same", is_flag=True, help="Leave out what is in the catalogue with the same content.")
 @click.option("-q", "--quiet", is_flag=True, help="Names only.")
 def put(
     paths: tuple[Path, ...],
@@ -31,22 +33,22 @@ def put(
     se: tuple[str, ...],
     dataset: tuple[str, ...],
     meta: tuple[str, ...],
+    skip_same: bool,
     quiet: bool,
 ) -> None:
     """Bring files and folders in. With several, or with a / at its end, NAME is a directory."""
-    from khomas.client.files import below
+    from khomas.client.pairs import below
     from khomas.client.units import show_size
 
     found: list[Pair] = []
     for path in paths:
         inside = len(paths) > 1 or name.endswith("/")
         found += below(path, f"{name.rstrip('/')}/{path.name}" if inside else name)
-    total = sum(pair.path.stat().st_size for pair in found)
-    with Progress("put", total) as progress:
-        values = pairs(meta, "--meta")
+    values = pairs(meta, "--meta")
+    with resumable("The same command with --skip-same goes on."):
         done = with_client(
-            lambda client: client.files.put(
-                found, storage_elements=se, datasets=dataset, metadata=values, progress=progress
+            lambda client: put_files(
+                client, found, skip_same=skip_same, storage_elements=se, datasets=dataset, metadata=values
             )
         )
     for one in done:
@@ -59,10 +61,20 @@ def put(
 @click.option("--dataset", "is_dataset", is_flag=True, help="NAMES are datasets.")
 @click.option("--merged", is_flag=True, help="Of an array: the outputs of its mergers.")
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+@click.option("--skip-same", is_flag=True, help="Leave out what is here with the same content.")
 @click.option("--tree", is_flag=True, help="Keep the directories of the LFNs.")
-def get(names: tuple[str, ...], target: Path, is_dataset: bool, merged: bool, overwrite: bool, tree: bool) -> None:
+def get(
+    names: tuple[str, ...],
+    target: Path,
+    is_dataset: bool,
+    merged: bool,
+    overwrite: bool,
+    skip_same: bool,
+    tree: bool,
+) -> None:
     """Fetch files by LFN, all files below an LFN directory, of a dataset, or the outputs of a job."""
-    with_client(lambda client: _get(client, names, target, is_dataset, merged, overwrite, tree))
+    with resumable("The same command with --skip-same goes on."):
+        with_client(lambda client: _get(client, names, target, is_dataset, merged, overwrite, skip_same, tree))
 
 
 async def _get(
@@ -72,9 +84,10 @@ async def _get(
     is_dataset: bool,
     merged: bool,
     overwrite: bool,
+    skip_same: bool,
     tree: bool,
 ) -> None:
-    from khomas.client.files import Pair
+    from khomas.client.pairs import Pair
 
     sizes: dict[str, int] = {}
     for name in names:
@@ -82,19 +95,16 @@ async def _get(
     chosen = [Pair(target / (lfn.lstrip("/") if tree else Path(lfn).name), lfn) for lfn in sizes]
     if len({pair.path for pair in chosen}) < len(chosen):
         raise click.UsageError("two files have the same last segment; add --tree")
-    with Progress("get", sum(sizes.values())) as progress:
-        paths = await client.files.get(chosen, overwrite=overwrite, progress=progress)
-    for path in paths:
+    for path in await get_files(client, chosen, sizes, overwrite=overwrite, skip_same=skip_same):
         click.echo(path)
 
 
 async def _sizes(client: "AsyncClient", name: str, target: Path, *, is_dataset: bool, merged: bool) -> dict[str, int]:
     if is_dataset:
-        return {one.name: one.size_bytes async for one in client.files.find(dataset=name)}
+        return {one: known.size async for one, known in client.files.comparing.below(dataset=name)}
     if not name.startswith("/"):
         return await _outputs(client, name, target, merged)
-    below = {one.name: one.size_bytes async for one in client.files.find(name)}
-    return below or {one.name: one.size_bytes for one in await client.files.stat([name])}
+    return await sizes_below(client, name.rstrip("/"))
 
 
 async def _outputs(client: "AsyncClient", name: str, target: Path, merged: bool) -> dict[str, int]:

@@ -30,6 +30,8 @@ COMMANDS = {
     "credentials": ("credentials", "List the credentials towards batch systems."),
     "put": ("files", "Bring files in."),
     "get": ("files", "Fetch files, or the outputs of a job."),
+    "cp": ("copying", "Copy between this machine, the catalogue and StorageElements."),
+    "sync": ("copying", "Bring over what a folder or a directory of the catalogue is missing."),
     "find": ("files", "Search files by path and metadata."),
     "dir": ("files", "List a directory."),
     "rm": ("files", "Delete files; can be undone for a while."),

@@ -24,12 +24,14 @@ def with_client(work: "Callable[[AsyncClient], Awaitable[T]]") -> T:
 
 
 class Progress:
-    """A bar on a terminal, one line a minute elsewhere."""
+    """A bar on a terminal, nothing elsewhere; of bytes, and of files where their number is known."""
 
-    def __init__(self, what: str, total: int) -> None:
+    def __init__(self, what: str, total: int, files: int = 0) -> None:
         self._what = what
         self._total = total
         self._done = 0
+        self._files = files
+        self._files_done = 0
         self._bar: Any = None
         self._task: Any = None
         self._terminal = sys.stderr.isatty()
@@ -48,7 +50,7 @@ class Progress:
             )
             self._bar = Progress(*columns, console=Console(stderr=True))
             self._bar.start()
-            self._task = self._bar.add_task(self._what, total=self._total)
+            self._task = self._bar.add_task(self._described(), total=self._total)
         return self
 
     def __call__(self, length: int) -> None:
@@ -56,6 +58,15 @@ class Progress:
         self._done += length
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done)
+
+    def files(self, number: int) -> None:
+        """Count files."""
+        self._files_done += number
+        if self._bar is not None:
+            self._bar.update(self._task, description=self._described())
+
+    def _described(self) -> str:
+        return f"{self._what} {self._files_done}/{self._files} files" if self._files else self._what
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:

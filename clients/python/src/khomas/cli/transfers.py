@@ -55,17 +55,17 @@ def transfer_create(names: tuple[str, ...], within: str, wait: bool, **options: 
             failed = 1
             talk(f"{name}: {result.error.message}")
     made = [result.transfer.name for result in results if result.HasField("transfer")]
-    return max(failed, _waited(made)) if wait and made else failed
+    return max(failed, waited(made)) if wait and made else failed
 
 
 @transfer.command("watch")
 @click.argument("transfers", nargs=-1, required=True)
 def transfer_watch(transfers: tuple[str, ...]) -> int:
     """Wait for transfers with a progress bar; fails if one of them does."""
-    return _waited([name if name.startswith("transfers/") else f"transfers/{name}" for name in transfers])
+    return waited([name if name.startswith("transfers/") else f"transfers/{name}" for name in transfers])
 
 
-def _waited(names: Sequence[str]) -> int:
+def waited(names: Sequence[str]) -> int:
     from khomas.api.storage.v1.transfer_pb2 import Transfer
 
     names = list(dict.fromkeys(names))

@@ -47,7 +47,7 @@ class Files:
     ) -> list[Any]:
         """Bring files in; all of a chunk are in the catalogue together, or none. Returns CommittedFile messages.
 
-        `replaced` are names that other files give up for them, for this `reason`, once all bytes have arrived.
+        `replaced` are names of other files, which are deleted for good for this `reason` once all bytes have arrived.
         """
         wish = Wish(storage_elements, datasets, metadata or {}, replaced, reason)
         return await self._uploads.put(pairs, wish, progress, on_files)

@@ -1,12 +1,17 @@
 """Local files and the names that they have in the catalogue."""
 
 import os
+import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from khomas.client.errors import UsageError
 from khomas.client.partial import PART
+
+# Control characters, and percent signs that look like a broken or dangerous escape: what no path in a token may have.
+_ODD = re.compile(r"[\x00-\x1f\x7f-\x9f]|%(?![0-9A-Fa-f]{2})|%[01][0-9A-Fa-f]|%2[EeFf]|%7[Ff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +46,13 @@ def _arriving(name: str) -> bool:
 
 
 def _named(path: Path, name: str) -> str:
+    """Refuse before any byte is sent what the services would refuse at the end."""
     try:
         name.encode()
     except UnicodeEncodeError:
         raise UsageError(f"the name of {os.fsencode(path)!r} is not UTF-8; rename it") from None
+    if not unicodedata.is_normalized("NFC", name):
+        raise UsageError(f"{path}: names are kept in the Unicode normal form NFC; rename it")
+    if (odd := _ODD.search(name)) is not None:
+        raise UsageError(f"{str(path)!r}: a name in the catalogue has no {odd[0]!r}; rename it")
     return name

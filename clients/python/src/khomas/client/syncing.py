@@ -81,7 +81,7 @@ class Syncing:
         """Compare a directory with a folder that is to have all its files, and with `delete` no others."""
         there = await self._there(directory)
         wanted = {name: Pair(inside(folder, name.removeprefix(f"{directory}/")), name) for name in there}
-        here = {pair.path: pair for pair in below(folder, directory)} if folder.is_dir() else {}
+        here = {pair.path: pair for pair in _here(folder, directory)}
         both = [(pair, there[name]) for name, pair in wanted.items() if pair.path in here]
         differing = await self._comparing.differing(both, read_all=read_all, progress=progress)
 
@@ -126,6 +126,10 @@ class Syncing:
     async def _there(self, directory: str, only: Collection[str] | None = None) -> dict[str, Known]:
         found = self._comparing.below(directory)
         return {name: known async for name, known in found if only is None or name in only}
+
+
+def _here(folder: Path, directory: str) -> list[Pair]:
+    return below(folder, directory) if folder.is_dir() else []
 
 
 def inside(folder: Path, relative: str) -> Path:

@@ -1,5 +1,7 @@
 """Uploads: granted, sent, and in the catalogue a chunk at a time."""
 
+import asyncio
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from khomas.client.bytes_moving import Progress, nothing
 from khomas.client.checksums import KnownChecksums, Stamp, is_settled, stamp_of
 from khomas.client.connection import Connection
-from khomas.client.errors import KhomasError
+from khomas.client.errors import TIMED_OUT, KhomasError
 from khomas.client.pairs import Pair
 from khomas.client.sending import Sent, send
 from khomas.client.specs import dataset_name
@@ -18,6 +20,8 @@ from khomas.client.values import as_value
 from khomas.client.workers import Workers, first_failure
 
 _COMMIT_SECONDS = 600.0
+# How long names are waited for that deleted files still have.
+_DELETION_SECONDS, _LOOK_SECONDS = 600.0, 0.3
 _FILES = 1000
 # What an interruption may cost, for a chunk is in the catalogue as a whole.
 _BYTES = 64 * 1024**3
@@ -93,26 +97,31 @@ class Uploads:
                 one.metadata[key].CopyFrom(as_value(value))
         replaced = [pair.name for pair in pairs if pair.name in wish.replaced]
         await self._make_way(replaced, wish.reason)
-        try:
-            return await self._connection.call("storage", "BatchCommitUploads", commit, timeout=_COMMIT_SECONDS)
-        except BaseException:
-            await self._give_back(replaced)
-            raise
+        return await self._connection.call("storage", "BatchCommitUploads", commit, timeout=_COMMIT_SECONDS)
 
     async def _make_way(self, names: Sequence[str], reason: str) -> None:
-        """Delete what has the names, once everything that takes its place has arrived."""
+        """Delete for good what has the names, once everything that takes its place has arrived.
+
+        A name is free when the storage has confirmed that the bytes are gone; what can be undone would keep it.
+        """
         from khomas.api.catalog.v1 import catalog_service_pb2 as pb
+        from khomas.api.catalog.v1.file_pb2 import File
 
-        if names:
-            request = pb.BatchDeleteFilesRequest(names=names, reason=reason, request_id=str(uuid4()))
-            await self._connection.call("catalog", "BatchDeleteFiles", request)
-
-    async def _give_back(self, names: Sequence[str]) -> None:
-        from khomas.api.catalog.v1 import catalog_service_pb2 as pb
-
-        if names:
-            request = pb.BatchUndeleteFilesRequest(names=names, request_id=str(uuid4()))
-            await self._connection.call("catalog", "BatchUndeleteFiles", request)
+        if not names:
+            return
+        request = pb.BatchDeleteFilesRequest(
+            names=names, reason=reason, undo_window=Duration(), request_id=str(uuid4())
+        )
+        gone = (await self._connection.call("catalog", "BatchDeleteFiles", request)).files
+        look = pb.BatchGetFilesRequest(names=[f"files/{file.uid}" for file in gone], view=pb.FILE_VIEW_BASIC)
+        end = time.monotonic() + _DELETION_SECONDS
+        while time.monotonic() < end:
+            results = (await self._connection.call("catalog", "BatchGetFiles", look)).results
+            if all(one.file.state == File.STATE_DELETED for one in results if one.HasField("file")):
+                return
+            await asyncio.sleep(_LOOK_SECONDS)
+        message = f"{names[0]} and others are still being deleted by the storage; repeat the command later"
+        raise KhomasError(message, "DELETION_STARTED", exit_code=TIMED_OUT)
 
     async def _abandon(self, name: str) -> None:
         from khomas.api.storage.v1 import storage_service_pb2 as pb
