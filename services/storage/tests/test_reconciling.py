@@ -283,6 +283,32 @@ async def test_replica_that_a_reader_found_damaged_is_repaired(place: Place) -> 
     assert len(place.lies()) == 2
 
 
+@BOTH
+async def test_news_of_before_a_repair_that_come_after_it_open_nothing(place: Place) -> None:
+    await place.stored("/hess/good")
+    suspect = Replica(storage_element="mirror", path="hess/good", state=Replica.STATE_SUSPECT)
+    update = catalog_pb.ReplicaUpdate(name="/hess/good", set=[suspect])
+    await place.catalog.BatchUpdateReplicas(
+        catalog_pb.BatchUpdateReplicasRequest(updates=[update], request_id=str(uuid4()))
+    )
+
+    async def resolved() -> bool:
+        return [one.state for one in await place.incidents()] == [Incident.STATE_RESOLVED]
+
+    await until(resolved, PATIENCE)
+    news = await place.file("/hess/good")
+    for replica in news.replicas:
+        replica.state = Replica.STATE_SUSPECT
+    news.update_time.FromSeconds(news.update_time.seconds - 3600)
+
+    parts = place.storage.parts
+    async with parts.database.write() as connection:
+        await parts.integrity.recording.suspects(connection, [news])
+
+    mirror = 'storage_element = "mirror"'
+    assert [one.state for one in await place.incidents(mirror)] == [Incident.STATE_RESOLVED]
+
+
 async def test_suspect_that_is_right_is_available_again(place: Place) -> None:
     await place.stored("/hess/good")
     suspect = Replica(storage_element="mirror", path="hess/good", state=Replica.STATE_SUSPECT)

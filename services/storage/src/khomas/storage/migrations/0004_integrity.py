@@ -86,6 +86,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("incident", schema=None) as batch_op:
         batch_op.create_index("incident_of_element", ["storage_element", "state", "create_time"], unique=False)
+        batch_op.create_index("incident_of_file", ["file_uid"], unique=False)
         batch_op.create_index("incident_queue", ["state", "next_attempt_time"], unique=False)
 
     op.create_table(

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
@@ -23,6 +23,7 @@ from khomas.storage.rows import mapping, mappings
 
 PREFIX = "incidents/"
 State = pb.Incident.State
+_NEVER = datetime.min.replace(tzinfo=UTC)
 _SEEN = ("seen_time", "origin", "kind", "found_size_bytes", "found_adler32", "found_modify_time", "message")
 
 
@@ -60,17 +61,13 @@ class Recording:
         ]
         if not found:
             return
+        over = await _ended_times(connection, [one.uid for one, _, _ in found])
         elements, policies, now = await self._elements.all(), await self._policies.all(), datetime.now(UTC)
         rows = [
-            row_of(
-                finding,
-                elements[name],
-                origin="catalog",
-                automatic=policies[name].repair_automatically,
-                now=now,
-            )
-            for _, finding, name in found
-            if name in elements
+            row_of(finding, elements[name], origin="catalog", automatic=policies[name].repair_automatically, now=now)
+            for one, finding, name in found
+            # News of before a repair may come after it.
+            if name in elements and one.update_time.ToDatetime(UTC) > over.get((one.uid, name), _NEVER)
         ]
         await self._write(connection, rows, seen=False)
 
@@ -129,6 +126,18 @@ class Recording:
                 *await _changed(connection, *gone, table.kind != pb.Incident.KIND_DARK, **verify),
             ]
             await self._log.append(connection, [incident_event(row) for row in changed])
+
+
+async def _ended_times(connection: AsyncConnection, uids: Sequence[str]) -> dict[tuple[str, str], datetime]:
+    """Return when the last incidents of files were over, by file and StorageElement."""
+    columns = (incident.c.file_uid, incident.c.storage_element)
+    query = (
+        select(*columns, func.max(incident.c.end_time).label("end_time"))
+        .where(in_values(incident.c.file_uid, uids), incident.c.end_time.is_not(None))
+        .group_by(*columns)
+    )
+    rows = (await connection.execute(query)).all()
+    return {(row.file_uid, row.storage_element): row.end_time for row in rows}
 
 
 async def _changed(connection: AsyncConnection, *where: Any, **values: Any) -> Sequence[Mapping[str, Any]]:

@@ -94,6 +94,7 @@ incident = Table(
     Column("end_time", UtcTime, nullable=True),
     Index("incident_queue", "state", "next_attempt_time"),
     Index("incident_of_element", "storage_element", "state", "create_time"),
+    Index("incident_of_file", "file_uid"),
 )
 
 # How each StorageElement is looked after. NULL is the default of the settings.
