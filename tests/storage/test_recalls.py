@@ -158,6 +158,15 @@ async def test_each_file_that_cannot_be_recalled_is_told_apart(site: Site) -> No
     assert again == results
 
 
+async def test_files_of_a_dataset_are_recalled_as_far_as_they_are_on_tape(site: Site) -> None:
+    names = site.keep(3)
+    await site.storage.store("/hess/on-disk", b"abc")
+    site.storage.catalog.datasets["datasets/raw"] = {*names[:2], "/hess/on-disk"}
+    made = await site.recall((), dataset="datasets/raw")
+    assert [one.file for one in made] == names[:2]
+    assert await site.asked(2) == [2]
+
+
 async def test_wrong_wishes_are_refused(site: Site) -> None:
     for request in (
         pb.BatchCreateRecallsRequest(request_id=str(uuid4())),

@@ -153,6 +153,11 @@ class _Servicer(catalog_service_pb2_grpc.CatalogServiceServicer):
     async def GetDataset(self, request: pb.GetDatasetRequest, context: Context) -> dataset_pb2.Dataset:
         return dataset_pb2.Dataset(name=request.name, state=dataset_pb2.Dataset.STATE_OPEN)
 
+    async def ListFiles(self, request: pb.ListFilesRequest, context: Context) -> pb.ListFilesResponse:
+        """Only members of a dataset, all at once."""
+        members = sorted(self._catalog.datasets.get(request.dataset, ()))
+        return pb.ListFilesResponse(files=[self._catalog.files[name] for name in members])
+
     async def UpdateDatasetFiles(self, request: pb.UpdateDatasetFilesRequest, context: Context) -> dataset_pb2.Dataset:
         self._catalog.datasets.setdefault(request.name, set()).update(request.add)
         return dataset_pb2.Dataset(name=request.name, state=dataset_pb2.Dataset.STATE_OPEN)
