@@ -76,14 +76,14 @@ class ServerConformance:
         self, protocol: StorageProtocol, stopping: Server
     ) -> None:
         data = content(self.long_bytes)
+        stops: list[asyncio.Task[None]] = []
 
         async def interrupting() -> AsyncGenerator[memoryview, None]:
-            stopped = False
             async for block in blocks(data):
                 yield block
-                if not stopped:
-                    await asyncio.to_thread(stopping.stop)
-                    stopped = True
+                if not stops:
+                    stops.append(asyncio.create_task(asyncio.to_thread(stopping.stop)))
+                    await asyncio.shield(stops[0])
 
         async def put() -> None:
             async with await Landings().begin(protocol) as landing:
@@ -93,6 +93,8 @@ class ServerConformance:
         with pytest.raises(ProtocolFault) as caught:
             await put()
         assert caught.value.problem in _AWAY
+        # Whoever sends may have given up while the server still ends.
+        await asyncio.gather(*stops)
         await asyncio.to_thread(stopping.start)
         assert problems(await protocol.stat(["long"])) == [Problem.ABSENT]
         await write(protocol, "long", data)
