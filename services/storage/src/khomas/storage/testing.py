@@ -272,7 +272,7 @@ class Storage:
         return sorted(str(path) for path in files if path.parts[0] != ".khomas")
 
 
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 10) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:
     """Wait for something that background loops do."""
     async with asyncio.timeout(seconds):
         for pause in itertools.repeat(0.02):
