@@ -18,7 +18,9 @@ from zlib_ng import zlib_ng
 from khomas.api.storage.v1 import grant_pb2, storage_element_pb2
 from khomas.api.storage.v1 import storage_service_pb2 as pb
 from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceStub
+from khomas.kit.boundary.call import current_call
 from khomas.kit.boundary.status import reason_of
+from khomas.kit.database import count_statements
 from khomas.kit.errors import UpstreamUnavailable
 from khomas.kit.testing import serve
 from khomas.storage.app import service
@@ -146,6 +148,17 @@ async def test_file_goes_straight_there_and_is_read_in_parts(site: Site, element
         assert await site.read(grant) == (200, DATA)
         # One of the stores says 200 to parts.
         assert await site.read(grant, Range="bytes=5-8") in ((206, b"5678"), (200, b"5678"))
+
+
+async def test_many_files_cost_as_few_statements_as_one(site: Site) -> None:
+    upload = await site.storage.open(storage_elements=["s3-rclone"], max_files=50)
+    await asyncio.gather(*(site.storage.put(upload, b"x" * index, index) for index in range(50)))
+    folder = named("s3-rclone")
+    wanted = [site.storage.wanted(upload, f"{folder}/{index}", b"x" * index, index) for index in range(50)]
+    with count_statements(site.storage.parts.database, current_call) as statements:
+        committed = await site.storage.commit(*wanted)
+    assert 0 < len(statements) <= 6, statements
+    assert [one.path for one in committed.files] == [one.name[1:] for one in wanted]
 
 
 async def test_store_lends_addresses_and_the_door_stands_behind(site: Site) -> None:

@@ -61,7 +61,7 @@ class TestMoto(ProtocolConformance, CredentialConformance):
     """moto keeps the contract."""
 
     # It keeps them in memory, and answers some hundred requests a second.
-    many = 2500
+    many = 2000
     sparse_bytes = 64 * MIB
 
     @pytest.fixture

@@ -78,7 +78,7 @@ class TestRclone(Planting, ProtocolConformance, ServerConformance, CredentialCon
     full_problem = Problem.PASSING
     forbidden_problem = Problem.PASSING
     # It reads every file for the listing.
-    many = 2500
+    many = 2000
     sparse_bytes = 64 * MIB
 
     @pytest.fixture

@@ -10,8 +10,10 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 
 import grpc
+from sqlalchemy import Row
 
 from khomas.api.catalog.v1 import dataset_pb2
 from khomas.api.storage.v1 import storage_service_pb2
@@ -73,7 +75,7 @@ class Commits:
             if await self._intents.before(asked) is None:
                 raise
             return await self._resumed(asked)
-        return await self._committed(asked, request, arrivals, elements)
+        return await self._committed(asked, request, arrivals, elements, rows)
 
     async def resume(self) -> None:
         """Go on with what was left unfinished."""
@@ -93,6 +95,7 @@ class Commits:
         request: storage_service_pb2.BatchCommitUploadsRequest,
         arrivals: Sequence[Arrival],
         elements: Mapping[str, Element],
+        rows: Sequence[Row[Any]],
     ) -> Answer:
         for attempt in range(_PLANS):
             places = await self._arrivals.free_paths(arrivals, attempt)
@@ -100,7 +103,7 @@ class Commits:
             if not await self._intents.record(intent, asked):
                 return await self._resumed(asked)
             try:
-                return await self._finish(intent, elements, again=False)
+                return await self._finish(intent, elements, again=False, rows=rows)
             except staging.Taken:
                 continue
         raise UpstreamUnavailable("Others take the names of these files again and again; try again.", service="storage")
@@ -121,7 +124,9 @@ class Commits:
             "The commit is still under way, or was just taken back; ask again.", service="catalog"
         )
 
-    async def _finish(self, intent: Intent, elements: Mapping[str, Element], *, again: bool) -> Answer:
+    async def _finish(
+        self, intent: Intent, elements: Mapping[str, Element], *, again: bool, rows: Sequence[Row[Any]] | None = None
+    ) -> Answer:
         """Take all steps after the intent. Raises after taking it back, or with the intent kept: UNAVAILABLE."""
         try:
             answer = await self._catalogued(intent, elements, again=again)
@@ -129,7 +134,8 @@ class Commits:
             await self._intents.release(intent.uid)
             raise
         await self._intents.finish(intent.uid, answer)
-        await self._uploads.clear({(placement.upload, placement.storage_element) for placement in intent.placements})
+        uploads = {(placement.upload, placement.storage_element) for placement in intent.placements}
+        await self._uploads.clear(uploads, rows, {placement.stamp for placement in intent.placements})
         return answer
 
     async def _catalogued(self, intent: Intent, elements: Mapping[str, Element], *, again: bool) -> Answer:

@@ -125,7 +125,8 @@ async def take_back(protocol: StorageProtocol, moves: Sequence[Move]) -> None:
 
 async def remove(protocol: StorageProtocol, paths: Sequence[str]) -> None:
     """Delete files; gone already is no fault, and what stays is tidied away later."""
-    for path, fault in zip(paths, await protocol.delete(paths), strict=True):
+    faults = await protocol.delete(paths) if paths else []
+    for path, fault in zip(paths, faults, strict=True):
         if fault is not None:
             log.warning("upload.left_behind", extra={"path": path, "error": fault.message})
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -182,24 +182,38 @@ class Uploads:
         async with self._database.write() as connection:
             await connection.execute(statement)
 
-    async def clear(self, gone: Iterable[tuple[str, str]]) -> None:
-        """Delete what is staged of final uploads, each given as its uid and StorageElement."""
+    async def clear(
+        self,
+        gone: Iterable[tuple[str, str]],
+        rows: Sequence[Row[Any]] | None = None,
+        named: Collection[str] = (),
+    ) -> None:
+        """Delete what is staged of final uploads, each given as its uid and StorageElement.
+
+        Who knows their rows gives them; what was `named` is staged no more.
+        """
         elements = await self._elements.all()
         known = [(uid, elements[element]) for uid, element in gone if element in elements]
         folders = [folder for uid, element in known if (folder := self._folder(element, uid)) is not None]
         await asyncio.to_thread(staging.remove_folders, folders)
         there = {uid: element for uid, element in known if not self._protocols.is_local(element)}
         if there:
-            await self._clear_elsewhere(there)
+            found = await self._arrived(list(there)) if rows is None else rows
+            left = [row for row in found if row.uid in there and row.stamp and row.stamp not in named]
+            await self._clear_elsewhere(there, left)
 
-    async def _clear_elsewhere(self, uploads: Mapping[str, Element]) -> None:
-        query = select(uploaded_file.c.upload_uid, uploaded_file.c.stamp)
+    async def _arrived(self, uids: Sequence[str]) -> list[Row[Any]]:
+        query: Select[Any] = select(uploaded_file.c.upload_uid.label("uid"), uploaded_file.c.stamp)
         async with self._database.read() as connection:
-            rows = (await connection.execute(query.where(in_values(uploaded_file.c.upload_uid, list(uploads))))).all()
-        for element in {element.id: element for element in uploads.values()}.values():
-            staged = [row.stamp for row in rows if uploads[row.upload_uid].id == element.id]
+            return list((await connection.execute(query.where(in_values(uploaded_file.c.upload_uid, uids)))).all())
+
+    async def _clear_elsewhere(self, uploads: Mapping[str, Element], rows: Sequence[Row[Any]]) -> None:
+        staged: dict[str, list[str]] = {}
+        for row in rows:
+            staged.setdefault(uploads[row.uid].id, []).append(row.stamp)
+        for element in uploads.values():
             try:
-                await elsewhere.remove(self._protocols.of(element), staged)
+                await elsewhere.remove(self._protocols.of(element), staged.pop(element.id, []))
             except (ProtocolFault, ProtocolUnknown) as error:
                 log.warning("upload.left_behind", extra={"element": element.id, "error": str(error)})
 
