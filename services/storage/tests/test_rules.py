@@ -1,6 +1,7 @@
 """Rules through the wire, beside the real catalogue: what they want comes about, and comes about again."""
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -9,6 +10,7 @@ import grpc
 import pytest
 from google.protobuf import descriptor_pool
 from google.protobuf.field_mask_pb2 import FieldMask
+from sqlalchemy import update
 
 from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
 from khomas.api.catalog.v1 import dataset_pb2
@@ -18,6 +20,8 @@ from khomas.api.storage.v1 import rule_service_pb2 as pb
 from khomas.api.storage.v1 import storage_service_pb2 as storage_pb
 from khomas.kit.boundary.status import reason_of
 from khomas.kit.testing.auth import assert_methods_declare_access, assert_refuses_bad_tokens
+from khomas.storage.rules.tables import rule as rule_table
+from khomas.storage.rules.tables import rule_copy
 from khomas.storage.rules.testing import PATIENCE, World, running
 from khomas.storage.testing import until
 
@@ -150,6 +154,20 @@ async def test_transfer_that_fails_for_good_goes_elsewhere(world: World) -> None
     (world.folder / "three").unlink()
     (world.folder / "away").rename(world.folder / "three")
     await world.becomes(rule, Rule.STATE_OK, ok_copies=2)
+
+
+async def test_copy_whose_transfer_ended_unheard_is_looked_at_again(world: World) -> None:
+    await world.files(["/hess/a"], dataset="datasets/crab")
+    rule = await world.rule("two")
+    await world.becomes(rule, Rule.STATE_OK)
+    long_ago = datetime.now(UTC) - timedelta(hours=1)
+    database = world.served.services["storage"].parts.database
+    async with database.write() as connection:
+        unheard = {"state": Rule.STATE_REPLICATING, "state_time": long_ago}
+        await connection.execute(update(rule_copy).values(unheard))
+        await connection.execute(update(rule_table).values(state=Rule.STATE_REPLICATING, due_time=long_ago))
+
+    await world.becomes(rule, Rule.STATE_OK, ok_copies=1)
 
 
 async def test_files_that_belong_together_lie_together(world: World) -> None:

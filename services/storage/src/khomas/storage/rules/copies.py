@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, String, case, cast, delete, func, or_, select
+from sqlalchemy import ColumnElement, Row, String, and_, case, cast, delete, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -18,6 +18,7 @@ from khomas.storage.tables import deletion, transfer
 _COLUMNS = tuple(field.name for field in fields(Copy))
 _KEY = ("rule_uid", "file_uid", "number")
 _ENDED = (transfer_pb2.Transfer.STATE_FAILED, transfer_pb2.Transfer.STATE_CANCELLED)
+_FINAL = (*_ENDED, transfer_pb2.Transfer.STATE_SUCCEEDED)
 
 
 def copy_of(row: Row[Any]) -> Copy:
@@ -90,6 +91,15 @@ async def failed(connection: AsyncConnection, rule_uids: Collection[str], limit:
         .limit(limit)
     )
     return (await connection.execute(query)).all()
+
+
+def without_transfer() -> ColumnElement[bool]:
+    """Say that a copy is to come by a transfer, and that this one is not under way any more."""
+    under_way = select(transfer.c.uid).where(
+        transfer.c.uid == rule_copy.c.transfer_uid, transfer.c.state.not_in(_FINAL)
+    )
+    waits = and_(rule_copy.c.state == CopyState.REPLICATING, rule_copy.c.transfer_uid != "")
+    return and_(waits, ~under_way.exists())
 
 
 async def rules_with_failures(connection: AsyncConnection) -> list[str]:

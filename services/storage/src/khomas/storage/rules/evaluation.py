@@ -187,13 +187,16 @@ class Evaluation:
         """Have other places chosen for failed transfers; forget after a pause that places have failed."""
         columns = rule_copy.c
         pending = {"state": CopyState.PENDING, "storage_element": "", "transfer_uid": ""}
+        ours = (columns.rule_uid == work.uid, columns.state_time <= datetime.now(UTC) - self._pause)
         async with self._database.write() as connection:
             await self._hold(connection, work)
-            rested = columns.state_time <= datetime.now(UTC) - self._pause
-            stuck = update(rule_copy).where(columns.rule_uid == work.uid, columns.state == CopyState.STUCK, rested)
+            stuck = update(rule_copy).where(*ours, columns.state == CopyState.STUCK)
             await connection.execute(stuck.values(**pending, refused=""))
             while rows := await copies.failed(connection, [work.uid], _BATCH):
                 await copies.write(connection, [(work.uid, _failed(copies.copy_of(row), row.error)) for row in rows])
+            # Whose transfer ended long ago without a word of the catalogue: it is asked.
+            forsaken = update(rule_copy).where(*ours, copies.without_transfer())
+            await connection.execute(forsaken.values(**pending))
 
     async def _pending(self, work: _Work) -> None:
         """Choose places for copies that have none."""
@@ -244,7 +247,7 @@ class Evaluation:
             changed = any(work.row[name] != value for name, value in values.items())
             if values["state"] != work.row["state"]:
                 values["state_time"] = now
-            later = now + self._pause if counted.stuck_copies else None
+            later = now + self._pause if counted.stuck_copies or counted.replicating_copies else None
             time = rule.c.due_time.type
             due = case((rule.c.touched == work.row["touched"], literal(later, time)), else_=literal(now, time))
             statement = update(rule).where(rule.c.uid == work.uid).values(**values, **FREE, due_time=due)
