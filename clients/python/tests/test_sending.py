@@ -50,8 +50,9 @@ def target() -> Iterator[Target]:
             if answer == "break":
                 self.rfile.read(100_000)
                 return
+            body = self.rfile.read(int(self.headers["Content-Length"]))
             if answer == "201":
-                made.received.append(self.rfile.read(int(self.headers["Content-Length"])))
+                made.received.append(body)
             self.send_response(int(answer))
             self.send_header("Digest", made.digest)
             self.send_header("Content-Length", "4")
@@ -75,32 +76,43 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "a"
 
 
+@pytest.fixture
+def connections() -> Iterator[Connections]:
+    made = Connections()
+    yield made
+    made.close()
+
+
 @pytest.mark.parametrize("first", ["break", "503", "429"])
-def test_upload_that_broke_is_sent_again_from_the_start(target: Target, source: Path, first: str) -> None:
+def test_upload_that_broke_is_sent_again_from_the_start(
+    target: Target, source: Path, connections: Connections, first: str
+) -> None:
     target.answers = [first, first]
     counted: list[int] = []
-    sent = sending.send(source, target.grant, 7, Connections(), counted.append)
+    sent = sending.send(source, target.grant, 7, connections, counted.append)
     assert (sent.size, sent.adler32) == (len(CONTENT), CHECKSUM)
     assert target.received == [CONTENT]
     assert sum(counted) == len(CONTENT)
 
 
-def test_third_failure_is_told(target: Target, source: Path) -> None:
+def test_third_failure_is_told(target: Target, source: Path, connections: Connections) -> None:
     target.answers = ["break"] * 3
     with pytest.raises(KhomasError, match="broke off"):
-        sending.send(source, target.grant, 0, Connections(), lambda _: None)
+        sending.send(source, target.grant, 0, connections, lambda _: None)
     assert target.received == []
 
 
-def test_refused_upload_is_not_repeated(target: Target, source: Path) -> None:
+def test_refused_upload_is_not_repeated(target: Target, source: Path, connections: Connections) -> None:
     target.answers = ["403"]
-    with pytest.raises(KhomasError, match="answered 403: said|broke off"):
-        sending.send(source, target.grant, 0, Connections(), lambda _: None)
+    with pytest.raises(KhomasError, match="answered 403: said"):
+        sending.send(source, target.grant, 0, connections, lambda _: None)
     assert target.answers == []
 
 
-def test_other_bytes_than_were_sent_are_sent_again_and_then_told(target: Target, source: Path) -> None:
+def test_other_bytes_than_were_sent_are_sent_again_and_then_told(
+    target: Target, source: Path, connections: Connections
+) -> None:
     target.digest = "adler32=00000001"
     with pytest.raises(KhomasError, match="arrived with adler32 00000001"):
-        sending.send(source, target.grant, 0, Connections(), lambda _: None)
+        sending.send(source, target.grant, 0, connections, lambda _: None)
     assert len(target.received) == 3

@@ -152,15 +152,14 @@ def sync(source: str, target: str, dry_run: bool, show_all: bool, **options: Any
 async def _synced(
     client: "AsyncClient", source: str, target: str, dry_run: bool, options: Mapping[str, Any]
 ) -> "tuple[list[Step], Mapping[Pair, KhomasError]]":
-    from khomas.client.syncing import Action, Syncing
+    from khomas.client.syncing import Action
 
-    syncing = Syncing(client.files)
-    steps = await _plan(client, syncing, source, target, options)
+    steps = await _plan(client, source, target, options)
     if dry_run:
         return steps, {}
     moving = [step for step in steps if step.action not in (Action.SAME, Action.DIFFERS, Action.DELETE)]
     with Progress("sync", sum(step.size for step in moving), files=len(moving)) as progress:
-        failures = await syncing.carry_out(
+        failures = await client.syncing.carry_out(
             steps,
             reason=options["delete_replaced"],
             storage_elements=options["se"],
@@ -171,9 +170,7 @@ async def _synced(
     return steps, failures
 
 
-async def _plan(
-    client: "AsyncClient", syncing: Any, source: str, target: str, options: Mapping[str, Any]
-) -> "list[Step]":
+async def _plan(client: "AsyncClient", source: str, target: str, options: Mapping[str, Any]) -> "list[Step]":
     of, to = await place_of(client, source), await place_of(client, target)
     checksum, delete, reason = options["checksum"], options["delete"], options["delete_replaced"]
     if (of.kind, to.kind) == (Kind.LOCAL, Kind.LFN):
@@ -181,16 +178,14 @@ async def _plan(
             raise click.UsageError("--delete is for local files; nothing is deleted in the catalogue but by khomas rm")
         if not of.path.is_dir():
             raise click.UsageError(f"{of.text} is no folder; khomas cp copies files")
-        found: list[Step] = await syncing.plan_in(of.path, to.text, read_all=checksum, replace=bool(reason))
-        return found
+        return await client.syncing.plan_in(of.path, to.text, read_all=checksum, replace=bool(reason))
     if (of.kind, to.kind) != (Kind.LFN, Kind.LOCAL):
         raise click.UsageError(
             f"one of the two is a folder here, the other a directory of the catalogue; {places.HELP}"
         )
     if reason or options["se"] or options["dataset"]:
         raise click.UsageError("--delete-replaced, --se and --dataset are for what goes into the catalogue")
-    back: list[Step] = await syncing.plan_out(of.text, to.path, read_all=checksum, delete=delete)
-    return back
+    return await client.syncing.plan_out(of.text, to.path, read_all=checksum, delete=delete)
 
 
 def _row(step: "Step", failure: "KhomasError | None") -> dict[str, Any]:

@@ -13,6 +13,7 @@ from khomas.client.links import Links
 from khomas.client.recalls import Recalls
 from khomas.client.rules import Placement, Rules
 from khomas.client.services import Archive, Bookkeeping, Catalog, Storage
+from khomas.client.syncing import Syncing
 
 # Programs that every node has.
 _SYSTEM = ("/usr/", "/bin/", "/sbin/", "/opt/")
@@ -28,6 +29,7 @@ class AsyncClient:
     def __init__(self, endpoint: str | None = None, token: str | None = None) -> None:
         self.connection = Connection(endpoint, token)
         self.files = Files(self.connection)
+        self.syncing = Syncing(self.files)
         self.jobs = Jobs(self.connection)
         self.catalog = Catalog(self.connection)
         self.storage = Storage(self.connection)

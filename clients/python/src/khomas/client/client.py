@@ -30,6 +30,7 @@ class Client:
         threading.Thread(target=self._loop.run_forever, name="khomas-client", daemon=True).start()
         self.asynchronous = AsyncClient(endpoint, token)
         self.files = Blocking(self, self.asynchronous.files)
+        self.syncing = Blocking(self, self.asynchronous.syncing)
         self.catalog = Blocking(self, self.asynchronous.catalog)
         self.storage = Blocking(self, self.asynchronous.storage)
         self.integrity = Blocking(self, self.asynchronous.integrity)
