@@ -14,6 +14,11 @@ if sys.version_info >= (3, 10):
 else:
     from typing_extensions import TypeAlias as _TypeAlias
 
+if sys.version_info >= (3, 13):
+    from warnings import deprecated as _deprecated
+else:
+    from typing_extensions import deprecated as _deprecated
+
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class _ErrorReason:
@@ -60,10 +65,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAUTHENTICATED (HTTP 401 or 403 on the door). Expired or for another path. Metadata: none."""
     ERROR_REASON_PATH_NOT_FOUND: _ErrorReason.ValueType  # 18
     """NOT_FOUND. The path does not exist on the StorageElement. Metadata: storage_element, path."""
-    ERROR_REASON_STORAGE_ELEMENT_ELSEWHERE: _ErrorReason.ValueType  # 19
-    """FAILED_PRECONDITION. Files are not uploaded straight to this storage: upload elsewhere and copy. Metadata:
-    storage_element.
-    """
+    @_builtins.property
+    @_deprecated("""This enum value has been marked as deprecated using proto enum value options.""")
+    def ERROR_REASON_STORAGE_ELEMENT_ELSEWHERE(self) -> _ErrorReason.ValueType:   # 19
+        """Not sent any more: files are uploaded straight to every storage that takes them."""
     ERROR_REASON_RECALL_NOT_FOUND: _ErrorReason.ValueType  # 20
     """NOT_FOUND. Metadata: name."""
     ERROR_REASON_NOT_ON_TAPE: _ErrorReason.ValueType  # 21
@@ -145,9 +150,7 @@ ERROR_REASON_GRANT_REFUSED: ErrorReason.ValueType  # 17
 ERROR_REASON_PATH_NOT_FOUND: ErrorReason.ValueType  # 18
 """NOT_FOUND. The path does not exist on the StorageElement. Metadata: storage_element, path."""
 ERROR_REASON_STORAGE_ELEMENT_ELSEWHERE: ErrorReason.ValueType  # 19
-"""FAILED_PRECONDITION. Files are not uploaded straight to this storage: upload elsewhere and copy. Metadata:
-storage_element.
-"""
+"""Not sent any more: files are uploaded straight to every storage that takes them."""
 ERROR_REASON_RECALL_NOT_FOUND: ErrorReason.ValueType  # 20
 """NOT_FOUND. Metadata: name."""
 ERROR_REASON_NOT_ON_TAPE: ErrorReason.ValueType  # 21
