@@ -1,6 +1,7 @@
 """Files go straight to StorageElements that are elsewhere, and are read from there: by grants, and by jobs."""
 
 import asyncio
+import hashlib
 import json
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -209,6 +210,18 @@ async def test_what_is_not_as_announced_leaves_nothing(site: Site, element: str)
     request = pb.BatchAbandonUploadsRequest(names=[upload.name], request_id=str(uuid4()))
     await site.storage.stub.BatchAbandonUploads(request)
     assert await site.hidden(element) == []
+
+
+async def test_md5_of_an_older_system_is_compared_with_what_lies_there(site: Site) -> None:
+    upload = await site.storage.open(storage_elements=["sftp"])
+    await site.storage.put(upload, DATA)
+    wanted = site.storage.wanted(upload, named("sftp"), DATA)
+    wanted.checksums.md5 = "0" * 32
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await site.storage.commit(wanted)
+    assert reason_of(caught.value) == "CHECKSUM_MISMATCH"
+    wanted.checksums.md5 = hashlib.md5(DATA, usedforsecurity=False).hexdigest()
+    assert (await site.storage.commit(wanted)).files[0].checksums.md5 == wanted.checksums.md5
 
 
 @pytest.mark.parametrize("element", NAMES)

@@ -5,6 +5,7 @@ A step may have been done before, by a process that died before it could note th
 
 import logging
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
@@ -66,8 +67,9 @@ async def md5_of(protocol: StorageProtocol, path: str, name: str) -> str:
     """Return the MD5, for comparison with what an older system gave."""
     found = new_hash(Algorithm.MD5)
     try:
-        async for block in protocol.get(path):
-            found.update(block)
+        async with aclosing(protocol.get(path)) as blocks:
+            async for block in blocks:
+                found.update(block)
     except ProtocolFault as fault:
         raise unreachable(name, fault) from fault
     return found.hexdigest()
