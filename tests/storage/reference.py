@@ -35,6 +35,7 @@ _COLUMNS: Mapping[str, Column] = {
     "TestPages": Column("http, nginx pages", "nginx"),
     "TestJson": Column("http, nginx JSON", "nginx"),
     "TestCvmfs": Column("cvmfs", note="a folder"),
+    "TestGridFtp": Column("gsiftp, Globus", "globus-gridftp-server-progs", also=("TestGridFtpCopies",)),
 }
 PAGE = Page(
     Path(__file__).parents[2] / "docs/reference/storages.md",
