@@ -73,7 +73,7 @@ class MemoryTape:
 class _Behind:
     """As much of a protocol as recalls need."""
 
-    tape: MemoryTape
+    tape: MemoryTape | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,7 @@ class Bench:
 
     database: Database
     tape: MemoryTape
+    protocols: Protocols
     online: Online
 
     def worker(self, **patience: Any) -> Worker:
@@ -92,11 +93,9 @@ class Bench:
             "grace": timedelta(hours=1),
             "attempts": 3,
         } | patience
-        protocol = cast(StorageProtocol, _Behind(self.tape))  # the worker looks at its tape alone
-        protocols = Protocols({"memory": Plugin(open=lambda _: protocol)}, {})
         pace = Pace(gather=AT_ONCE, lease=AT_ONCE, patience=Patience(**wanted))
         log = EventLog(self.database, tables.event)
-        return Worker(self.database, log, Elements(self.database), protocols, owner=new_uid(), pace=pace)
+        return Worker(self.database, log, Elements(self.database), self.protocols, owner=new_uid(), pace=pace)
 
     async def want(self, *names: str) -> None:
         """Want files on disk."""
@@ -138,8 +137,12 @@ async def bench(database_url: str) -> AsyncIterator[Bench]:
     }  # fmt: skip
     async with database.write() as connection:
         await connection.execute(insert(tables.storage_element), row)
-    online = Online(database, EventLog(database, tables.event), Elements(database), timedelta(days=1))
-    yield Bench(database, MemoryTape(), online)
+    tape = MemoryTape()
+    protocol = cast(StorageProtocol, _Behind(tape))  # recalls look at its tape alone
+    protocols = Protocols({"memory": Plugin(open=lambda _: protocol)}, {})
+    log = EventLog(database, tables.event)
+    online = Online(database, log, Elements(database), protocols, timedelta(days=1))
+    yield Bench(database, tape, protocols, online)
     await database.close()
 
 
@@ -295,3 +298,11 @@ async def test_old_recalls_are_forgotten(bench: Bench) -> None:
     assert await bench.states() == {"b": State.STATE_REQUESTED}
     async with bench.database.read() as connection:
         assert (await connection.execute(select(func.count()).select_from(recall_request))).scalar_one() == 1
+
+
+async def test_tape_that_recalls_by_itself_is_simply_read(bench: Bench) -> None:
+    protocol = cast(StorageProtocol, _Behind(None))
+    protocols = Protocols({"memory": Plugin(open=lambda _: protocol)}, {})
+    log = EventLog(bench.database, tables.event)
+    online = Online(bench.database, log, Elements(bench.database), protocols, timedelta(days=1))
+    assert await online.offline([bench.file("a")]) == frozenset()

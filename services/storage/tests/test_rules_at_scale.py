@@ -84,7 +84,7 @@ async def bench(database_url: str, tmp_path: Path) -> AsyncIterator[Bench]:
             for name in ("one", "two", "three"):
                 await connection.execute(insert(tables.storage_element), element(name))
         catalog, settings = Catalog(served.channel, timedelta(seconds=120)), StorageSettings()
-        online = Online(database, log, elements, settings.recall_lifetime)
+        online = Online(database, log, elements, Protocols({}, {}), settings.recall_lifetime)
         transferring = Transferring.built(
             settings, database, log, once, elements, Protocols({}, {}), catalog, {}, "tester", online
         )

@@ -51,7 +51,7 @@ class Recalling:
         return cls(
             RecallServicer(recalls),
             Worker(database, log, elements, protocols, owner=owner, pace=pace),
-            Online(database, log, elements, settings.recall_lifetime),
+            Online(database, log, elements, protocols, settings.recall_lifetime),
         )
 
     def add_to(self, server: grpc.aio.Server) -> None:

@@ -128,8 +128,13 @@ class Worker:
         async with self._database.write() as connection:
             values = {"uid": uid, "storage_element": element, "files": len(rows), "native_id": ""}
             await connection.execute(insert(recall_request).values(**values, create_time=datetime.now(UTC)))
-            uids = [row.uid for row in rows]
-            await connection.execute(update(recall).where(in_values(recall.c.uid, uids)).values(request_uid=uid))
+            which = (in_values(recall.c.uid, [row.uid for row in rows]), recall.c.state == State.STATE_WAITING)
+            noted = update(recall).where(*which).values(request_uid=uid).returning(recall.c.uid)
+            wanted = set((await connection.scalars(noted)).all())
+        # Some may have been cancelled a moment ago.
+        rows = [row for row in rows if row.uid in wanted]
+        if not rows:
+            return []
         lifetime = timedelta(seconds=max(row.pin_seconds for row in rows))
         tape = await self._tape(element)
         if isinstance(tape, ProtocolFault):
