@@ -64,7 +64,7 @@ class Looking:
 
     async def unknown(self, element: Element, paths: Sequence[str], grace: timedelta) -> list[Finding]:
         """Return those that nobody knows, that are older than the grace time, and that nobody is about to announce."""
-        known = await self._known(element, paths)
+        known = await self.known(element, paths)
         rest = [path for path in paths if path not in known]
         entries = await self._protocols.of(element).stat(rest) if rest else []
         before = datetime.now(UTC) - grace
@@ -124,7 +124,10 @@ class Looking:
             told[number] = one
         return told
 
-    async def _known(self, element: Element, paths: Sequence[str]) -> set[str]:
+    async def known(self, element: Element, paths: Sequence[str]) -> set[str]:
+        """Return those paths that the catalogue knows there, or is about to be told of."""
+        if not paths:
+            return set()
         request = catalog_pb.StreamReplicasRequest(storage_element=element.id, paths=paths)
         known = {
             file.replica.path async for answer in self._catalog.stub.StreamReplicas(request) for file in answer.files

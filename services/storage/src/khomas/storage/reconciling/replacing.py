@@ -11,7 +11,7 @@ from sqlalchemy import Row, select
 
 from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
 from khomas.api.catalog.v1 import file_pb2
-from khomas.api.storage.v1 import storage_service_pb2, transfer_pb2
+from khomas.api.storage.v1 import incident_pb2, storage_service_pb2, transfer_pb2
 from khomas.kit.auth.principal import Kind, Principal
 from khomas.kit.boundary.call import Call, enter_call
 from khomas.kit.database import Database, in_values
@@ -153,22 +153,15 @@ class Replacing:
         replaced = [row for row in rows if _good(files.get(row.file_uid), element.id)]
         good = {id(row) for row in replaced}
         steps = [afresh(row, "The new copy is not in the catalogue.") for row in rows if id(row) not in good]
-        known = await self._catalogued(element, [row.path for row in replaced])
-        bad = [row for row in replaced if row.path not in known]
+        known = await self.looking.known(element, [row.path for row in replaced])
+        # Where nothing was, nothing of ours can be by now.
+        bad = [row for row in replaced if row.path not in known and row.kind != incident_pb2.Incident.KIND_LOST]
         faults = await self.protocols.of(element).delete([row.path for row in bad]) if bad else []
         steps += [
             again(row, f"The bad copy cannot be deleted: {fault.message}") if fault else resolved(row, _replaced(row))
             for row, fault in zip(bad, faults, strict=True)
         ]
-        return [*steps, *(resolved(row, _replaced(row)) for row in replaced if row.path in known)]
-
-    async def _catalogued(self, element: Element, paths: Sequence[str]) -> set[str]:
-        if not paths:
-            return set()
-        request = catalog_pb.StreamReplicasRequest(storage_element=element.id, paths=paths)
-        return {
-            file.replica.path async for answer in self.catalog.stub.StreamReplicas(request) for file in answer.files
-        }
+        return [*steps, *(resolved(row, _replaced(row)) for row in replaced if row not in bad)]
 
 
 def _replaced(row: Row[Any]) -> str:
