@@ -171,9 +171,10 @@ transfer = Table(
     Index("transfer_lane", "state", "reason", "lane", "turn"),
     Index("transfer_wanted", "file", "destination", "state"),
 )
-# Spelled out with the numbers of WAITING and BACKOFF: a planner takes an index only for the very same condition.
-PAUSED: ColumnElement[bool] = literal_column("state = 1 AND reason = 2")
-BOUND: ColumnElement[bool] = literal_column("state = 1 AND deadline IS NOT NULL")
+# Spelled out with the numbers of WAITING and BACKOFF: planners take an index only for the very same condition. The sums
+# keep SQLite from the index of lanes, in which it would read all that waits.
+PAUSED: ColumnElement[bool] = literal_column("state + 0 = 1 AND reason + 0 = 2")
+BOUND: ColumnElement[bool] = literal_column("state + 0 = 1 AND deadline IS NOT NULL")
 Index("transfer_deadline", transfer.c.deadline, sqlite_where=BOUND, postgresql_where=BOUND)
 Index("transfer_pause", transfer.c.next_attempt_time, sqlite_where=PAUSED, postgresql_where=PAUSED)
 transfer_attempt = Table(

@@ -6,7 +6,7 @@ from datetime import datetime
 from itertools import count
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Select, and_, distinct, func, literal, or_, select, union_all, update
+from sqlalchemy import ColumnElement, Select, and_, distinct, func, or_, select, union_all, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.storage.v1 import transfer_pb2 as pb
@@ -140,15 +140,13 @@ async def _first(connection: AsyncConnection, shares: Mapping[str, int]) -> list
 
 async def waits_for_nobody(connection: AsyncConnection, now: datetime) -> bool:
     """Tell whether a pause is over, a lease has ended or a deadline has passed."""
-    looks = [select(literal(1).label("one")).where(condition).limit(1).subquery() for condition in _forgotten(now)]
+    looks = [found.limit(1).subquery() for found in _forgotten(now)]
     return (await connection.execute(union_all(*[select(look) for look in looks]))).first() is not None
 
 
 async def promote(connection: AsyncConnection, now: datetime) -> Sequence[Mapping[str, Any]]:
     """Queue transfers whose pause is over or whose worker is gone; end and return those whose deadline has passed."""
-    paused, abandoned, late = (
-        transfer.c.uid.in_(select(transfer.c.uid).where(condition).limit(_PROMOTED)) for condition in _forgotten(now)
-    )
+    paused, abandoned, late = (transfer.c.uid.in_(found.limit(_PROMOTED)) for found in _forgotten(now))
     queued = {"state": _WAITING, "reason": pb.TRANSFER_REASON_QUEUED}
     await connection.execute(update(transfer).where(or_(paused, abandoned)).values({**queued, **FREE}))
     ended = {
@@ -161,12 +159,12 @@ async def promote(connection: AsyncConnection, now: datetime) -> Sequence[Mappin
     return mappings(await connection.execute(update(transfer).where(late).values(ended).returning(transfer)))
 
 
-def _forgotten(now: datetime) -> tuple[ColumnElement[bool], ColumnElement[bool], ColumnElement[bool]]:
+def _forgotten(now: datetime) -> tuple[Select[str], Select[str], Select[str]]:
+    """Find who has paused long enough, whose worker is gone, and whose deadline has passed."""
+    uid = select(transfer.c.uid)
+    gone = or_(transfer.c.lease_expire_time.is_(None), transfer.c.lease_expire_time < now)
     return (
-        and_(PAUSED, transfer.c.next_attempt_time <= now),
-        and_(
-            transfer.c.state == _RUNNING,
-            or_(transfer.c.lease_expire_time.is_(None), transfer.c.lease_expire_time < now),
-        ),
-        and_(BOUND, transfer.c.deadline < now),
+        uid.where(PAUSED, transfer.c.next_attempt_time <= now),
+        uid.where(transfer.c.state == _RUNNING, gone),
+        uid.where(BOUND, transfer.c.deadline < now),
     )

@@ -29,16 +29,16 @@ def upgrade() -> None:
             "transfer_pause",
             ["next_attempt_time"],
             unique=False,
-            sqlite_where=sa.text("state = 1 AND reason = 2"),
-            postgresql_where=sa.text("state = 1 AND reason = 2"),
+            sqlite_where=sa.text("state + 0 = 1 AND reason + 0 = 2"),
+            postgresql_where=sa.text("state + 0 = 1 AND reason + 0 = 2"),
         )
         batch_op.create_index("transfer_lane", ["state", "reason", "lane", "turn"], unique=False)
         batch_op.create_index(
             "transfer_deadline",
             ["deadline"],
             unique=False,
-            sqlite_where=sa.text("state = 1 AND deadline IS NOT NULL"),
-            postgresql_where=sa.text("state = 1 AND deadline IS NOT NULL"),
+            sqlite_where=sa.text("state + 0 = 1 AND deadline IS NOT NULL"),
+            postgresql_where=sa.text("state + 0 = 1 AND deadline IS NOT NULL"),
         )
         batch_op.create_index(batch_op.f("ix_transfer_end_time"), ["end_time"], unique=False)
     # Which source they will be read from is chosen when it is their turn.
