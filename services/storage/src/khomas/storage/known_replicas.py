@@ -1,7 +1,7 @@
 """What the catalogue has where, kept by its events: for space accounting, and to delete nothing that is in use."""
 
 from collections.abc import Collection, Mapping, Sequence
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import delete, select
@@ -58,7 +58,8 @@ def _row(file: file_pb2.File, one: file_pb2.Replica) -> dict[str, Any]:
         "path": one.path,
         "size_bytes": file.size_bytes,
         "state": one.state,
-        "verify_time": one.verify_time.ToDatetime(UTC) if one.HasField("verify_time") else None,
+        # What was just committed says nothing: it was verified a moment ago.
+        "verify_time": one.verify_time.ToDatetime(UTC) if one.HasField("verify_time") else datetime.now(UTC),
     }
 
 

@@ -87,7 +87,8 @@ class Recording:
         found = rows_table(connection, columns, again)
         await connection.execute(
             update(incident)
-            .where(incident.c.open_key == found.c.open_key)
+            # Under repair, the bad bytes may lie beside the good ones for a moment: that is nothing new.
+            .where(incident.c.open_key == found.c.open_key, incident.c.state != State.STATE_REPAIRING)
             .values({name: found.c[name] for name in _SEEN})
         )
 
