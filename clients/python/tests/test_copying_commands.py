@@ -200,6 +200,9 @@ async def test_thousand_small_files_are_copied_both_ways(shell: Shell) -> None:
     code, out, said = await shell("cp", "/hess/f", "back")
     assert (code, len(out.split())) == (0, 1001), said
     assert content_of(shell.folder / "back") == files
+    (shell.folder / "back/7/777").unlink()
+    code, out, said = await shell("cp", "/hess/f", "back")
+    assert (code, out.split()) == (0, ["back/7/777"]), said
     code, out, said = await shell("sync", "/hess/f", "back")
     assert (code, out) == (0, ""), said
     assert said.strip() == "1001 same"
@@ -223,9 +226,10 @@ async def test_cp_tells_local_names_from_lfns(shell: Shell) -> None:
     assert (shell.folder / "b").read_bytes() == b"a"
     # Into folders, by the slash and as they are there.
     assert (await shell("cp", "a", "b", "/hess/in/"))[0] == 0
-    (shell.folder / "into").mkdir()
-    assert (await shell("cp", "/hess/in", "into"))[0] == 0
+    assert (await shell("cp", "/hess/in", "into/"))[0] == 0
     assert content_of(shell.folder / "into") == {"in/a": b"a", "in/b": b"a"}
+    assert (await shell("cp", "/hess/a", "into"))[0] == 0
+    assert (shell.folder / "into/a").read_bytes() == b"a"
 
 
 async def test_cp_to_a_storage_element_wants_copies(shell: Shell, tmp_path: Path) -> None:

@@ -33,20 +33,21 @@ def cp(sources: tuple[str, ...], target: str, se: tuple[str, ...], wait: bool, o
     """Copy files and folders; what is there already with the same content is left out.
 
     A relative path is a local one; an absolute one is an LFN if the catalogue has its first segment. file:PATH,
-    lfn:NAME and se:NAME are explicit. With several sources, or with a / at its end, TARGET is a directory.
+    lfn:NAME and se:NAME are explicit. With several sources, or with a / at its end, TARGET is a directory; a single
+    file goes into a local folder that exists.
     """
 
     async def work(client: "AsyncClient") -> list[str]:
         to = await place_of(client, target)
-        places = [await place_of(client, source) for source in sources]
-        into = to.folder or len(places) > 1
-        match _ways(places, to):
+        of = [await place_of(client, source) for source in sources]
+        into = to.folder or len(of) > 1
+        match _ways(of, to):
             case Kind.LOCAL, Kind.LFN:
-                await _bring_in(client, places, to, into, se)
+                await _bring_in(client, of, to, into, se)
             case Kind.LFN, Kind.LOCAL:
-                await _fetch(client, places, to, into, overwrite)
+                await _fetch(client, of, to, into, overwrite)
             case _:
-                return await _want_copies(client, places, to)
+                return await _want_copies(client, of, to)
         return []
 
     with resumable(_AGAIN):
@@ -92,7 +93,9 @@ async def _fetch(client: "AsyncClient", sources: Sequence[Place], to: Place, int
     for source in sources:
         found = await sizes_below(client, source.text)
         sizes |= found
-        start = to.path / source.text.rpartition("/")[2] if into or to.path.is_dir() else to.path
+        # A folder that exists may be what an interrupted copy of a directory has left: that is gone on with.
+        inner = into or (list(found) == [source.text] and to.path.is_dir())
+        start = to.path / source.text.rpartition("/")[2] if inner else to.path
         pairs += [Pair(inside(start, name[len(source.text) :].lstrip("/")), name) for name in found]
     if len({pair.path for pair in pairs}) < len(pairs):
         raise click.UsageError("two sources have the same last segment; copy them one after the other")
@@ -103,13 +106,19 @@ async def _fetch(client: "AsyncClient", sources: Sequence[Place], to: Place, int
 async def _want_copies(client: "AsyncClient", sources: Sequence[Place], to: Place) -> list[str]:
     from khomas.client.errors import from_status
 
+    made: list[str] = []
+    refused: KhomasError | None = None
     names = [name for source in sources for name in await sizes_below(client, source.text)]
     results = await client.storage.transfer(names, to.text)
     for name, result in zip(names, results, strict=True):
-        if not result.HasField("transfer"):
-            raise from_status(result.error)
-        click.echo(f"{result.transfer.name}  {name}")
-    return [result.transfer.name for result in results]
+        if result.HasField("transfer"):
+            made.append(result.transfer.name)
+            click.echo(f"{result.transfer.name}  {name}")
+        else:
+            refused = refused or from_status(result.error)
+    if refused is not None:
+        raise refused
+    return made
 
 
 @click.command()
@@ -137,7 +146,7 @@ def sync(source: str, target: str, dry_run: bool, show_all: bool, **options: Any
     form = format_of(options)
     with resumable(_AGAIN):
         steps, failures = with_client(lambda client: _synced(client, source, target, dry_run, options))
-    rows = [_row(step, failures.get(step.pair)) for step in steps]
+    rows = [_row(step, failures) for step in steps]
     shown = rows if show_all else [row for row in rows if row["action"] != "same"]
     if shown or form.json:
         show_rows(shown, form, _COLUMNS, "name")
@@ -188,14 +197,18 @@ async def _plan(client: "AsyncClient", source: str, target: str, options: Mappin
     return await client.syncing.plan_out(of.text, to.path, read_all=checksum, delete=delete)
 
 
-def _row(step: "Step", failure: "KhomasError | None") -> dict[str, Any]:
-    message = ""
-    if step.action == "differs":
+def _row(step: "Step", failures: "Mapping[Pair, KhomasError]") -> dict[str, Any]:
+    action, message = str(step.action), ""
+    if step.pair in failures:
+        action, message = "failed", str(failures[step.pair])
+    elif step.action == "differs":
         message = 'files never change; another name, or --delete-replaced "REASON"'
+    elif step.action == "delete" and failures:
+        action, message = "kept", "nothing is deleted while files are missing"
     return {
-        "action": "failed" if failure else str(step.action),
+        "action": action,
         "name": step.pair.name,
         "path": str(step.pair.path),
         "size": step.size,
-        "message": str(failure) if failure else message,
+        "message": message,
     }

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.duration_pb2 import Duration
-
 from khomas.client.bytes_moving import Progress, nothing
 from khomas.client.checksums import KnownChecksums, stamp_of
 from khomas.client.connection import Connection
@@ -20,8 +18,6 @@ from khomas.client.workers import Workers
 
 _FILES = 1000
 _PAUSES = (1.0, 5.0)
-# As long as a slow line may need for all of them; those that come too late get others.
-_GRANT_SECONDS = 24 * 3600
 _NOBODY = "NO_REPLICA"
 Failures = dict[Pair, KhomasError]
 
@@ -42,15 +38,18 @@ class Downloads:
         return failures
 
     async def _tried(self, pairs: Sequence[Pair], workers: Workers, on_file: Progress) -> Failures:
-        """Try a chunk, and with fresh grants what has failed; a file that was replaced meanwhile begins anew."""
+        """Try a chunk, and with fresh grants what has failed, until three times in a row none more has come.
+
+        Grants of many large files end before their turn; a file that was replaced meanwhile begins anew.
+        """
         failures = await self._once(pairs, workers, on_file)
-        for pause in _PAUSES:
-            again = [pair for pair, error in failures.items() if _may_pass(error)]
-            if not again or any(isinstance(error, LocalFault) for error in failures.values()):
-                break
+        pauses = iter(_PAUSES)
+        while (again := _worth_another(failures)) and (pause := next(pauses, None)) is not None:
             await asyncio.sleep(pause)
             before = {pair: failures.pop(pair) for pair in again}
             after = await self._once(again, workers, on_file)
+            if len(after) < len(again):
+                pauses = iter(_PAUSES)
             # That nobody has a good copy left says less than what was wrong with the last one.
             failures |= {pair: before[pair] if error.reason == _NOBODY else error for pair, error in after.items()}
         return failures
@@ -74,9 +73,7 @@ class Downloads:
     async def _granted(self, pairs: Sequence[Pair]) -> dict[Pair, Any]:
         from khomas.api.storage.v1 import storage_service_pb2 as pb
 
-        request = pb.BatchCreateDownloadsRequest(
-            names=[pair.name for pair in pairs], lifetime=Duration(seconds=_GRANT_SECONDS)
-        )
+        request = pb.BatchCreateDownloadsRequest(names=[pair.name for pair in pairs])
         answer = await self._connection.call("storage", "BatchCreateDownloads", request)
         return dict(zip(pairs, answer.downloads, strict=True))
 
@@ -88,6 +85,13 @@ class Downloads:
 
 def _wanted(pair: Pair, download: Any) -> Wanted:
     return Wanted(pair.path, pair.name, download.uid, download.size_bytes, download.checksums.adler32)
+
+
+def _worth_another(failures: Failures) -> list[Pair]:
+    """Return what may come with another try; nothing will while the disk has a fault."""
+    if any(isinstance(error, LocalFault) for error in failures.values()):
+        return []
+    return [pair for pair, error in failures.items() if _may_pass(error)]
 
 
 def _may_pass(error: KhomasError) -> bool:

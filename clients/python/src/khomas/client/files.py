@@ -69,7 +69,8 @@ class Files:
             raise UsageError(f"{taken[0]} exists; give another place, --skip-same or --overwrite")
         failures = await self.fetch(pairs, progress=progress, on_files=on_files)
         if (failure := first_failure(list(failures.values()))) is not None:
-            raise failure
+            more = f"; {len(failures) - 1} more failed" if len(failures) > 1 else ""
+            raise KhomasError(f"{failure}{more}", failure.reason, exit_code=failure.exit_code)
         return [pair.path for pair in pairs]
 
     async def fetch(
