@@ -57,7 +57,7 @@ def _row(file: file_pb2.File, one: file_pb2.Replica) -> dict[str, Any]:
         "storage_element": one.storage_element,
         "path": one.path,
         "size_bytes": file.size_bytes,
-        "state": one.state,
+        "state": one.state or file_pb2.Replica.STATE_AVAILABLE,
         # What was just committed says nothing: it was verified a moment ago.
         "verify_time": one.verify_time.ToDatetime(UTC) if one.HasField("verify_time") else datetime.now(UTC),
     }
