@@ -1,5 +1,8 @@
 """StorageElements are made known, looked at, changed and forgotten."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from khomas.api.common.v1 import event_pb2
 from khomas.api.storage.v1 import storage_element_pb2
 from khomas.api.storage.v1 import storage_service_pb2 as pb
 from khomas.kit.boundary.status import reason_of
+from khomas.storage.elements import Elements
 from khomas.storage.testing import Storage, until
 
 Element = storage_element_pb2.StorageElement
@@ -141,3 +145,32 @@ async def test_lost_disk_is_noticed_and_told(storage: Storage, tmp_path: Path) -
         for event in batch.events:
             event.resource.Unpack(seen)
     assert "no folder" in seen.health.message
+
+
+class Held:
+    """A database whose readers are held after they have read."""
+
+    def __init__(self, database: Any) -> None:
+        self.database = database
+        self.has_read, self.go_on = asyncio.Event(), asyncio.Event()
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[Any]:
+        async with self.database.read() as connection:
+            yield connection
+            self.has_read.set()
+            await self.go_on.wait()
+
+
+async def test_list_that_was_read_before_a_change_is_not_kept_after_it(storage: Storage, tmp_path: Path) -> None:
+    held: Any = Held(storage.parts.database)
+    elements = Elements(held)
+    reading = asyncio.create_task(elements.all())
+    await held.has_read.wait()
+
+    await make(storage, described("another", tmp_path))
+    elements.forget()
+    held.go_on.set()
+    await reading
+
+    assert "another" in await elements.all()

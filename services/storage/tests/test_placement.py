@@ -72,9 +72,9 @@ async def delete(world: World, *wanted: tuple[str, str]) -> list[str]:
 
 async def copied(world: World, name: str, element: str) -> None:
     wanted = [transfer_pb2.Transfer(file=name, destination=element)]
-    await world.storage.BatchCreateTransfers(
-        storage_pb.BatchCreateTransfersRequest(transfers=wanted, request_id=str(uuid4()))
-    )
+    request = storage_pb.BatchCreateTransfersRequest(transfers=wanted, request_id=str(uuid4()))
+    (result,) = (await world.storage.BatchCreateTransfers(request)).results
+    assert not result.HasField("error"), result.error.message
 
     async def there() -> bool:
         return element in await replicas(world, name)

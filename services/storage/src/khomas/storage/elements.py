@@ -98,19 +98,25 @@ class Elements:
         self._database = database
         self._known: Mapping[str, Element] = {}
         self._until = 0.0
+        self._changes = 0
 
     async def all(self) -> Mapping[str, Element]:
         """Return all, by id in order; a change by another process is seen within two seconds."""
-        if time.monotonic() >= self._until:
-            query = select(storage_element).order_by(storage_element.c.id)
-            async with self._database.read() as connection:
-                rows = (await connection.execute(query)).all()
-            self._known = {row.id: element_of(row) for row in rows}
-            self._until = time.monotonic() + _KEEP_SECONDS
-        return self._known
+        if time.monotonic() < self._until:
+            return self._known
+        begun = self._changes
+        query = select(storage_element).order_by(storage_element.c.id)
+        async with self._database.read() as connection:
+            rows = (await connection.execute(query)).all()
+        found = {row.id: element_of(row) for row in rows}
+        # What was read before a change is not kept after it.
+        if begun == self._changes:
+            self._known, self._until = found, time.monotonic() + _KEEP_SECONDS
+        return found
 
     def forget(self) -> None:
         """Read again the next time: something was changed."""
+        self._changes += 1
         self._until = 0.0
 
 

@@ -34,7 +34,7 @@ FAST = {
     "rule_pause": 0.5,
     "drain_pause": 0.2,
     "check_interval": 1.0,
-    "transfer_attempts": 2,
+    "transfer_attempts": 5,
 }
 
 
