@@ -144,21 +144,27 @@ class Mover:
     async def _run(self, attempts: Sequence[Attempt], elements: Mapping[str, Element]) -> None:
         begin = time.monotonic()
         left = [one for one in attempts if one.ended is None]
+        # Whoever only asks how far others are leaves the stream to the next one.
+        ours = not (left and self._outside.takes(left))
+        self._streams -= not ours
+        message = "nothing was moved"
         try:
             if left:
                 destination = elements[left[0].row["destination"]]
-                if not await self._outside.run(left, destination, self._moving):
+                if ours:
                     await self._moving.run(left, destination)
+                else:
+                    await self._outside.run(left, destination, self._moving)
         except Exception as error:
             log.exception("transfer.run_broken")
-            for one in left:
-                if one.ended is None and one.copied is None:
-                    one.end(pb.TRANSFER_REASON_TRANSIENT, f"{type(error).__name__}: {error}")
+            message = f"{type(error).__name__}: {error}"
         finally:
-            self._streams -= 1
+            self._streams -= ours
+        seconds = (time.monotonic() - begin) / len(attempts)
         for one in attempts:
-            ended = one.ended or one.end()
-            self._outcomes.put_nowait(replace(ended, stream_seconds=(time.monotonic() - begin) / len(attempts)))
+            lost = one.copied is None
+            ended = one.ended or (one.end(pb.TRANSFER_REASON_TRANSIENT, message) if lost else one.end())
+            self._outcomes.put_nowait(replace(ended, stream_seconds=seconds))
 
     async def _set_bounds(self, elements: Mapping[str, Element]) -> None:
         """Make what throttles streams what operators have set."""

@@ -56,17 +56,18 @@ class Outside:
         self._routes = routes
         self._poll = poll.total_seconds()
 
-    async def run(self, attempts: Sequence[Attempt], destination: Element, moving: Moving) -> bool:
-        """Have a run moved by the executor of its pair; False if that is nobody's."""
+    def takes(self, attempts: Sequence[Attempt]) -> bool:
+        """Tell whether a run is moved by the executor of its pair, and not by us."""
+        return bool(self._executor(attempts))
+
+    async def run(self, attempts: Sequence[Attempt], destination: Element, moving: Moving) -> None:
+        """Have a run moved by the executor of its pair."""
         name = self._executor(attempts)
-        if not name:
-            return False
         batches: dict[str, list[Attempt]] = {}
         for attempt in attempts:
             attempt.executor = name
             batches.setdefault(attempt.row["external"], []).append(attempt)
         await asyncio.gather(*(self._batch(name, some, destination, moving) for some in batches.values()))
-        return True
 
     async def _batch(self, name: str, attempts: Sequence[Attempt], destination: Element, moving: Moving) -> None:
         """Follow one batch to its end. Cancelled, leave it: whoever comes next asks for it."""
