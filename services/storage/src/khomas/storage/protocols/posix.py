@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from khomas.storage.checksums import BLOCK, Algorithm, new_hash
 from khomas.storage.paths import PRIVATE
@@ -163,13 +163,16 @@ class PosixProtocol:
 
     async def entries(self, folder: str) -> AsyncGenerator[Sequence[Entry], None]:
         """List a folder."""
-        found = await self._run(lambda: os.scandir(self.local_path(folder)))
+        # Kept where it is closed also when nobody waits any more for its opening.
+        opened: list[Any] = []
         prefix = f"{folder}/" if folder else ""
         try:
-            while page := await self._run(lambda: [_listed(prefix, one) for one in islice(found, _PAGE)]):
+            await self._run(lambda: opened.append(os.scandir(self.local_path(folder))))
+            while page := await self._run(lambda: [_listed(prefix, one) for one in islice(opened[0], _PAGE)]):
                 yield page
         finally:
-            found.close()
+            for found in opened:
+                found.close()
 
     async def checksum(self, paths: Sequence[str], algorithm: Algorithm) -> list[Digest | ProtocolFault]:
         """Read files."""
