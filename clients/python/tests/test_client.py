@@ -10,7 +10,7 @@ import pytest
 from khomas.api.storage.v1.storage_element_pb2 import StorageElement
 from khomas.catalog.app import service as catalog
 from khomas.catalog.testing import create, new_file
-from khomas.client import AsyncClient, KhomasError
+from khomas.client import AsyncClient, KhomasError, downloads
 from khomas.client.errors import NOT_FOUND, UNREACHABLE, UsageError
 from khomas.client.files import Pair
 from khomas.client.token import find_token
@@ -96,6 +96,23 @@ async def test_a_damaged_copy_replaces_nothing(
         await client.files.get([Pair(source, "/hess/a")], overwrite=True)
     assert source.read_bytes() == b"content"
     assert parts(tmp_path) == []
+
+
+async def test_a_file_that_fails_does_not_keep_others_from_coming(
+    client: AsyncClient, served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads, "_PAUSES", (0.01,))
+    names = [f"/hess/{number}" for number in range(20)]
+    (tmp_path / "source").write_bytes(b"content")
+    await client.files.put([Pair(tmp_path / "source", name) for name in names])
+    (served.state / "storage/local/hess/3").write_bytes(b"CONTENT")
+    pairs = [Pair(tmp_path / f"back{name}", name) for name in [*names, "/hess/nowhere"]]
+    failures = await client.files.fetch(pairs)
+    assert {pair.name: error.reason for pair, error in failures.items()} == {
+        "/hess/3": "CHECKSUM_MISMATCH",
+        "/hess/nowhere": "FILE_NOT_FOUND",
+    }
+    assert len(list((tmp_path / "back/hess").iterdir())) == 19
 
 
 async def test_a_part_that_is_whole_already_does_not_stop_a_download(

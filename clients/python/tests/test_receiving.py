@@ -207,13 +207,16 @@ def test_one_connection_serves_many_files(source: Source, connections: Connectio
 
 def test_part_is_written_by_one_process_at_a_time(source: Source, connections: Connections, tmp_path: Path) -> None:
     one = wanted(tmp_path / "a")
+    refused: list[str] = []
 
     def meanwhile(length: int) -> None:
-        if length == MIB:
-            with pytest.raises(LocalFault, match="another process"):
+        if not refused:
+            with pytest.raises(LocalFault, match="another process") as failure:
                 receive(one, [source.grant], connections, nothing)
+            refused.append(failure.value.reason)
 
     receive(one, [source.grant], connections, meanwhile)
+    assert refused == ["LOCAL_FILE"]
     assert one.target.read_bytes() == CONTENT
 
 
