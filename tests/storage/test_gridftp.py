@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 from pathlib import Path
 from uuid import uuid4
 
@@ -142,6 +143,20 @@ async def test_process_that_dies_is_started_again(gridftp: GridFtp) -> None:
         while not running.dead:
             await asyncio.sleep(0.01)
     assert await read(protocol, "file") == b"abc"
+    await protocol.close()
+
+
+async def test_reading_goes_on_where_it_was_when_the_process_dies(gridftp: GridFtp) -> None:
+    folder, data = gridftp.servers[0].open_folder(uuid4().hex), content(48 * MIB)
+    protocol = opened(gridftp, gridftp.servers[0], folder.name)
+    await write(protocol, "file", data)
+    got = bytearray()
+    async with aclosing(protocol.get("file")) as stream:
+        async for piece in stream:
+            if not got:
+                protocol._helper._running._process.kill()  # type: ignore[attr-defined]
+            got += piece
+    assert got == data
     await protocol.close()
 
 

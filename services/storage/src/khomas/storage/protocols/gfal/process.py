@@ -20,7 +20,19 @@ _LINE: Final = 16 * 1024 * 1024
 _START_SECONDS: Final = 60.0
 _READ_AHEAD: Final = 4 * 1024 * 1024
 
+# What can be asked again when nobody knows whether it was done.
+_REPEATABLE: Final = frozenset({"stat", "checksum", "unlink", "mkdir"})
+# Of the same request, when the process dies of it: the libraries behind gfal2 crash now and then.
+TRIES: Final = 3
+
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class Died(ProtocolFault):
+    """The process is gone; another one will be started for the next request."""
+
+    def __init__(self) -> None:
+        super().__init__(Problem.PASSING, "the process that speaks gfal2 has died")
 
 
 class Helper:
@@ -37,9 +49,14 @@ class Helper:
         """Do the same with many items; return an answer or a fault for each."""
         if not items:
             return []
-        async with self._asked(do, items) as answers:
-            answer = await self._next(answers, seconds)
-            return results_of(answer["results"])
+        for left in reversed(range(TRIES if do in _REPEATABLE else 1)):
+            try:
+                async with self._asked(do, items) as answers:
+                    return results_of((await self._next(answers, seconds))["results"])
+            except Died:
+                if not left:
+                    raise
+        raise AssertionError("unreachable")
 
     async def pages(self, do: str, items: list[Any], seconds: float) -> AsyncGenerator[list[Any], None]:
         """Do one thing that tells more than one answer; `seconds` is the patience between two of them."""
@@ -105,7 +122,7 @@ class Answers:
         """Wait for one."""
         line = await self.lines.get()
         if line is None:
-            raise ProtocolFault(Problem.PASSING, "the process that speaks gfal2 has died")
+            raise Died
         return line
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from khomas.kit.credentials import CredentialProvider
 from khomas.storage.checksums import Algorithm
-from khomas.storage.protocols.gfal.process import Helper
+from khomas.storage.protocols.gfal.process import TRIES, Died, Helper
 from khomas.storage.protocols.interface import (
     Abilities,
     Access,
@@ -137,8 +137,13 @@ class GfalProtocol:
                 free.append(number)
         items = [[self.url(pairs[number][0]), self.url(pairs[number][1])] for number in free]
         for number, fault in zip(free, await self._bulk("rename", items), strict=True):
-            results[number] = fault
+            results[number] = await self._renamed(*pairs[number]) if isinstance(fault, Died) else fault
         return results
+
+    async def _renamed(self, source: str, target: str) -> ProtocolFault | None:
+        """Look whether a rename was done whose answer was lost."""
+        before, after = await self.stat([source, target])
+        return None if _is(before, Problem.ABSENT) and isinstance(after, Entry) else Died()
 
     async def get(self, path: str, start: int = 0, size_bytes: int | None = None) -> AsyncGenerator[memoryview, None]:
         """Read."""
@@ -151,7 +156,21 @@ class GfalProtocol:
         left = left if size_bytes is None else min(left, size_bytes)
         if not left:
             return
-        whole = start == 0 and left == entry.size_bytes
+        end = start + left
+        for again in reversed(range(TRIES)):
+            whole = start == 0 and end == entry.size_bytes
+            try:
+                async with aclosing(self._read(path, start, end - start, whole=whole)) as pieces:
+                    async for piece in pieces:
+                        start += len(piece)
+                        yield piece
+            except Died:
+                if not again:
+                    raise
+            else:
+                return
+
+    async def _read(self, path: str, start: int, left: int, *, whole: bool) -> AsyncGenerator[memoryview, None]:
         items = [self.url(path), start, None if whole else left]
         async with self._helper.flow("get", items, self._settings.idle_seconds) as flow:
             reader, _ = await flow.streams()
