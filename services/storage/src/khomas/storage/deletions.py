@@ -167,7 +167,7 @@ class Deletions:
         found = await self._catalog.files([f"files/{row.file_uid}" for row in rows])
         needed = await self._needed(rows, found)
         judged = [
-            _Result(row, State.STATE_UNDONE, needed[row.uid]) if row.uid in needed else _judged(row, result)
+            _kept(row, needed[row.uid]) if row.uid in needed else _judged(row, result)
             for row, result in zip(rows, found, strict=True)
         ]
         results = await self._without_bytes([result.row for result in judged if result.state == State.STATE_CONFIRMED])
@@ -293,6 +293,10 @@ def _rows(file: file_pb2.File) -> list[dict[str, Any]]:
         }
         for replica in file.replicas
     ]
+
+
+def _kept(row: Row[Any], why: str) -> _Result:
+    return _Result(row, State.STATE_UNDONE, why, pb.DELETION_REASON_PROTECTED)
 
 
 def _judged(row: Row[Any], result: catalog_pb.FileResult) -> _Result:
