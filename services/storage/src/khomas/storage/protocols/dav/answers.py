@@ -59,6 +59,8 @@ class Dialect:
     cuts: bool = False
     # Ranges that reach past the end are answered with as much as there is.
     shortens: bool = True
+    # The request after an upload on the same connection is sometimes not answered.
+    forgets: bool = False
     # Copies for others. Whoever does not, copies to the same path within itself, and calls that done.
     copies: bool = False
 
@@ -67,7 +69,7 @@ def dialect_of(server: str) -> Dialect:
     """Return the ways of a server that calls itself so."""
     if server.startswith("Xroot"):
         # Its "100 Continue" comes with "Connection: Close".
-        return Dialect(quotes=False, continues=False, cuts=True, shortens=False, copies=True)
+        return Dialect(quotes=False, continues=False, cuts=True, shortens=False, forgets=True, copies=True)
     return Dialect(copies=server.startswith(_COPYING))
 
 
