@@ -19,7 +19,8 @@ from khomas.storage.app import service as storage
 
 DATASET = "datasets/hess/dl3"
 NAME = "releases/crab/1"
-RUNS = 12
+# More than are made while a test looks.
+RUNS = 60
 SLOW = {"archive": {"poll": 0.02, "pause": 0.02, "batch_files": 1, "data_threads": 1}, "storage": {"poll": 0.05}}
 
 

@@ -88,7 +88,7 @@ def event_list(path: Path, run: int, events: int = 100, **cards: Any) -> Path:
     return path
 
 
-async def until(condition: Callable[[], Awaitable[object]], seconds: float = 20) -> None:
+async def until(condition: Callable[[], Awaitable[object]], seconds: float = 90) -> None:
     """Wait for something that a background loop does."""
     async with asyncio.timeout(seconds):
         for pause in itertools.repeat(0.02):
