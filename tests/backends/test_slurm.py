@@ -33,7 +33,7 @@ class TestSlurm(BackendConformance):
 
     patience_s = 60.0
     patience_of_thousand_s = 400.0
-    many_run = 1000
+    many_run = 250
 
     async def test_jobs_that_ask_for_the_same_are_one_array(self, backend: Backend) -> None:
         with recording() as commands:

@@ -27,7 +27,8 @@ class Client:
 
     def __init__(self, endpoint: str | None = None, token: str | None = None) -> None:
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="khomas-client", daemon=True).start()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="khomas-client", daemon=True)
+        self._thread.start()
         self.asynchronous = AsyncClient(endpoint, token)
         self.files = Blocking(self, self.asynchronous.files)
         self.syncing = Blocking(self, self.asynchronous.syncing)
@@ -91,9 +92,15 @@ class Client:
         return JobList(self, " AND ".join(terms))
 
     def close(self) -> None:
-        """Close the connection and end the loop."""
-        self.run(self.asynchronous.close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        """Close the connection and end the loop. Nothing happens the second time."""
+        if self._loop.is_closed():
+            return
+        try:
+            self.run(self.asynchronous.close())
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
 
     def __enter__(self) -> "Client":
         return self
