@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from khomas.api.storage.v1 import storage_service_pb2 as pb
-from khomas.api.storage.v1.storage_element_pb2 import StorageElement
 from khomas.api.storage.v1.transfer_pb2 import Transfer
 from khomas.client import AsyncClient
 from khomas.client.files import Pair
@@ -52,14 +51,7 @@ def khomas(stores: Mapping[str, Store], tmp_path_factory: pytest.TempPathFactory
 async def _made_known(khomas: Installation, stores: Mapping[str, Store]) -> None:
     async with client(khomas) as khomas_client:
         for name, store in stores.items():
-            element = StorageElement(name=f"storageElements/{name}", media=StorageElement.MEDIA_DISK)
-            element.access_points.add(
-                protocol=store.protocol,
-                address=store.address,
-                options=store.options,
-                credential=name if store.credential else "",
-            )
-            await khomas_client.storage.create_element(element)
+            await khomas_client.storage.create_element(store.element(name))
 
 
 def client(khomas: Installation) -> AsyncClient:

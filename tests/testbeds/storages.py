@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
+from khomas.api.storage.v1.storage_element_pb2 import StorageElement
 from tests.testbeds import apache, nginx, s3, ssh, xrootd
 from tests.testbeds.tokens import Issuer
 from tests.testbeds.web import WebServer
@@ -40,6 +41,17 @@ class Store:
     issuer: Issuer | None = None
     stop: Callable[[], None] = _nothing
     start: Callable[[], None] = _nothing
+
+    def element(self, name: str) -> StorageElement:
+        """What the service is told of it; its credential has its name."""
+        element = StorageElement(name=f"storageElements/{name}", media=StorageElement.MEDIA_DISK)
+        element.access_points.add(
+            protocol=self.protocol,
+            address=self.address,
+            options=self.options,
+            credential=name if self.credential else "",
+        )
+        return element
 
 
 class _Beds:

@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import aiohttp
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
 from khomas.api.catalog.v1.catalog_service_pb2_grpc import CatalogServiceStub
@@ -79,3 +80,32 @@ async def test_copies_survive_sigkill_after(step: str, tmp_path: Path) -> None:
     assert copies == {name: name.removeprefix("/") for name in names}
     assert all((tmp_path / "mirror" / path).read_bytes() == name.encode() for name, path in copies.items())
     assert len(list((tmp_path / "mirror/hess").iterdir())) == 12
+
+
+async def test_copy_of_a_file_that_was_deleted_meanwhile_is_removed_after_sigkill(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("dies_moving.py")
+    process = await asyncio.create_subprocess_exec(sys.executable, script, tmp_path, "_publish")
+    assert await asyncio.wait_for(process.wait(), 120) == -signal.SIGKILL
+    mirror = tmp_path / "mirror/hess"
+    assert len(list(mirror.iterdir())) == 12
+    # Not what was copied.
+    (mirror / "1").write_bytes(b"somebody else's")
+
+    catalog = load(installed("khomas.services")["catalog"])
+    async with serve(catalog, state=tmp_path) as served:
+        gone = catalog_pb.BatchDeleteFilesRequest(
+            names=["/hess/0", "/hess/1"], reason="not wanted", undo_window=Duration(), request_id=str(uuid4())
+        )
+        await CatalogServiceStub(served.channel).BatchDeleteFiles(gone)
+    settings = {"storage": {"poll": 0.05, "lease": 1.0}}
+    async with serve(catalog, service, state=tmp_path, settings=settings) as served:
+        stub = StorageServiceStub(served.channel)
+
+        async def left() -> bool:
+            found = (await stub.ListTransfers(storage_pb.ListTransfersRequest())).transfers
+            ended = sorted(one.file for one in found if one.state == transfer_pb2.Transfer.STATE_FAILED)
+            return ended == ["/hess/0", "/hess/1"] and not (mirror / "0").exists()
+
+        await until(left, 60)
+    assert sorted(one.name for one in mirror.iterdir()) == sorted(str(number) for number in range(1, 12))
+    assert (mirror / "1").read_bytes() == b"somebody else's"

@@ -142,6 +142,7 @@ async def start(settings: StorageSettings, host: Host) -> Running:
             "transfers": parts.transferring.mover.run,
             "links": every(timedelta(seconds=10), parts.transferring.measures.refresh),
             "deletions": every(settings.poll, parts.deletions.work),
+            "leftovers": every(settings.poll, parts.transferring.leftovers.work),
             "catalog": parts.following.run,
             "uploads": every(settings.check_interval, parts.uploads.expire, parts.uploads.prune),
             "elements": every(settings.check_interval, parts.administration.check),

@@ -199,7 +199,9 @@ class Mover:
             outcomes = [await self._outcomes.get()]
             while not self._outcomes.empty() and len(outcomes) < _GATHER:
                 outcomes.append(self._outcomes.get_nowait())
-            await self._queue.settle(await self._announcing.announced(outcomes))
+            # What was taken back or over is announced by nobody, or by somebody else.
+            ours = await self._queue.renew({one.uid: one.epoch for one in outcomes})
+            await self._queue.settle(await self._announcing.announced([one for one in outcomes if one.uid in ours]))
             for one in outcomes:
                 self._attempts.pop(one.uid, None)
             self._free.set()

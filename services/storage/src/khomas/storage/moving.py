@@ -67,10 +67,11 @@ class Moving:
         """Return those whose copy no earlier attempt has got there without being able to tell anybody."""
         left = []
         for attempt in attempts:
-            if attempt.row["path"] and await self._arrived_before(attempt, destination):
-                attempt.copied = attempt.wanted
-            else:
-                left.append(attempt)
+            with ending(attempt):
+                if attempt.row["path"] and await self._arrived_before(attempt, destination):
+                    attempt.copied = attempt.wanted
+                else:
+                    left.append(attempt)
         return left
 
     async def _arrived_before(self, attempt: Attempt, destination: Element) -> bool:
@@ -78,8 +79,11 @@ class Moving:
         attempt.path = path
         try:
             found = await digest(self.protocols.of(destination), path, {Algorithm.ADLER32: wanted.adler32})
-        except ProtocolFault:
-            return False
+        except ProtocolFault as fault:
+            if fault.problem is Problem.ABSENT:
+                return False
+            # Copied again without an answer, it might lie there twice.
+            raise
         return (found.size_bytes, found.value) == (wanted.size_bytes, wanted.adler32)
 
     async def _copied(self, move: Move) -> None:

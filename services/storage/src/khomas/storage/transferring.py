@@ -12,6 +12,7 @@ from khomas.storage.config import StorageSettings
 from khomas.storage.elements import Elements, Protocols
 from khomas.storage.executors.opening import open_all, routes_of
 from khomas.storage.executors.outside import Outside
+from khomas.storage.leftovers import Leftovers
 from khomas.storage.links.measures import Measures, Streams
 from khomas.storage.links.servicer import LinkServicer
 from khomas.storage.mover import Mover
@@ -30,6 +31,7 @@ class Transferring:
     outside: Outside
     mover: Mover
     transfers: Transfers
+    leftovers: Leftovers
 
     @classmethod
     def built(
@@ -75,4 +77,5 @@ class Transferring:
             shares=settings.transfer_shares,
             retention=settings.transfer_retention,
         )
-        return cls(measures, LinkServicer(database, elements, measures), outside, mover, transfers)
+        leftovers = Leftovers(database, catalog, elements, protocols, owner=owner, lease=settings.lease)
+        return cls(measures, LinkServicer(database, elements, measures), outside, mover, transfers, leftovers)
