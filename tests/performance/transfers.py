@@ -28,14 +28,14 @@ from khomas.kit.ids import new_uid, new_uids
 from khomas.kit.testing import serve
 from khomas.kit.testing.postgresql import postgresql_server
 from khomas.storage.app import open_database, service
-from khomas.storage.attempts import Attempt
 from khomas.storage.landing import Wanted
 from khomas.storage.links.measures import Measures, Streams
-from khomas.storage.retry import Policy
 from khomas.storage.tables import event, transfer
 from khomas.storage.testing import MemoryCatalog, Storage, memory_catalog
-from khomas.storage.transfer_queue import Outcome, Queue
-from khomas.storage.turns import deal, lane
+from khomas.storage.transfers.attempts import Attempt
+from khomas.storage.transfers.queue import Outcome, Queue
+from khomas.storage.transfers.retry import Policy
+from khomas.storage.transfers.turns import deal, lane
 from tests.performance.figures import Figure
 from tests.testbeds import storages
 from tests.testbeds.storages import Store

@@ -8,9 +8,9 @@ import pytest
 
 from khomas.storage.conformance import MIB, ThirdPartyConformance, read, write
 from khomas.storage.conformance.content import content, wanted
-from khomas.storage.copying import Copy
 from khomas.storage.landing import Landings
 from khomas.storage.protocols.interface import Problem, ProtocolFault, StorageProtocol
+from khomas.storage.transfers.copying import Copy
 from tests.storage.dav import opened
 from tests.testbeds.web import WebServer
 from tests.testbeds.xrootd import Xrootd

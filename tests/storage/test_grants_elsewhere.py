@@ -29,8 +29,8 @@ from khomas.storage.conformance.content import blocks
 from khomas.storage.elsewhere import Move, place, take_back
 from khomas.storage.landing import INCOMING
 from khomas.storage.protocols.interface import Entry, Kind, ProtocolFault
-from khomas.storage.staging import Taken
 from khomas.storage.testing import MemoryCatalog, Storage, memory_catalog, until
+from khomas.storage.uploads.staging import Taken
 from tests.backends.conftest import shared_folder
 from tests.e2e.installation import Installation
 from tests.testbeds import ssh, storages

@@ -9,11 +9,11 @@ import pytest
 
 from khomas.storage.conformance import MIB, ReadingConformance, read, write
 from khomas.storage.conformance.content import content, listed, wanted
-from khomas.storage.copying import Copy
 from khomas.storage.landing import Landings
 from khomas.storage.protocols.interface import Access, Entry, Problem, ProtocolFault, StorageProtocol
 from khomas.storage.protocols.posix import plugin as posix
 from khomas.storage.protocols.web.protocol import plugin
+from khomas.storage.transfers.copying import Copy
 from tests.backends.conftest import shared_folder
 from tests.testbeds import website
 from tests.testbeds.web import WebServer

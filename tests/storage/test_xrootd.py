@@ -20,10 +20,10 @@ from khomas.storage.conformance import (
     write,
 )
 from khomas.storage.conformance.content import content, wanted
-from khomas.storage.copying import Copy
 from khomas.storage.landing import Landings
 from khomas.storage.protocols.interface import Access, Problem, ProtocolFault, StorageProtocol
 from khomas.storage.protocols.xrootd.plugin import plugin
+from khomas.storage.transfers.copying import Copy
 from tests.backends.conftest import shared_folder
 from tests.testbeds import xrootd as xrootd_bed
 from tests.testbeds.tape import Tape

@@ -14,9 +14,9 @@ from khomas.kit.plugins import installed, load
 from khomas.kit.testing import serve
 from khomas.storage.app import service
 from khomas.storage.catalog import Catalog
-from khomas.storage.intents import Intents
-from khomas.storage.placing import Placing
 from khomas.storage.testing import MemoryCatalog, Storage
+from khomas.storage.uploads.intents import Intents
+from khomas.storage.uploads.placing import Placing
 
 
 async def main(state: Path, request_id: str, step: str) -> None:

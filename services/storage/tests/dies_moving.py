@@ -15,11 +15,11 @@ from khomas.api.storage.v1 import storage_service_pb2 as pb
 from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceStub
 from khomas.kit.plugins import installed, load
 from khomas.kit.testing import serve
-from khomas.storage.announcing import Announcing
 from khomas.storage.app import service
-from khomas.storage.moving import Moving
 from khomas.storage.testing import MemoryCatalog, Storage
-from khomas.storage.transfer_queue import Queue
+from khomas.storage.transfers.announcing import Announcing
+from khomas.storage.transfers.moving import Moving
+from khomas.storage.transfers.queue import Queue
 
 FILES = 12
 OWNERS: dict[str, Any] = {"announced": Announcing, "_copied": Moving, "_publish": Moving, "land": Moving}

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
-from khomas.storage.grants import Grant, Right
+from khomas.storage.grants.grants import Grant, Right
 from khomas.storage.testing import Storage, until
 
 NAMES = ["/hess/a b.fits", "/hess/Größe µ.fits", "/hess/100%41.fits", "/hess/q?x=1&y#z.fits", "/hess/~tilde+plus.fits"]

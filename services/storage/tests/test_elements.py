@@ -16,7 +16,7 @@ from khomas.api.common.v1 import event_pb2
 from khomas.api.storage.v1 import storage_element_pb2
 from khomas.api.storage.v1 import storage_service_pb2 as pb
 from khomas.kit.boundary.status import reason_of
-from khomas.storage.elements import Elements
+from khomas.storage.elements.elements import Elements
 from khomas.storage.testing import Storage, until
 
 Element = storage_element_pb2.StorageElement

@@ -8,9 +8,9 @@ import pytest
 
 from khomas.api.storage.v1 import storage_element_pb2
 from khomas.api.storage.v1 import transfer_pb2 as pb
-from khomas.storage.access_points import AccessPoint
-from khomas.storage.elements import Element, Protocols
-from khomas.storage.erasing import Left, erased, pause
+from khomas.storage.deletions.erasing import Left, erased, pause
+from khomas.storage.elements.access_points import AccessPoint
+from khomas.storage.elements.elements import Element, Protocols
 from khomas.storage.protocols.interface import Plugin, Problem, ProtocolFault, StorageProtocol
 from khomas.storage.protocols.posix import PosixProtocol
 

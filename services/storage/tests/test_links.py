@@ -17,7 +17,7 @@ from khomas.api.storage.v1 import link_service_pb2 as links_pb
 from khomas.api.storage.v1 import storage_service_pb2 as pb
 from khomas.api.storage.v1.link_service_pb2_grpc import LinkServiceStub
 from khomas.kit.boundary.status import reason_of
-from khomas.storage.elements import Element
+from khomas.storage.elements.elements import Element
 from khomas.storage.links.choosing import nearest
 from khomas.storage.links.measures import Measure
 from khomas.storage.testing import Storage, until

@@ -7,9 +7,9 @@ from typing import Any, cast
 import pytest
 
 from khomas.api.storage.v1 import transfer_pb2 as pb
-from khomas.storage.attempts import bottleneck
 from khomas.storage.protocols.interface import Problem, ProtocolFault, StorageProtocol
 from khomas.storage.reading import Reading, Source
+from khomas.storage.transfers.attempts import bottleneck
 
 DATA = bytes(range(256)) * 4
 

@@ -15,7 +15,7 @@ from khomas.kit.events import EventLog
 from khomas.kit.ids import new_uid
 from khomas.storage import tables
 from khomas.storage.app import open_database
-from khomas.storage.elements import Elements, Protocols
+from khomas.storage.elements.elements import Elements, Protocols
 from khomas.storage.protocols.interface import Plugin, Problem, ProtocolFault, Recall, Recalling, StorageProtocol
 from khomas.storage.recalls.messages import State
 from khomas.storage.recalls.online import Online

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from khomas.api.storage.v1 import transfer_pb2 as pb
-from khomas.storage.retry import Policy, verdict
+from khomas.storage.transfers.retry import Policy, verdict
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 POLICY = Policy(attempts=5, pause=timedelta(seconds=30), max_pause=timedelta(hours=1))

@@ -24,7 +24,7 @@ from khomas.storage import tables
 from khomas.storage.app import open_database
 from khomas.storage.catalog import Catalog
 from khomas.storage.config import StorageSettings
-from khomas.storage.elements import Elements, Protocols
+from khomas.storage.elements.elements import Elements, Protocols
 from khomas.storage.recalls.online import Online
 from khomas.storage.rules import events
 from khomas.storage.rules.evaluation import Evaluation
@@ -32,7 +32,7 @@ from khomas.storage.rules.membership import Membership
 from khomas.storage.rules.rows import new_row
 from khomas.storage.rules.starting import Starting
 from khomas.storage.rules.tables import rule, rule_copy
-from khomas.storage.transferring import Transferring
+from khomas.storage.transfers.transferring import Transferring
 
 Rule = rule_pb2.ReplicationRule
 FILES = 10_000

@@ -15,14 +15,14 @@ from khomas.kit.database import Database, count_statements, insert_many
 from khomas.kit.events import EventLog
 from khomas.kit.ids import new_uid, new_uids
 from khomas.storage.app import open_database
-from khomas.storage.attempts import Attempt
 from khomas.storage.landing import Wanted
 from khomas.storage.links.measures import Measures, Streams
 from khomas.storage.links.waiting import RUN_FILES
-from khomas.storage.retry import Policy
 from khomas.storage.tables import event, transfer, transfer_attempt
-from khomas.storage.transfer_queue import Outcome, Queue
-from khomas.storage.turns import deal, lane
+from khomas.storage.transfers.attempts import Attempt
+from khomas.storage.transfers.queue import Outcome, Queue
+from khomas.storage.transfers.retry import Policy
+from khomas.storage.transfers.turns import deal, lane
 
 POLICY = Policy(attempts=5, pause=timedelta(seconds=30), max_pause=timedelta(hours=1))
 Row = dict[str, Any]

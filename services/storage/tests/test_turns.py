@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from khomas.storage.turns import cost, dealt, ends, lane, weight
+from khomas.storage.transfers.turns import cost, dealt, ends, lane, weight
 
 MIB = 1024 * 1024
 

@@ -19,23 +19,19 @@ from khomas.kit.leases import FREE
 from khomas.kit.periodic import every
 from khomas.kit.service import Host, Running, Service
 from khomas.storage import tables
-from khomas.storage.administration import Administration
-from khomas.storage.arrivals import Arrivals
 from khomas.storage.catalog import Catalog
-from khomas.storage.commits import Commits
 from khomas.storage.config import StorageSettings
-from khomas.storage.deletions import Deletions
+from khomas.storage.deletions.deletions import Deletions
 from khomas.storage.door.app import door
 from khomas.storage.door.dav import Dav, dav_of
 from khomas.storage.door.third_party import Peers
-from khomas.storage.downloads import Downloads
-from khomas.storage.elements import Elements, Protocols
+from khomas.storage.elements.administration import Administration
+from khomas.storage.elements.elements import Elements, Protocols
 from khomas.storage.following import Following
-from khomas.storage.granting import Granting
-from khomas.storage.grants import Signer
-from khomas.storage.intents import Intents
+from khomas.storage.grants.downloads import Downloads
+from khomas.storage.grants.granting import Granting
+from khomas.storage.grants.grants import Signer
 from khomas.storage.links import tables as link_tables
-from khomas.storage.placing import Placing
 from khomas.storage.recalls import tables as recall_tables
 from khomas.storage.recalls.parts import Recalling
 from khomas.storage.reconciling import tables as integrity_tables
@@ -43,11 +39,15 @@ from khomas.storage.reconciling.parts import Integrity
 from khomas.storage.rules import tables as rule_tables
 from khomas.storage.rules.accesses import Accesses
 from khomas.storage.rules.parts import placement
-from khomas.storage.scan import Scans
+from khomas.storage.scanning.scan import Scans
 from khomas.storage.servicer import StorageServicer
-from khomas.storage.transferring import Transferring
-from khomas.storage.transfers import Transfers
-from khomas.storage.uploads import Uploads
+from khomas.storage.transfers.transferring import Transferring
+from khomas.storage.transfers.transfers import Transfers
+from khomas.storage.uploads.arrivals import Arrivals
+from khomas.storage.uploads.commits import Commits
+from khomas.storage.uploads.intents import Intents
+from khomas.storage.uploads.placing import Placing
+from khomas.storage.uploads.uploads import Uploads
 
 _MIGRATIONS = "khomas.storage:migrations"
 _KEY = "grants"

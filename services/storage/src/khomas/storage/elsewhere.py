@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from khomas.kit.errors import UpstreamUnavailable
-from khomas.storage import staging
 from khomas.storage.checksums import Algorithm, Summing, Sums, new_hash
 from khomas.storage.errors import StorageElementUnreachable
 from khomas.storage.landing import Landing, Landings, Wanted, publish_all, verify_all
 from khomas.storage.paths import apart, beside
 from khomas.storage.protocols.interface import Entry, Kind, Problem, ProtocolFault, StorageProtocol
+from khomas.storage.uploads import staging
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,9 @@ from khomas.api.catalog.v1 import file_pb2
 from khomas.api.common.v1 import event_pb2
 from khomas.kit.database import Database
 from khomas.kit.events import EventConsumer, EventLog
-from khomas.storage import deletions, known_replicas
+from khomas.storage import known_replicas
 from khomas.storage.catalog import Catalog
+from khomas.storage.deletions import deletions
 from khomas.storage.reconciling.recording import Recording
 from khomas.storage.rules import events as rules
 from khomas.storage.tables import cursor

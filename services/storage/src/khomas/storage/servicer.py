@@ -11,13 +11,13 @@ from khomas.api.storage.v1 import storage_service_pb2 as pb
 from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceServicer
 from khomas.kit.boundary.call import Context
 from khomas.kit.events import EventLog
-from khomas.storage.administration import Administration
-from khomas.storage.commits import Commits
-from khomas.storage.deletions import Deletions
-from khomas.storage.downloads import Downloads
-from khomas.storage.scan import Scans
-from khomas.storage.transfers import Transfers
-from khomas.storage.uploads import Uploads
+from khomas.storage.deletions.deletions import Deletions
+from khomas.storage.elements.administration import Administration
+from khomas.storage.grants.downloads import Downloads
+from khomas.storage.scanning.scan import Scans
+from khomas.storage.transfers.transfers import Transfers
+from khomas.storage.uploads.commits import Commits
+from khomas.storage.uploads.uploads import Uploads
 
 
 class StorageServicer(StorageServiceServicer):

@@ -7,9 +7,9 @@ import pytest
 
 from khomas.api.storage.v1 import transfer_pb2 as pb
 from khomas.storage.conformance.content import MIB, content, hidden, problems, read, wanted, write
-from khomas.storage.copying import Copy, CopyFailed, published
 from khomas.storage.landing import INCOMING, Landings, Wanted
 from khomas.storage.protocols.interface import Problem, ProtocolFault, StorageProtocol
+from khomas.storage.transfers.copying import Copy, CopyFailed, published
 
 
 async def followed(marks: AsyncGenerator[int, None]) -> list[int]:

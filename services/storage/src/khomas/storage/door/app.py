@@ -16,7 +16,7 @@ from khomas.storage.door.downloads import Reading
 from khomas.storage.door.grant import GRANT
 from khomas.storage.door.refusal import Refusal
 from khomas.storage.door.uploads import Writing
-from khomas.storage.elements import Elements, Protocols
+from khomas.storage.elements.elements import Elements, Protocols
 from khomas.storage.errors import (
     GrantRefused,
     PathNotFound,
@@ -25,9 +25,9 @@ from khomas.storage.errors import (
     UploadNotFound,
     UploadState,
 )
-from khomas.storage.grants import Right, Signer
+from khomas.storage.grants.grants import Right, Signer
 from khomas.storage.protocols.interface import Problem, ProtocolFault
-from khomas.storage.uploads import Uploads
+from khomas.storage.uploads.uploads import Uploads
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Select, and_, or_, select
 from khomas.api.storage.v1 import transfer_pb2
 from khomas.kit.database import Database
 from khomas.storage.door.refusal import Refusal
-from khomas.storage.elements import Elements, Protocols
+from khomas.storage.elements.elements import Elements, Protocols
 from khomas.storage.paths import PRIVATE
 from khomas.storage.tables import replica, transfer, upload_commit
 

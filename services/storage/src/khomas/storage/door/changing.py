@@ -20,7 +20,7 @@ from khomas.storage.door.disk import Seen
 from khomas.storage.door.receiving import discarded, receive
 from khomas.storage.door.refusal import Refusal, no_folder, taken
 from khomas.storage.door.tree import Tree
-from khomas.storage.elements import Element, Protocols
+from khomas.storage.elements.elements import Element, Protocols
 from khomas.storage.errors import PathNotFound
 
 T = TypeVar("T")

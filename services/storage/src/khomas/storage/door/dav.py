@@ -16,7 +16,7 @@ from khomas.storage.door.changing import Changing
 from khomas.storage.door.refusal import Refusal
 from khomas.storage.door.third_party import Copies, Peers
 from khomas.storage.door.tree import Tree
-from khomas.storage.elements import Elements, Protocols
+from khomas.storage.elements.elements import Elements, Protocols
 
 NAME: Final = "dav"
 Handler = Callable[[web.Request, Principal, Place], Awaitable[web.StreamResponse]]

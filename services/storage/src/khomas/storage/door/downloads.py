@@ -9,7 +9,7 @@ from aiohttp import web
 
 from khomas.storage.door.grant import GRANT
 from khomas.storage.door.relaying import relayed
-from khomas.storage.elements import Element, Elements, Protocols, known
+from khomas.storage.elements.elements import Element, Elements, Protocols, known
 from khomas.storage.errors import PathNotFound
 from khomas.storage.paths import for_content
 

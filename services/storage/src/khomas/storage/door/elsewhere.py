@@ -12,7 +12,7 @@ from khomas.storage.door.relaying import relayed
 from khomas.storage.errors import PathNotFound
 from khomas.storage.landing import Landings, SourceDiffers, SourceFailed, Wanted
 from khomas.storage.protocols.interface import Problem, ProtocolFault, StorageProtocol
-from khomas.storage.uploads import Uploads
+from khomas.storage.uploads.uploads import Uploads
 
 _BLOCK: Final = 1024 * 1024
 _SIGN_OF_LIFE_SECONDS: Final = 5.0

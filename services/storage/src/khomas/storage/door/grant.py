@@ -2,6 +2,6 @@
 
 from aiohttp import web
 
-from khomas.storage.grants import Grant
+from khomas.storage.grants.grants import Grant
 
 GRANT = web.RequestKey("grant", Grant)

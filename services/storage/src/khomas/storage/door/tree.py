@@ -15,7 +15,7 @@ from khomas.storage.door.asking import READ, STAT, Place, require
 from khomas.storage.door.catalogued import Catalogued
 from khomas.storage.door.downloads import PlainFile
 from khomas.storage.door.refusal import Refusal
-from khomas.storage.elements import Element, Elements, Protocols, known
+from khomas.storage.elements.elements import Element, Elements, Protocols, known
 from khomas.storage.errors import PathNotFound
 from khomas.storage.paths import PRIVATE
 from khomas.storage.protocols.interface import Digest, Entry, Kind, ProtocolFault, Room, StorageProtocol

@@ -8,14 +8,15 @@ from pathlib import Path
 
 from aiohttp import web
 
-from khomas.storage import paths, staging
+from khomas.storage import paths
 from khomas.storage.checksums import Summing
 from khomas.storage.door.downloads import PlainFile
 from khomas.storage.door.elsewhere import Passing
 from khomas.storage.door.receiving import discarded, receive
-from khomas.storage.elements import Element, Protocols
+from khomas.storage.elements.elements import Element, Protocols
 from khomas.storage.errors import PathNotFound
-from khomas.storage.uploads import Uploads
+from khomas.storage.uploads import staging
+from khomas.storage.uploads.uploads import Uploads
 
 _DIGEST = re.compile(r"adler32=([0-9a-f]{1,8})", re.IGNORECASE)
 

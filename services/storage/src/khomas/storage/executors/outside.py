@@ -9,15 +9,15 @@ from typing import Final
 
 from khomas.api.storage.v1 import transfer_pb2 as pb
 from khomas.kit.ids import new_uid
-from khomas.storage.attempts import Attempt
 from khomas.storage.checksums import Algorithm
-from khomas.storage.copying import CopyFailed, destination_side, source_side
-from khomas.storage.elements import Element, Protocols
+from khomas.storage.elements.elements import Element, Protocols
 from khomas.storage.executors.interface import Executor, ExecutorFault, Order, Phase, Standing
 from khomas.storage.landing import INCOMING, Landing, discard_all
-from khomas.storage.moving import Move, Moving, ending
 from khomas.storage.protocols.interface import Problem, ProtocolFault, ThirdParty
-from khomas.storage.transfer_queue import Queue
+from khomas.storage.transfers.attempts import Attempt
+from khomas.storage.transfers.copying import CopyFailed, destination_side, source_side
+from khomas.storage.transfers.moving import Move, Moving, ending
+from khomas.storage.transfers.queue import Queue
 
 log = logging.getLogger(__name__)
 

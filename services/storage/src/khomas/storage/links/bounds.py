@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from khomas.storage.turns import ends
+from khomas.storage.transfers.turns import ends
 
 SITE = "site:"
 

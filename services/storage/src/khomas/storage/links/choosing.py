@@ -5,7 +5,7 @@ from typing import Final
 
 from khomas.api.catalog.v1 import file_pb2
 from khomas.api.storage.v1 import storage_element_pb2
-from khomas.storage.elements import Element
+from khomas.storage.elements.elements import Element
 from khomas.storage.links.measures import Measure
 
 Candidate = tuple[Element, file_pb2.Replica]

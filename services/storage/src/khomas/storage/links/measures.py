@@ -16,7 +16,7 @@ from khomas.storage.links.adapting import Pace, adapted, begun
 from khomas.storage.links.bounds import Limit
 from khomas.storage.links.tables import link, link_hour, link_limit
 from khomas.storage.tables import transfer
-from khomas.storage.turns import lane
+from khomas.storage.transfers.turns import lane
 
 Ends = tuple[str, str]
 _KEPT: Final = timedelta(days=1)

@@ -14,12 +14,12 @@ from khomas.api.storage.v1.link_service_pb2_grpc import LinkServiceServicer
 from khomas.kit.boundary.call import Context
 from khomas.kit.database import Database
 from khomas.kit.errors import FieldInvalid
-from khomas.storage.elements import Elements, known
+from khomas.storage.elements.elements import Elements, known
 from khomas.storage.links.bounds import SITE, Limit
 from khomas.storage.links.measures import Ends, Measure, Measures, measured
 from khomas.storage.links.tables import link
 from khomas.storage.tables import transfer
-from khomas.storage.turns import ends
+from khomas.storage.transfers.turns import ends
 
 _UNDER_WAY = (transfer_pb2.Transfer.STATE_WAITING, transfer_pb2.Transfer.STATE_RUNNING)
 

@@ -17,7 +17,7 @@ from khomas.storage.links.measures import Measures
 from khomas.storage.links.tables import link
 from khomas.storage.rows import mappings
 from khomas.storage.tables import BOUND, PAUSED, transfer
-from khomas.storage.turns import lane
+from khomas.storage.transfers.turns import lane
 
 # Small files of a lane go together, up to so many and so many bytes.
 SMALL_BYTES: Final = 8 * 1024 * 1024

@@ -14,7 +14,7 @@ from khomas.api.storage.v1 import care_pb2 as pb
 from khomas.api.storage.v1 import integrity_service_pb2
 from khomas.kit.database import Database, insert_many, rows_table
 from khomas.kit.errors import DomainError
-from khomas.storage.elements import Element, Elements, Protocols
+from khomas.storage.elements.elements import Element, Elements, Protocols
 from khomas.storage.landing import Landings
 from khomas.storage.probes.trying import Tried, one, way
 from khomas.storage.protocols.interface import StorageProtocol

@@ -9,10 +9,10 @@ from typing import Final
 
 from khomas.kit.ids import new_uid
 from khomas.storage.checksums import Algorithm, new_hash
-from khomas.storage.copying import Copy, CopyFailed
 from khomas.storage.landing import Landings, Wanted
 from khomas.storage.paths import PRIVATE
 from khomas.storage.protocols.interface import Problem, ProtocolFault, StorageProtocol
+from khomas.storage.transfers.copying import Copy, CopyFailed
 
 FOLDER: Final = f"{PRIVATE}/probes"
 _BYTES: Final = 4096

@@ -10,7 +10,7 @@ from khomas.api.storage.v1 import storage_element_pb2
 from khomas.kit.database import Database, in_values
 from khomas.kit.errors import DomainError
 from khomas.kit.events import EventLog
-from khomas.storage.elements import Element, Elements, Protocols
+from khomas.storage.elements.elements import Element, Elements, Protocols
 from khomas.storage.recalls.messages import State
 from khomas.storage.recalls.tables import recall
 from khomas.storage.recalls.wanting import Wanted, on_tape, stored

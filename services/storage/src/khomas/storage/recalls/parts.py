@@ -11,7 +11,7 @@ from khomas.kit.events import EventLog
 from khomas.kit.idempotency import Once
 from khomas.storage.catalog import Catalog
 from khomas.storage.config import StorageSettings
-from khomas.storage.elements import Elements, Protocols
+from khomas.storage.elements.elements import Elements, Protocols
 from khomas.storage.recalls.online import Online
 from khomas.storage.recalls.recalls import Recalls
 from khomas.storage.recalls.servicer import RecallServicer

@@ -22,7 +22,7 @@ from khomas.kit.idempotency import Once
 from khomas.kit.leases import FREE
 from khomas.kit.paging import Ordering, list_page
 from khomas.storage.catalog import Catalog
-from khomas.storage.elements import Element, Elements, known
+from khomas.storage.elements.elements import Element, Elements, known
 from khomas.storage.recalls.errors import RecallNotFound
 from khomas.storage.recalls.explaining import explanation
 from khomas.storage.recalls.messages import ACTIVE, PREFIX, State, recall_event, recall_proto

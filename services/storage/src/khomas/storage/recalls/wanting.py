@@ -14,7 +14,7 @@ from khomas.kit.boundary.status import status_of
 from khomas.kit.database import insert_new, rows_table
 from khomas.kit.events import EventLog
 from khomas.kit.ids import new_uids
-from khomas.storage.elements import Element
+from khomas.storage.elements.elements import Element
 from khomas.storage.recalls.errors import NotOnTape
 from khomas.storage.recalls.messages import State, recall_event
 from khomas.storage.recalls.tables import recall

@@ -20,7 +20,7 @@ from khomas.kit.errors import DomainError
 from khomas.kit.events import EventLog
 from khomas.kit.ids import new_uid
 from khomas.kit.leases import claim
-from khomas.storage.elements import Elements, Protocols
+from khomas.storage.elements.elements import Elements, Protocols
 from khomas.storage.protocols.interface import Problem, ProtocolFault, Recalling, Tape
 from khomas.storage.recalls.messages import State, recall_event
 from khomas.storage.recalls.tables import recall, recall_request

@@ -19,7 +19,7 @@ from khomas.kit.errors import DomainError
 from khomas.kit.events import EventLog
 from khomas.kit.leases import FREE, claim, renew
 from khomas.storage.catalog import Catalog
-from khomas.storage.elements import Element, Elements, Protocols, known
+from khomas.storage.elements.elements import Element, Elements, Protocols, known
 from khomas.storage.protocols.interface import Entry, ProtocolFault
 from khomas.storage.reconciling.listing import files_of
 from khomas.storage.reconciling.looking import Looking

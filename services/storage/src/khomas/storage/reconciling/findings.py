@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from khomas.api.catalog.v1 import file_pb2
 from khomas.api.storage.v1 import incident_pb2 as pb
-from khomas.storage.elements import Element
+from khomas.storage.elements.elements import Element
 
 Kind = pb.Incident.Kind
 NOTHING: Final = -1

@@ -17,7 +17,7 @@ from khomas.api.storage.v1 import storage_element_pb2
 from khomas.kit.database import Database, in_values
 from khomas.kit.errors import DomainError
 from khomas.storage.catalog import Catalog
-from khomas.storage.elements import Element, Elements
+from khomas.storage.elements.elements import Element, Elements
 from khomas.storage.protocols.interface import ProtocolFault
 from khomas.storage.reconciling.looking import Expected, Looking
 from khomas.storage.reconciling.policies import Policies, Policy

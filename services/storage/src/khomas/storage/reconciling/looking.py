@@ -15,14 +15,14 @@ from khomas.api.storage.v1 import storage_element_pb2
 from khomas.kit.database import Database, in_values
 from khomas.storage.catalog import Catalog
 from khomas.storage.checksums import Algorithm
-from khomas.storage.elements import Element, Protocols
+from khomas.storage.elements.elements import Element, Protocols
 from khomas.storage.landing import read_back
 from khomas.storage.protocols.interface import Digest, Entry, Kind, Problem, ProtocolFault
 from khomas.storage.protocols.many import each
 from khomas.storage.reconciling.findings import Finding
 from khomas.storage.reconciling.sides import Wanted
 from khomas.storage.tables import transfer, upload_commit
-from khomas.storage.transfers import ACTIVE
+from khomas.storage.transfers.transfers import ACTIVE
 
 _READERS: Final = 4
 _READ_SECONDS: Final = 6 * 3600.0

@@ -12,7 +12,7 @@ from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
 from khomas.api.catalog.v1 import file_pb2
 from khomas.api.storage.v1 import incident_pb2 as pb
 from khomas.storage.catalog import Catalog
-from khomas.storage.elements import Element, Protocols
+from khomas.storage.elements.elements import Element, Protocols
 from khomas.storage.paths import PRIVATE
 from khomas.storage.protocols.interface import Digest, Problem, ProtocolFault
 from khomas.storage.reconciling.findings import Finding

@@ -12,7 +12,7 @@ from khomas.kit.idempotency import Once
 from khomas.kit.periodic import every
 from khomas.storage.catalog import Catalog
 from khomas.storage.config import StorageSettings
-from khomas.storage.elements import Elements, Protocols
+from khomas.storage.elements.elements import Elements, Protocols
 from khomas.storage.probes.probing import Probing
 from khomas.storage.reconciling.comparing import Comparing
 from khomas.storage.reconciling.deletion_reasons import DeletionReasons
@@ -27,7 +27,7 @@ from khomas.storage.reconciling.replacing import Replacing
 from khomas.storage.reconciling.runs import Runs
 from khomas.storage.reconciling.schedule import Schedule
 from khomas.storage.reconciling.servicer import IntegrityParts, IntegrityServicer
-from khomas.storage.transfers import Transfers
+from khomas.storage.transfers.transfers import Transfers
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from khomas.api.storage.v1 import integrity_service_pb2
 from khomas.kit.database import Database, insert_many
 from khomas.kit.errors import FieldInvalid
 from khomas.kit.idempotency import Once
-from khomas.storage.elements import PREFIX, Elements, known
+from khomas.storage.elements.elements import PREFIX, Elements, known
 from khomas.storage.reconciling.tables import care
 from khomas.storage.rows import mapping
 

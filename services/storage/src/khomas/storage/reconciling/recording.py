@@ -15,7 +15,7 @@ from khomas.kit.database import Database, in_values, insert_new, rows_table
 from khomas.kit.events import EventLog, NewEvent
 from khomas.kit.ids import new_uids
 from khomas.storage.catalog import Catalog
-from khomas.storage.elements import Element, Elements
+from khomas.storage.elements.elements import Element, Elements
 from khomas.storage.reconciling.findings import Finding, row_of, suspect
 from khomas.storage.reconciling.policies import Policies
 from khomas.storage.reconciling.tables import incident

@@ -13,7 +13,7 @@ from khomas.kit.database import Database, rows_table
 from khomas.kit.errors import DomainError
 from khomas.kit.events import EventLog
 from khomas.kit.leases import claim
-from khomas.storage.elements import Element, Elements
+from khomas.storage.elements.elements import Element, Elements
 from khomas.storage.protocols.interface import ProtocolFault
 from khomas.storage.reconciling.moving_aside import MovingAside
 from khomas.storage.reconciling.recording import incident_event

@@ -16,13 +16,13 @@ from khomas.kit.auth.principal import Kind, Principal
 from khomas.kit.boundary.call import Call, enter_call
 from khomas.kit.database import Database, in_values
 from khomas.storage.catalog import Catalog
-from khomas.storage.elements import Element, Protocols
+from khomas.storage.elements.elements import Element, Protocols
 from khomas.storage.protocols.interface import Digest, ProtocolFault
 from khomas.storage.reconciling.findings import good_copies, suspect
 from khomas.storage.reconciling.looking import SICK, Expected, Looking
 from khomas.storage.reconciling.steps import Step, afresh, again, resolved, undecided, waiting
 from khomas.storage.tables import transfer
-from khomas.storage.transfers import PREFIX, Transfers
+from khomas.storage.transfers.transfers import PREFIX, Transfers
 
 _GONE = "The catalogue does not have it there any more."
 _RIGHT = "It was read, and is right."

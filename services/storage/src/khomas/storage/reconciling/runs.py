@@ -19,7 +19,7 @@ from khomas.kit.idempotency import Once
 from khomas.kit.ids import new_uid
 from khomas.kit.leases import FREE
 from khomas.kit.paging import Ordering, list_page
-from khomas.storage.elements import Elements, known
+from khomas.storage.elements.elements import Elements, known
 from khomas.storage.reconciling.errors import ReconciliationNotFound, ReconciliationState
 from khomas.storage.reconciling.tables import FINDINGS, incident, reconciliation
 from khomas.storage.rows import mapping, mappings

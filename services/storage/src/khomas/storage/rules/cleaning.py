@@ -15,11 +15,11 @@ from khomas.kit.database import Database
 from khomas.kit.errors import DomainError
 from khomas.kit.events import EventLog
 from khomas.storage.catalog import Catalog
-from khomas.storage.elements import Element, Elements, Usage
+from khomas.storage.elements.elements import Element, Elements, Usage
+from khomas.storage.elements.space import usages
 from khomas.storage.rules.protection import ReplicaKey, good_replicas
 from khomas.storage.rules.removal import remove
 from khomas.storage.rules.tables import replica_access, rule_copy
-from khomas.storage.space import usages
 from khomas.storage.tables import deletion, replica
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from khomas.kit.errors import DomainError
 from khomas.kit.events import EventLog
 from khomas.kit.idempotency import Once
 from khomas.storage.catalog import Catalog
-from khomas.storage.elements import Elements, known
+from khomas.storage.elements.elements import Elements, known
 from khomas.storage.rules.protection import ReplicaKey
 from khomas.storage.rules.removal import remove
 

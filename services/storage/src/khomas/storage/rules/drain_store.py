@@ -15,8 +15,8 @@ from khomas.kit.database import Database
 from khomas.kit.events import EventLog, NewEvent
 from khomas.kit.idempotency import Once
 from khomas.kit.ids import new_uid
-from khomas.storage.elements import PREFIX as ELEMENTS
-from khomas.storage.elements import Elements, known
+from khomas.storage.elements.elements import PREFIX as ELEMENTS
+from khomas.storage.elements.elements import Elements, known
 from khomas.storage.errors import DrainNotFound, DrainState
 from khomas.storage.rows import mapping
 from khomas.storage.rules.events import touch

@@ -17,7 +17,8 @@ from khomas.kit.errors import DomainError
 from khomas.kit.events import EventLog
 from khomas.kit.leases import FREE, claim
 from khomas.storage.catalog import Catalog
-from khomas.storage.elements import Elements
+from khomas.storage.elements.elements import Elements
+from khomas.storage.elements.space import usages
 from khomas.storage.errors import LastReplica
 from khomas.storage.rows import mapping
 from khomas.storage.rules.drain_store import kept_for_rules, move_copies, told
@@ -27,7 +28,6 @@ from khomas.storage.rules.protection import ReplicaKey, good_replicas
 from khomas.storage.rules.removal import remove
 from khomas.storage.rules.starting import Starting
 from khomas.storage.rules.tables import drain
-from khomas.storage.space import usages
 from khomas.storage.tables import deletion, replica, storage_element, transfer, upload
 
 log = logging.getLogger(__name__)

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-from khomas.storage.elements import Element, Usage
+from khomas.storage.elements.elements import Element, Usage
+from khomas.storage.elements.space import available
 from khomas.storage.protocols.interface import Room
 from khomas.storage.rules.expressions import parse
 from khomas.storage.rules.placing import Place
-from khomas.storage.space import available
 
 
 def places_of(expression: str, elements: Mapping[str, Element], used: Mapping[str, Usage]) -> list[Place]:

@@ -16,7 +16,8 @@ from khomas.kit.database import Database, in_values
 from khomas.kit.errors import DomainError
 from khomas.kit.events import EventLog
 from khomas.kit.leases import FREE, claim
-from khomas.storage.elements import Elements
+from khomas.storage.elements.elements import Elements
+from khomas.storage.elements.space import usages
 from khomas.storage.rows import mapping
 from khomas.storage.rules import copies
 from khomas.storage.rules.elements import places_of
@@ -28,7 +29,6 @@ from khomas.storage.rules.protection import decide_alone, good_replicas
 from khomas.storage.rules.rows import COUNTS, State, rule_event
 from khomas.storage.rules.starting import Starting
 from khomas.storage.rules.tables import rule, rule_copy, rule_join
-from khomas.storage.space import usages
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from khomas.kit.periodic import every
 from khomas.kit.service import Host
 from khomas.storage.catalog import Catalog
 from khomas.storage.config import StorageSettings
-from khomas.storage.elements import Elements
+from khomas.storage.elements.elements import Elements
 from khomas.storage.rules.accesses import Accesses
 from khomas.storage.rules.cleaning import Cleaning
 from khomas.storage.rules.deleting import ReplicaDeletions
@@ -29,7 +29,7 @@ from khomas.storage.rules.preview import Previews
 from khomas.storage.rules.servicer import RuleServicer
 from khomas.storage.rules.starting import Starting
 from khomas.storage.rules.store import Rules
-from khomas.storage.transfers import Transfers
+from khomas.storage.transfers.transfers import Transfers
 
 
 @dataclass(frozen=True, slots=True)

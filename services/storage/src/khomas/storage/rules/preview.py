@@ -7,7 +7,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.storage.v1 import rule_pb2, rule_service_pb2
 from khomas.kit.database import Database
-from khomas.storage.elements import Element, Elements, Usage
+from khomas.storage.elements.elements import Element, Elements, Usage
+from khomas.storage.elements.space import usages
 from khomas.storage.links.measures import measured
 from khomas.storage.rules.elements import free_bytes, places_of
 from khomas.storage.rules.membership import Membership
@@ -15,7 +16,6 @@ from khomas.storage.rules.placing import Copy, CopyState, Located, Placer, Wish,
 from khomas.storage.rules.protection import good_replicas
 from khomas.storage.rules.rows import new_row
 from khomas.storage.rules.store import Rules
-from khomas.storage.space import usages
 
 
 class Previews:

@@ -12,7 +12,7 @@ from khomas.kit.database import insert_many
 from khomas.kit.errors import DomainError
 from khomas.kit.events import EventLog
 from khomas.kit.ids import new_uids
-from khomas.storage.deletions import deletion_event
+from khomas.storage.deletions.deletions import deletion_event
 from khomas.storage.rules.protection import ReplicaKey, decide_alone, objections
 from khomas.storage.tables import deletion
 

@@ -19,7 +19,7 @@ from khomas.kit.database import Database, in_values
 from khomas.storage.rules.placing import Copy, CopyState
 from khomas.storage.rules.tables import rule_copy
 from khomas.storage.tables import transfer
-from khomas.storage.transfers import PREFIX, Transfers
+from khomas.storage.transfers.transfers import PREFIX, Transfers
 
 T = TypeVar("T")
 _NO_SOURCE = frozenset({"NO_REPLICA", "FILE_NOT_FOUND", "NOT_FOUND"})

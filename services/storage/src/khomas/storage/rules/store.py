@@ -19,7 +19,7 @@ from khomas.kit.filtering import fields, where
 from khomas.kit.idempotency import Once
 from khomas.kit.paging import Ordering, list_page
 from khomas.storage.catalog import Catalog
-from khomas.storage.elements import Elements
+from khomas.storage.elements.elements import Elements
 from khomas.storage.errors import RuleForeign, RuleNotFound, TooFewElements
 from khomas.storage.rows import mapping
 from khomas.storage.rules import copies

@@ -19,11 +19,11 @@ from khomas.kit.errors import DomainError
 from khomas.kit.leases import FREE, claim, held, held_table
 from khomas.storage.catalog import Catalog
 from khomas.storage.checksums import Algorithm
-from khomas.storage.elements import Element, Elements, Protocols
+from khomas.storage.elements.elements import Element, Elements, Protocols
 from khomas.storage.landing import Wanted, digest
 from khomas.storage.protocols.interface import Problem, ProtocolFault
 from khomas.storage.tables import LEFT, transfer
-from khomas.storage.transfers import ACTIVE
+from khomas.storage.transfers.transfers import ACTIVE
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,12 @@ from sqlalchemy import Row
 
 from khomas.api.storage.v1 import storage_service_pb2
 from khomas.kit.auth.principal import Principal, allows
-from khomas.storage import elsewhere, paths, staging
+from khomas.storage import elsewhere, paths
 from khomas.storage.checksums import Sums
-from khomas.storage.elements import Element, Protocols
+from khomas.storage.elements.elements import Element, Protocols
 from khomas.storage.errors import ChecksumMismatch, UploadIncomplete, UploadNotFound, UploadState
-from khomas.storage.uploads import PREFIX, State, state_word
+from khomas.storage.uploads import staging
+from khomas.storage.uploads.uploads import PREFIX, State, state_word
 
 _BATCH = 100
 

@@ -20,14 +20,14 @@ from khomas.api.storage.v1 import storage_service_pb2
 from khomas.kit.boundary.call import current_principal
 from khomas.kit.errors import DomainError, FieldInvalid, UpstreamUnavailable
 from khomas.kit.ids import new_uid
-from khomas.storage import staging
-from khomas.storage.arrivals import Arrival, Arrivals
 from khomas.storage.catalog import Catalog, derived_id, is_definite
-from khomas.storage.elements import Element, Elements
-from khomas.storage.intents import Answer, Asked, Intent, Intents
-from khomas.storage.placing import Placing
-from khomas.storage.planning import answered, check_twice, memberships, planned
-from khomas.storage.uploads import PREFIX, Uploads
+from khomas.storage.elements.elements import Element, Elements
+from khomas.storage.uploads import staging
+from khomas.storage.uploads.arrivals import Arrival, Arrivals
+from khomas.storage.uploads.intents import Answer, Asked, Intent, Intents
+from khomas.storage.uploads.placing import Placing
+from khomas.storage.uploads.planning import answered, check_twice, memberships, planned
+from khomas.storage.uploads.uploads import PREFIX, Uploads
 
 log = logging.getLogger(__name__)
 

@@ -14,15 +14,15 @@ from typing import Final
 from khomas.api.storage.v1 import transfer_pb2 as pb
 from khomas.kit.errors import DomainError
 from khomas.storage import paths
-from khomas.storage.attempts import Attempt
 from khomas.storage.checksums import Algorithm
-from khomas.storage.copying import CopyFailed, destination_reason, destination_side, published
-from khomas.storage.elements import Element, Protocols
+from khomas.storage.elements.elements import Element, Protocols
 from khomas.storage.landing import Landing, Landings, digest, discard_all, publish_all, verify_all
 from khomas.storage.links.bucket import Throttle
 from khomas.storage.protocols.interface import Problem, ProtocolFault
 from khomas.storage.reading import Source
-from khomas.storage.transfer_queue import Queue
+from khomas.storage.transfers.attempts import Attempt
+from khomas.storage.transfers.copying import CopyFailed, destination_reason, destination_side, published
+from khomas.storage.transfers.queue import Queue
 
 log = logging.getLogger(__name__)
 

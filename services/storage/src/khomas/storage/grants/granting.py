@@ -8,7 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from khomas.api.storage.v1 import grant_pb2 as pb
 from khomas.kit.errors import FieldInvalid
-from khomas.storage.grants import Grant, Right, Signer
+from khomas.storage.grants.grants import Grant, Right, Signer
 from khomas.storage.protocols.interface import Remote
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
 from khomas.api.catalog.v1 import file_pb2
-from khomas.storage.elements import Element, Protocols
+from khomas.storage.elements.elements import Element, Protocols
 from khomas.storage.errors import ProtocolUnknown
 from khomas.storage.protocols.interface import Lending, Problem, ProtocolFault, Remote
 

@@ -17,7 +17,7 @@ from khomas.kit.credentials import CredentialProvider
 from khomas.kit.database import Database
 from khomas.kit.errors import FieldInvalid, NotInstalled
 from khomas.kit.plugins import load_all
-from khomas.storage.access_points import AccessPoint
+from khomas.storage.elements.access_points import AccessPoint
 from khomas.storage.errors import (
     AddressInvalid,
     PathRefused,

@@ -25,14 +25,14 @@ from khomas.kit.ids import new_uids
 from khomas.kit.leases import FREE
 from khomas.kit.paging import Ordering, list_page
 from khomas.storage.catalog import Catalog
-from khomas.storage.elements import Element, Elements, known
+from khomas.storage.elements.elements import Element, Elements, known
 from khomas.storage.errors import NoReplica, StorageElementReadOnly, TransferNotFound
-from khomas.storage.explaining import explanation
 from khomas.storage.links.choosing import nearest
 from khomas.storage.links.measures import Measure, Measures
 from khomas.storage.rows import mapping, mappings
 from khomas.storage.tables import transfer, transfer_attempt
-from khomas.storage.turns import deal, ends, lane
+from khomas.storage.transfers.explaining import explanation
+from khomas.storage.transfers.turns import deal, ends, lane
 
 PREFIX = "transfers/"
 _PRUNED = 5000

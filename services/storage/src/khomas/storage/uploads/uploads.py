@@ -19,16 +19,17 @@ from khomas.kit.errors import DomainError
 from khomas.kit.events import EventLog, NewEvent
 from khomas.kit.idempotency import Once
 from khomas.kit.ids import new_uids
-from khomas.storage import elsewhere, staging
+from khomas.storage import elsewhere
 from khomas.storage.checksums import Sums
-from khomas.storage.elements import Element, Elements, Protocols, Usage
+from khomas.storage.elements.elements import Element, Elements, Protocols, Usage
+from khomas.storage.elements.space import Chooser, available, default_element, usages
 from khomas.storage.errors import ProtocolUnknown, StorageElementReadOnly, UploadNotFound, UploadState
-from khomas.storage.granting import Granting
+from khomas.storage.grants.granting import Granting
 from khomas.storage.paths import staging as staging_path
 from khomas.storage.protocols.interface import ProtocolFault
 from khomas.storage.rows import mapping
-from khomas.storage.space import Chooser, available, default_element, usages
 from khomas.storage.tables import upload, uploaded_file
+from khomas.storage.uploads import staging
 
 log = logging.getLogger(__name__)
 

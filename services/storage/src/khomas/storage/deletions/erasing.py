@@ -7,7 +7,7 @@ from typing import Final
 
 from khomas.api.storage.v1 import transfer_pb2 as pb
 from khomas.kit.errors import DomainError
-from khomas.storage.elements import Element, Protocols
+from khomas.storage.elements.elements import Element, Protocols
 from khomas.storage.errors import StorageElementUnreachable
 from khomas.storage.protocols.interface import Entry, Problem, ProtocolFault
 

@@ -19,8 +19,18 @@ from khomas.kit.filtering import fields, where
 from khomas.kit.idempotency import Once
 from khomas.kit.ids import new_uid
 from khomas.kit.paging import Ordering, list_page
-from khomas.storage.access_points import AccessPoint
-from khomas.storage.elements import PREFIX, Element, Elements, Protocols, Usage, element_of, element_proto, known
+from khomas.storage.elements.access_points import AccessPoint
+from khomas.storage.elements.elements import (
+    PREFIX,
+    Element,
+    Elements,
+    Protocols,
+    Usage,
+    element_of,
+    element_proto,
+    known,
+)
+from khomas.storage.elements.space import usages
 from khomas.storage.errors import (
     StorageElementExists,
     StorageElementNotEmpty,
@@ -30,7 +40,6 @@ from khomas.storage.errors import (
 from khomas.storage.protocols.interface import Room
 from khomas.storage.rows import mapping
 from khomas.storage.rules.tables import drain
-from khomas.storage.space import usages
 from khomas.storage.tables import storage_element, upload
 
 _FIELDS = {

@@ -14,8 +14,8 @@ from khomas.api.storage.v1 import transfer_pb2 as pb
 from khomas.kit.boundary.status import reason_of
 from khomas.kit.errors import UpstreamUnavailable
 from khomas.storage.catalog import Catalog
-from khomas.storage.elements import Elements, Protocols
-from khomas.storage.transfer_queue import Outcome
+from khomas.storage.elements.elements import Elements, Protocols
+from khomas.storage.transfers.queue import Outcome
 
 log = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
 from khomas.api.storage.v1 import storage_service_pb2
 from khomas.kit.boundary.status import status_of
 from khomas.storage.catalog import Catalog
-from khomas.storage.elements import Elements, Protocols
+from khomas.storage.elements.elements import Elements, Protocols
 from khomas.storage.errors import NoReplica, PathRefused
-from khomas.storage.granting import Granting
-from khomas.storage.lending import Place, lent
+from khomas.storage.grants.granting import Granting
+from khomas.storage.grants.lending import Place, lent
 from khomas.storage.links.choosing import nearest
 from khomas.storage.links.measures import Measures
 from khomas.storage.protocols.interface import Remote

@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.storage.v1 import grant_pb2, rule_pb2, transfer_pb2
 from khomas.kit.errors import DomainError
-from khomas.storage.elements import Element, Usage, known
+from khomas.storage.elements.elements import Element, Usage, known
 from khomas.storage.errors import NoSpace, StorageElementReadOnly
 from khomas.storage.protocols.interface import Room
 from khomas.storage.rules.tables import rule_copy

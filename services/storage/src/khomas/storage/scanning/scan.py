@@ -15,12 +15,14 @@ from typing import Final
 from khomas.api.common.v1 import value_pb2
 from khomas.api.storage.v1 import storage_service_pb2 as pb
 from khomas.kit.errors import DomainError
-from khomas.storage import fits, remote_scan, staging
-from khomas.storage.elements import Element, Elements, Protocols, known
+from khomas.storage import fits
+from khomas.storage.elements.elements import Element, Elements, Protocols, known
 from khomas.storage.errors import PathNotFound, PathRefused, StorageElementUnreachable
 from khomas.storage.found import Found
 from khomas.storage.paths import PRIVATE, checked
 from khomas.storage.protocols.interface import Problem, ProtocolFault, StorageProtocol
+from khomas.storage.scanning import remote as remote_scan
+from khomas.storage.uploads import staging
 
 _BATCH_FILES: Final = 200
 _BATCH_BYTES: Final = 512 * 1024 * 1024

@@ -17,9 +17,9 @@ from khomas.kit.errors import RequestIdReused
 from khomas.kit.events import EventLog
 from khomas.kit.leases import FREE, claim
 from khomas.storage.errors import UploadState
-from khomas.storage.staging import Placement
 from khomas.storage.tables import upload, upload_commit, uploaded_file
-from khomas.storage.uploads import PREFIX, upload_event
+from khomas.storage.uploads.staging import Placement
+from khomas.storage.uploads.uploads import PREFIX, upload_event
 
 Answer = storage_service_pb2.BatchCommitUploadsResponse
 _OPEN = grant_pb2.Upload.STATE_OPEN

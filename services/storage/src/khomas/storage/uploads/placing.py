@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from khomas.api.catalog.v1 import file_pb2
-from khomas.storage import elsewhere, paths, staging
-from khomas.storage.elements import Element, Protocols
+from khomas.storage import elsewhere, paths
+from khomas.storage.elements.elements import Element, Protocols
 from khomas.storage.elsewhere import Move
 from khomas.storage.errors import ChecksumMismatch, UploadIncomplete
-from khomas.storage.intents import Intent
-from khomas.storage.staging import Placement
-from khomas.storage.uploads import PREFIX
+from khomas.storage.uploads import staging
+from khomas.storage.uploads.intents import Intent
+from khomas.storage.uploads.staging import Placement
+from khomas.storage.uploads.uploads import PREFIX
 
 T = TypeVar("T")
 Placed = tuple[Placement, file_pb2.File]

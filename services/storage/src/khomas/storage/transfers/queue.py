@@ -13,15 +13,15 @@ from khomas.api.storage.v1 import transfer_pb2 as pb
 from khomas.kit.database import Database, in_values, insert_many, rows_table
 from khomas.kit.events import EventLog
 from khomas.kit.leases import claim, held, held_table, renew
-from khomas.storage import turns
 from khomas.storage.landing import Wanted
 from khomas.storage.links.measures import Carried, Measures
 from khomas.storage.links.tables import turn
 from khomas.storage.links.waiting import Offers, Run, promote, waits_for_nobody
-from khomas.storage.retry import OF_THE_LINK, Policy, verdict
 from khomas.storage.rows import mapping, mappings
 from khomas.storage.tables import space, transfer, transfer_attempt
-from khomas.storage.transfers import ACTIVE, transfer_event
+from khomas.storage.transfers import turns
+from khomas.storage.transfers.retry import OF_THE_LINK, Policy, verdict
+from khomas.storage.transfers.transfers import ACTIVE, transfer_event
 
 _NOBODY = {"lease_owner": None, "lease_expire_time": None}
 

@@ -12,18 +12,18 @@ import grpc
 
 from khomas.api.storage.v1 import transfer_pb2 as pb
 from khomas.kit.errors import DomainError
-from khomas.storage.announcing import Announcing
-from khomas.storage.attempts import Attempt, plan
 from khomas.storage.catalog import Catalog
-from khomas.storage.copying import CopyFailed
-from khomas.storage.elements import Element, Elements, Protocols
+from khomas.storage.elements.elements import Element, Elements, Protocols
 from khomas.storage.executors.outside import Outside
 from khomas.storage.landing import Landings
 from khomas.storage.links.bucket import Bucket, Throttle
 from khomas.storage.links.measures import Measures
-from khomas.storage.moving import Moving, ending
 from khomas.storage.recalls.online import Online
-from khomas.storage.transfer_queue import Outcome, Queue
+from khomas.storage.transfers.announcing import Announcing
+from khomas.storage.transfers.attempts import Attempt, plan
+from khomas.storage.transfers.copying import CopyFailed
+from khomas.storage.transfers.moving import Moving, ending
+from khomas.storage.transfers.queue import Outcome, Queue
 
 log = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from khomas.kit.ids import new_uids
 from khomas.kit.leases import claim
 from khomas.kit.paging import Ordering, list_page
 from khomas.storage.catalog import Catalog
-from khomas.storage.deletion_rates import not_far_ahead, spread
-from khomas.storage.elements import Element, Elements, Protocols
-from khomas.storage.erasing import erased, pause
+from khomas.storage.deletions.erasing import erased, pause
+from khomas.storage.deletions.rates import not_far_ahead, spread
+from khomas.storage.elements.elements import Element, Elements, Protocols
 from khomas.storage.errors import NoReplica
 from khomas.storage.known_replicas import shared_paths
 from khomas.storage.reconciling.policies import Policies

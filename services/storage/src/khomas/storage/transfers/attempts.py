@@ -9,14 +9,14 @@ from typing import Any, Final
 from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
 from khomas.api.catalog.v1 import file_pb2
 from khomas.api.storage.v1 import transfer_pb2 as pb
-from khomas.storage.copying import Copy, CopyFailed
-from khomas.storage.elements import Element
+from khomas.storage.elements.elements import Element
 from khomas.storage.landing import Wanted
 from khomas.storage.links.choosing import Candidate, nearest
 from khomas.storage.links.measures import Measure
-from khomas.storage.transfer_queue import Outcome
-from khomas.storage.transfers import sources_of
-from khomas.storage.turns import ends
+from khomas.storage.transfers.copying import Copy, CopyFailed
+from khomas.storage.transfers.queue import Outcome
+from khomas.storage.transfers.transfers import sources_of
+from khomas.storage.transfers.turns import ends
 
 MOVER: Final = "mover"
 _SUCCESS = pb.TRANSFER_REASON_UNSPECIFIED

@@ -7,10 +7,10 @@ from khomas.api.catalog.v1 import file_pb2
 from khomas.api.common.v1 import checksum_pb2
 from khomas.api.storage.v1 import storage_service_pb2
 from khomas.kit.errors import FieldInvalid
-from khomas.storage.arrivals import Arrival
 from khomas.storage.catalog import derived_id
-from khomas.storage.intents import Answer, Asked, Intent
-from khomas.storage.staging import Placement
+from khomas.storage.uploads.arrivals import Arrival
+from khomas.storage.uploads.intents import Answer, Asked, Intent
+from khomas.storage.uploads.staging import Placement
 
 
 def check_twice(request: storage_service_pb2.BatchCommitUploadsRequest) -> None:

@@ -9,17 +9,17 @@ from khomas.kit.events import EventLog
 from khomas.kit.idempotency import Once
 from khomas.storage.catalog import Catalog
 from khomas.storage.config import StorageSettings
-from khomas.storage.elements import Elements, Protocols
+from khomas.storage.elements.elements import Elements, Protocols
 from khomas.storage.executors.opening import open_all, routes_of
 from khomas.storage.executors.outside import Outside
-from khomas.storage.leftovers import Leftovers
 from khomas.storage.links.measures import Measures, Streams
 from khomas.storage.links.servicer import LinkServicer
-from khomas.storage.mover import Mover
 from khomas.storage.recalls.online import Online
-from khomas.storage.retry import Policy
-from khomas.storage.transfer_queue import Queue
-from khomas.storage.transfers import Transfers
+from khomas.storage.transfers.leftovers import Leftovers
+from khomas.storage.transfers.mover import Mover
+from khomas.storage.transfers.queue import Queue
+from khomas.storage.transfers.retry import Policy
+from khomas.storage.transfers.transfers import Transfers
 
 
 @dataclass(frozen=True, slots=True)

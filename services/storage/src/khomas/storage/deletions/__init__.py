@@ -1,0 +1,1 @@
+"""Replicas that are to go: planned, removed at a rate, confirmed by the storage."""

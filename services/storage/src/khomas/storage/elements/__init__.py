@@ -1,0 +1,1 @@
+"""StorageElements: what is known of them, and their space."""

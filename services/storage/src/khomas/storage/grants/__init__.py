@@ -1,0 +1,1 @@
+"""Envelopes: one path, one right, minutes."""

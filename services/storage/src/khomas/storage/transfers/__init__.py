@@ -1,0 +1,1 @@
+"""Copies between StorageElements: the queue, and the mover that works on it."""

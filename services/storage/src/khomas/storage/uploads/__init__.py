@@ -1,0 +1,1 @@
+"""New files: granted, staged, verified, given their names, all or nothing."""
