@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 
 _OFFLINE: Final = "OFFLINE"
 _AGAIN_SECONDS: Final = 10.0
+# How long a job that is to be looked at again may take until it is written down as waiting, and a call its answer.
+_MEANWHILE_SECONDS: Final = 5.0
+_REMEMBERED_SECONDS: Final = 60.0
 
 
 class Recalling:
@@ -30,7 +34,9 @@ class Recalling:
         self._desk = desk
         # Jobs by LFN.
         self._waiting: dict[str, set[str]] = {}
-        self._arrived: set[str] = set()
+        # When something was told of files, by LFN, and until when jobs are let go on, by uid.
+        self._told: dict[str, float] = {}
+        self._arrived: dict[str, float] = {}
 
     async def waits(self, inputs: Mapping[str, Sequence[str]], downloads: Mapping[str, Download]) -> dict[str, str]:
         """Want all files on disk that are on tape, with one call; return which jobs wait for some, and how far that is.
@@ -40,6 +46,7 @@ class Recalling:
         offline = {name for name, download in downloads.items() if is_offline(download)}
         if not offline:
             return {}
+        begin = time.monotonic()
         recalls = await self._desk.storage.recalls(sorted(offline))
         told: dict[str, str] = {}
         for job, names in inputs.items():
@@ -48,6 +55,9 @@ class Recalling:
                 told[job] = sentence(len(set(names)), missing)
                 for one in missing:
                     self._waiting.setdefault(one.file, set()).add(job)
+                # The answer may be older than what was told while it was on its way.
+                if any(self._told.get(one.file, 0.0) >= begin for one in missing):
+                    self._arrived[job] = time.monotonic() + _MEANWHILE_SECONDS
         return told
 
     async def ahead(self, names: Collection[str]) -> None:
@@ -75,25 +85,34 @@ class Recalling:
 
     async def wake(self) -> None:
         """Let jobs be looked at again of whose inputs something was told."""
-        if self._arrived:
-            jobs, self._arrived = self._arrived, set()
-            await self._wake(jobs)
+        moment = time.monotonic()
+        jobs = {uid: end for uid, end in self._arrived.items() if end > moment}
+        woken = await self._wake(jobs) if jobs else set()
+        # A job that does not wait yet may be about to: that it shall is written down after its files were asked for.
+        self._arrived = {uid: end for uid, end in self._arrived.items() if end > moment and uid not in woken}
 
     def _note(self, answer: WatchEventsResponse) -> None:
-        recall = Recall()
+        recall, moment = Recall(), time.monotonic()
         for event in answer.events:
             if event.resource.Unpack(recall):
-                self._arrived |= self._waiting.pop(recall.file, set())
+                self._told.pop(recall.file, None)  # the oldest come first
+                self._told[recall.file] = moment
+                for job in self._waiting.pop(recall.file, ()):
+                    self._arrived[job] = moment + _MEANWHILE_SECONDS
+        if next(iter(self._told.values()), moment) < moment - 2 * _REMEMBERED_SECONDS:
+            self._told = {lfn: at for lfn, at in self._told.items() if at > moment - _REMEMBERED_SECONDS}
 
-    async def _wake(self, jobs: Collection[str] | None) -> None:
-        """Let these jobs be looked at again, or all that wait for tape."""
+    async def _wake(self, jobs: Collection[str] | None) -> set[str]:
+        """Let these jobs be looked at again, or all that wait for tape; return those that waited."""
         job, moment = tables.job, now()
         waits = (job.c.reason == Reason.REASON_WAIT_STAGE_FROM_TAPE) & job.c.due.is_not(None) & (job.c.due > moment)
         which = waits if jobs is None else waits & in_values(job.c.uid, jobs)
         async with self._desk.write() as connection:
-            woken = await connection.execute(update(job).where(which).values(due=moment))
-        if woken.rowcount:
+            statement = update(job).where(which).values(due=moment).returning(job.c.uid)
+            woken = set((await connection.scalars(statement)).all())
+        if woken:
             self._desk.due.set()
+        return woken
 
 
 def is_offline(download: Download) -> bool:
