@@ -38,6 +38,7 @@ _WORDS: Final = {
 }
 # Known to copy for others, besides XrdHttp: our own door, and two that were not tried here.
 _COPYING: Final = ("Khomas", "dCache", "StoRM")
+_SPARING: Final = ("Khomas", "Apache", "nginx")
 _TAGS: Final = re.compile(r"(?is)<(head|style|script)\b.*?</\1>|<[^>]*>")
 # The name of RFC 9530 for Adler-32 is another one than that of RFC 3230.
 _ALGORITHMS: Final = {"adler": Algorithm.ADLER32} | {one.value: one for one in Algorithm}
@@ -61,6 +62,8 @@ class Dialect:
     shortens: bool = True
     # The request after an upload on the same connection is sometimes not answered.
     forgets: bool = False
+    # Keeps "Overwrite: F", so that nobody has to look first.
+    spares: bool = False
     # Copies for others. Whoever does not, copies to the same path within itself, and calls that done.
     copies: bool = False
 
@@ -70,7 +73,7 @@ def dialect_of(server: str) -> Dialect:
     if server.startswith("Xroot"):
         # Its "100 Continue" comes with "Connection: Close".
         return Dialect(quotes=False, continues=False, cuts=True, shortens=False, forgets=True, copies=True)
-    return Dialect(copies=server.startswith(_COPYING))
+    return Dialect(spares=server.startswith(_SPARING), copies=server.startswith(_COPYING))
 
 
 def fault_of(method: str, status: int, body: str) -> ProtocolFault:

@@ -1,6 +1,7 @@
 """The protocol `davs`: what the conformance suite wants, of servers that differ in nearly everything."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Final, TypeVar
@@ -38,6 +39,7 @@ _PAGE: Final = 1000
 _XML: Final = {"Content-Type": "application/xml; charset=utf-8"}
 # Ask in the words of both standards: https://www.rfc-editor.org/rfc/rfc3230 and rfc9530.
 _WANTED: Final = {Algorithm.ADLER32: "adler"}
+_UNTOLD_SECONDS: Final = 600.0
 
 
 class _Body:
@@ -81,6 +83,8 @@ class DavProtocol:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        # Until when the server is not asked for checksums that it has not told.
+        self._untold: dict[Algorithm, float] = {}
         self.third_party = HttpCopies(session)
         self.tape: Tape | None = RestTape(session) if session.settings.tape else None
 
@@ -116,6 +120,8 @@ class DavProtocol:
         async def one(path: str) -> Digest:
             return await self._digest(path, algorithm)
 
+        if self._untold.get(algorithm, 0.0) > time.monotonic():
+            return [_untold(algorithm)] * len(paths)
         return await self._each(one, paths)
 
     async def delete(self, paths: Sequence[str]) -> list[ProtocolFault | None]:
@@ -212,7 +218,8 @@ class DavProtocol:
             told = digests_of(reply.headers.get("Digest", ""), reply.headers.get("Repr-Digest", ""))
             size_bytes = int(reply.headers["Content-Length"]) if "Content-Length" in reply.headers else None
         if algorithm not in told:
-            raise ProtocolFault(Problem.UNSUPPORTED, f"the server tells no {algorithm.value}")
+            self._untold[algorithm] = time.monotonic() + _UNTOLD_SECONDS
+            raise _untold(algorithm)
         return Digest(algorithm, told[algorithm], size_bytes)
 
     async def _delete(self, path: str) -> None:
@@ -243,8 +250,9 @@ class DavProtocol:
 
     async def _rename(self, pair: tuple[str, str]) -> None:
         source, target = pair
-        # XrdHttp overwrites in spite of "Overwrite: F", so it is asked first; others keep the promise.
-        await self._must_be_free(target)
+        # XrdHttp overwrites in spite of "Overwrite: F", so it is asked first.
+        if not (await self._session.met()).spares:
+            await self._must_be_free(target)
         try:
             await self._move(source, target)
         except ProtocolFault as fault:
@@ -339,3 +347,7 @@ def _open(access: Access) -> DavProtocol:
 
 
 plugin = Plugin(open=_open)
+
+
+def _untold(algorithm: Algorithm) -> ProtocolFault:
+    return ProtocolFault(Problem.UNSUPPORTED, f"the server tells no {algorithm.value}")

@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 import sys
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ _BODY: Final = 64 * 1024
 # What arrives while a thread still works on the last block.
 _READ_AHEAD: Final = 4 * 1024 * 1024
 _AGAIN: Final = 2
+_TOKEN_SECONDS: Final = 1.0
 
 
 class DavSettings(BaseModel):
@@ -66,6 +68,8 @@ class Session:
         self.settings = settings
         self._credential = credential
         self._open: aiohttp.ClientSession | None = None
+        self._authorization: dict[str, str] = {}
+        self._good_until = 0.0
         # Known after its first answer.
         self._dialect: Dialect | None = None
 
@@ -89,10 +93,12 @@ class Session:
         return self.url(path) if self.dialect.quotes else f"{unquote(self.root)}{path}?x"
 
     async def authorization(self) -> dict[str, str]:
-        """Return the header that lets in, or raise CREDENTIAL."""
-        if self._credential is None:
-            return {}
-        return {"Authorization": f"Bearer {await asyncio.to_thread(_token, self._credential)}"}
+        """Return the header that lets in, or raise CREDENTIAL; the token is read again after a moment."""
+        if self._credential is not None and self._good_until < time.monotonic():
+            token = await asyncio.to_thread(_token, self._credential)
+            self._authorization = {"Authorization": f"Bearer {token}"}
+            self._good_until = time.monotonic() + _TOKEN_SECONDS
+        return self._authorization
 
     async def met(self) -> Dialect:
         """Have an answer of the server, to know how to speak to it."""
