@@ -11,10 +11,11 @@ import aiohttp
 from zlib_ng.zlib_ng import adler32
 
 from khomas.api.catalog.v1 import file_pb2
-from khomas.api.storage.v1 import recall_pb2, storage_element_pb2, transfer_pb2
+from khomas.api.storage.v1 import recall_pb2, transfer_pb2
 from khomas.api.storage.v1 import recall_service_pb2 as pb
 from khomas.api.storage.v1 import storage_service_pb2 as storage_pb
 from khomas.api.storage.v1.recall_service_pb2_grpc import RecallServiceStub
+from khomas.api.storage.v1.storage_element_pb2 import AccessPoint, StorageElement
 from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceStub
 from khomas.kit.ids import new_uid
 from khomas.kit.service import Service
@@ -28,29 +29,22 @@ ELEMENT = "lyon-hpss"
 CONTENT = b"0123456789"
 # For states that background loops bring about, on a machine that is busy with other things.
 PATIENCE = 90.0
-_SETTINGS = {"poll": 0.05, "recall_poll": 0.2, "recall_pause": 0.3, "recall_gather": 0.3, "recall_attempts": 2}
+SETTINGS = {"poll": 0.05, "recall_poll": 0.2, "recall_pause": 0.3, "recall_gather": 0.3, "recall_attempts": 2}
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
-    """A storage service with a tape system, and files on its tapes."""
+class Recalled:
+    """A storage service with a StorageElement of tape."""
 
     storage: Storage
     recalls: RecallServiceStub
-    tape: Tape
-    # Of one test.
-    folder: str
 
-    def keep(self, number: int) -> list[str]:
-        """Have files on tape, in the catalogue too."""
-        names = [f"/{self.folder}/run {index:04d}" for index in range(number)]
-        for name in names:
-            self.tape.keep(name[1:], CONTENT)
-            file = file_pb2.File(name=name, uid=new_uid(), size_bytes=len(CONTENT), state=file_pb2.File.STATE_ACTIVE)
-            file.checksums.adler32 = f"{adler32(CONTENT):08x}"
-            file.replicas.add(storage_element=ELEMENT, path=name[1:], state=file_pb2.Replica.STATE_AVAILABLE)
-            self.storage.catalog.files[name] = file
-        return names
+    def known(self, name: str) -> None:
+        """Have a file in the catalogue that is on tape."""
+        file = file_pb2.File(name=name, uid=new_uid(), size_bytes=len(CONTENT), state=file_pb2.File.STATE_ACTIVE)
+        file.checksums.adler32 = f"{adler32(CONTENT):08x}"
+        file.replicas.add(storage_element=ELEMENT, path=name[1:], state=file_pb2.Replica.STATE_AVAILABLE)
+        self.storage.catalog.files[name] = file
 
     async def copied(self, name: str, destination: str) -> None:
         """Copy a file, and wait until that has succeeded."""
@@ -96,6 +90,23 @@ class Site:
         """Wait until all have a state."""
         return await self.until(lambda found: bool(found) and all(one.state == state for one in found))
 
+
+@dataclass(frozen=True, slots=True)
+class Site(Recalled):
+    """One with an emulated tape system, and files on its tapes."""
+
+    tape: Tape
+    # Of one test.
+    folder: str
+
+    def keep(self, number: int) -> list[str]:
+        """Have files on tape, in the catalogue too."""
+        names = [f"/{self.folder}/run {index:04d}" for index in range(number)]
+        for name in names:
+            self.tape.keep(name[1:], CONTENT)
+            self.known(name)
+        return names
+
     async def deliver(self, number: int) -> list[str]:
         """Bring some files of this test to disk, as soon as the tape system has them in its queue."""
 
@@ -123,19 +134,28 @@ async def site_of(
     tape: Tape, folder: Path, *more: Service[Any], settings: Mapping[str, Any] | None = None
 ) -> AsyncIterator[Site]:
     """Start a storage with this tape system, and other services beside it."""
-    catalog = MemoryCatalog()
     tape.server.start()
+    point = AccessPoint(protocol="root", address=tape.address, options={"tape": "true", "seconds": "30"})
+    async with recalled_at(point, folder, *more, settings=settings) as storage:
+        yield Site(storage.storage, storage.recalls, tape, uuid4().hex)
+
+
+@asynccontextmanager
+async def recalled_at(
+    point: AccessPoint, folder: Path, *more: Service[Any], settings: Mapping[str, Any] | None = None
+) -> AsyncIterator[Recalled]:
+    """Start a storage whose tape is reached there."""
+    catalog = MemoryCatalog()
     services: list[Service[Any]] = [memory_catalog(catalog), service, *more]
+    own = {"storage": SETTINGS | (settings or {}).get("storage", {})}
     async with (
-        serve(*services, state=folder / "state", settings={"storage": _SETTINGS, **(settings or {})}) as served,
+        serve(*services, state=folder / "state", settings={**(settings or {}), **own}) as served,
         aiohttp.ClientSession() as http,
     ):
         stub = StorageServiceStub(served.channel)
-        wanted = storage_element_pb2.StorageElement(
-            name=f"storageElements/{ELEMENT}", media=storage_element_pb2.StorageElement.MEDIA_TAPE
-        )
-        wanted.access_points.add(protocol="root", address=tape.address, options={"tape": "true", "seconds": "30"})
+        wanted = StorageElement(name=f"storageElements/{ELEMENT}", media=StorageElement.MEDIA_TAPE)
+        wanted.access_points.append(point)
         request = storage_pb.CreateStorageElementRequest(storage_element=wanted, request_id=str(uuid4()))
         await stub.CreateStorageElement(request)
         storage = Storage(served, stub, catalog, http, folder / "state/storage/local")
-        yield Site(storage, RecallServiceStub(served.channel), tape, uuid4().hex)
+        yield Recalled(storage, RecallServiceStub(served.channel))

@@ -6,10 +6,17 @@ Files come to disk when the test delivers them. Slashes at the end of addresses 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
+from urllib.parse import quote
 from uuid import uuid4
 
 from aiohttp import web
+
+CONTENT: Final = b"0123456789"
+_ABOUT: Final = """<?xml version="1.0"?><D:multistatus xmlns:D="DAV:"><D:response><D:href>{path}</D:href><D:propstat>
+<D:prop><D:resourcetype>{kind}</D:resourcetype><D:getcontentlength>{size}</D:getcontentlength>
+<D:quota-available-bytes>1000000000</D:quota-available-bytes></D:prop><D:status>HTTP/1.1 200 OK</D:status></D:propstat>
+</D:response></D:multistatus>"""
 
 
 @dataclass(slots=True)
@@ -81,6 +88,21 @@ class TapeRest:
         """Tell where files are."""
         return web.json_response([self._where(path) for path in (await request.json())["paths"]])
 
+    async def about(self, request: web.Request) -> web.Response:
+        """Tell of a file or of the root, as WebDAV does."""
+        path = request.path
+        if path.rstrip("/") != "/vo" and path not in self.files:
+            return web.Response(status=404)
+        kind, size = ("", len(CONTENT)) if path in self.files else ("<D:collection/>", 0)
+        text = _ABOUT.format(path=quote(path), kind=kind, size=size)
+        return web.Response(status=207, text=text, content_type="application/xml")
+
+    async def content(self, request: web.Request) -> web.Response:
+        """Send a file that is on disk."""
+        if request.path not in self.files:
+            return web.Response(status=404)
+        return web.Response(body=CONTENT) if self.files[request.path] else web.Response(status=403, text="on tape")
+
     def _where(self, path: str) -> dict[str, Any]:
         if path not in self.files:
             return {"path": path, "error": "USER ERROR: file does not exist or is not accessible to you"}
@@ -102,6 +124,8 @@ async def running() -> AsyncIterator[TapeRest]:
     application = web.Application(middlewares=[tape.outage])
     application.router.add_route("OPTIONS", "/{any:.*}", _options)
     application.router.add_get("/.well-known/wlcg-tape-rest-api", tape.well_known)
+    application.router.add_route("PROPFIND", "/vo{any:.*}", tape.about)
+    application.router.add_get("/vo/{any:.*}", tape.content)
     for end in ("", "/"):
         application.router.add_post(f"/api/v1/stage{end}", tape.stage)
         application.router.add_get(f"/api/v1/stage/{{name}}{end}", tape.told)
