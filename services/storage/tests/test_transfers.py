@@ -286,6 +286,31 @@ async def test_unknown_transfer_is_not_found(storage: Storage) -> None:
     assert reason_of(caught.value) == "TRANSFER_NOT_FOUND"
 
 
+async def test_transfers_are_watched_until_all_are_final(storage: Storage, disk: Any) -> None:
+    await disk(storage, "mirror")
+    names = [f"/hess/{number}" for number in range(5)]
+    for name in names:
+        await storage.store(name, BIG)
+    made = await copy(storage, *(Transfer(file=name, destination="mirror") for name in names))
+
+    request = pb.WatchTransfersRequest(names=[one.transfer.name for one in made])
+    answers = [answer async for answer in storage.stub.WatchTransfers(request)]
+
+    assert {one.name for one in answers[0].transfers} == set(request.names)
+    last = {one.name: one for answer in answers for one in answer.transfers}
+    assert {one.state for one in last.values()} == {Transfer.STATE_SUCCEEDED}
+    # Only what has changed is told again.
+    told = [(one.name, one.state, one.moved_bytes, one.message) for answer in answers for one in answer.transfers]
+    assert len(told) == len(set(told))
+
+
+async def test_unknown_transfer_cannot_be_watched(storage: Storage) -> None:
+    request = pb.WatchTransfersRequest(names=[f"transfers/{uuid4()}"])
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        [answer async for answer in storage.stub.WatchTransfers(request)]
+    assert reason_of(caught.value) == "TRANSFER_NOT_FOUND"
+
+
 async def test_thousand_transfers_cost_six_statements(storage: Storage) -> None:
     upload = await storage.open(max_files=1000)
     for index in range(1000):

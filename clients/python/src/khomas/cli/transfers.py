@@ -69,7 +69,7 @@ def waited(names: Sequence[str]) -> int:
     from khomas.api.storage.v1.transfer_pb2 import Transfer
 
     names = list(dict.fromkeys(names))
-    total = sum(one.size_bytes for one in with_client(lambda client: client.links.transfers(names)))
+    total = sum(one.size_bytes for one in with_client(lambda client: client.links.read(names)))
     with Progress(f"{len(names)} transfers", total) as progress:
         seen = 0
 

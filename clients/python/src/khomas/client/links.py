@@ -1,15 +1,16 @@
 """Transfers under way, and the links that carry them."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from typing import Any
 
+from khomas.client.errors import KhomasError, is_passing
 from khomas.client.parts import chunks
 from khomas.client.services import Calls
 
 _FINAL_FROM = 20
-# So many fit into one filter.
-_NAMED = 100
+_WATCHED = 10_000
 _PAUSE_SECONDS = 1.0
 
 
@@ -31,26 +32,42 @@ class Links(Calls):
         limit = LinkLimit(source=source, destination=destination, max_streams=max_streams, max_rate=max_rate)
         return await self.call("storage.link", "SetLinkLimit", pb.SetLinkLimitRequest(limit=limit))
 
-    async def transfers(self, names: Sequence[str]) -> list[Any]:
+    async def read(self, names: Sequence[str]) -> list[Any]:
         """Read transfers by name, as they are now."""
-        from khomas.api.storage.v1 import storage_service_pb2 as pb
-
-        found: list[Any] = []
-        for part in chunks(names, _NAMED):
-            wanted = " OR ".join(f'uid = "{name.removeprefix("transfers/")}"' for name in part)
-            request = pb.ListTransfersRequest(filter=wanted, page_size=1000)
-            found += await self.pages("storage", "ListTransfers", request, "transfers")
-        return found
+        known: dict[str, Any] = {}
+        for part in chunks(list(dict.fromkeys(names)), _WATCHED):
+            wanted = len(known) + len(part)
+            async with aclosing(self._watched(part)) as answers:
+                async for found in answers:
+                    known |= found
+                    if len(known) == wanted:
+                        break
+        return [known[name] for name in names]
 
     async def wait(self, names: Sequence[str], on_look: Callable[[Sequence[Any]], None] | None = None) -> list[Any]:
-        """Wait until transfers are final, looking once a second."""
-        ended: dict[str, Any] = {}
-        while True:
-            left = [name for name in names if name not in ended]
-            found = await self.transfers(left)
-            ended |= {one.name: one for one in found if one.state >= _FINAL_FROM}
-            if on_look is not None:
-                on_look([*ended.values(), *(one for one in found if one.name not in ended)])
-            if len(ended) == len(set(names)):
-                return [ended[name] for name in names]
-            await asyncio.sleep(_PAUSE_SECONDS)
+        """Wait until transfers are final; `on_look` gets all that are known whenever some have gone on.
+
+        A service that restarts meanwhile is asked again.
+        """
+        known: dict[str, Any] = {}
+        for part in chunks(list(dict.fromkeys(names)), _WATCHED):
+            left = part
+            while left:
+                try:
+                    async for found in self._watched(left):
+                        known |= found
+                        if on_look is not None:
+                            on_look(list(known.values()))
+                except KhomasError as error:
+                    if not is_passing(error):
+                        raise
+                    await asyncio.sleep(_PAUSE_SECONDS)
+                left = [name for name in left if name not in known or known[name].state < _FINAL_FROM]
+        return [known[name] for name in names]
+
+    async def _watched(self, names: Sequence[str]) -> AsyncGenerator[dict[str, Any], None]:
+        from khomas.api.storage.v1 import storage_service_pb2 as pb
+
+        request = pb.WatchTransfersRequest(names=names)
+        async for answer in self._connection.stream("storage", "WatchTransfers", request, quiet_seconds=None):
+            yield {one.name: one for one in answer.transfers}

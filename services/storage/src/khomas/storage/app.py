@@ -43,6 +43,7 @@ from khomas.storage.scanning.scan import Scans
 from khomas.storage.servicer import StorageServicer
 from khomas.storage.transfers.transferring import Transferring
 from khomas.storage.transfers.transfers import Transfers
+from khomas.storage.transfers.watching import Watching
 from khomas.storage.uploads.arrivals import Arrivals
 from khomas.storage.uploads.commits import Commits
 from khomas.storage.uploads.intents import Intents
@@ -116,6 +117,7 @@ async def start(settings: StorageSettings, host: Host) -> Running:
         parts.commits,
         parts.downloads,
         parts.transfers,
+        Watching(parts.database),
         parts.deletions,
         Scans(parts.elements, parts.protocols),
         parts.log,

@@ -16,6 +16,7 @@ from khomas.storage.elements.administration import Administration
 from khomas.storage.grants.downloads import Downloads
 from khomas.storage.scanning.scan import Scans
 from khomas.storage.transfers.transfers import Transfers
+from khomas.storage.transfers.watching import Watching
 from khomas.storage.uploads.commits import Commits
 from khomas.storage.uploads.uploads import Uploads
 
@@ -30,6 +31,7 @@ class StorageServicer(StorageServiceServicer):
         commits: Commits,
         downloads: Downloads,
         transfers: Transfers,
+        watching: Watching,
         deletions: Deletions,
         scans: Scans,
         log: EventLog,
@@ -39,6 +41,7 @@ class StorageServicer(StorageServiceServicer):
         self._commits = commits
         self._downloads = downloads
         self._transfers = transfers
+        self._watching = watching
         self._deletions = deletions
         self._scans = scans
         self._log = log
@@ -101,6 +104,11 @@ class StorageServicer(StorageServiceServicer):
 
     async def ListTransfers(self, request: pb.ListTransfersRequest, context: Context) -> pb.ListTransfersResponse:
         return await self._transfers.page(request)
+
+    def WatchTransfers(
+        self, request: pb.WatchTransfersRequest, context: Context
+    ) -> AsyncIterator[pb.WatchTransfersResponse]:
+        return self._watching.watch(request)
 
     async def BatchCancelTransfers(
         self, request: pb.BatchCancelTransfersRequest, context: Context

@@ -107,6 +107,11 @@ class StorageServiceStub(object):
                 request_serializer=khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.ListTransfersRequest.SerializeToString,
                 response_deserializer=khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.ListTransfersResponse.FromString,
                 _registered_method=True)
+        self.WatchTransfers = channel.unary_stream(
+                '/khomas.api.storage.v1.StorageService/WatchTransfers',
+                request_serializer=khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.WatchTransfersRequest.SerializeToString,
+                response_deserializer=khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.WatchTransfersResponse.FromString,
+                _registered_method=True)
         self.BatchCancelTransfers = channel.unary_unary(
                 '/khomas.api.storage.v1.StorageService/BatchCancelTransfers',
                 request_serializer=khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.BatchCancelTransfersRequest.SerializeToString,
@@ -235,6 +240,13 @@ class StorageServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchTransfers(self, request, context):
+        """Tells how transfers are and, once a second, what has changed: state, reason, bytes moved. Ends when all are final.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def BatchCancelTransfers(self, request, context):
         """Takes transfers back. Those in a final state stay as they are.
         """
@@ -341,6 +353,11 @@ def add_StorageServiceServicer_to_server(servicer, server):
                     servicer.ListTransfers,
                     request_deserializer=khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.ListTransfersRequest.FromString,
                     response_serializer=khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.ListTransfersResponse.SerializeToString,
+            ),
+            'WatchTransfers': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchTransfers,
+                    request_deserializer=khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.WatchTransfersRequest.FromString,
+                    response_serializer=khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.WatchTransfersResponse.SerializeToString,
             ),
             'BatchCancelTransfers': grpc.unary_unary_rpc_method_handler(
                     servicer.BatchCancelTransfers,
@@ -723,6 +740,33 @@ class StorageService(object):
             '/khomas.api.storage.v1.StorageService/ListTransfers',
             khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.ListTransfersRequest.SerializeToString,
             khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.ListTransfersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchTransfers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/khomas.api.storage.v1.StorageService/WatchTransfers',
+            khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.WatchTransfersRequest.SerializeToString,
+            khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.WatchTransfersResponse.FromString,
             options,
             channel_credentials,
             insecure,

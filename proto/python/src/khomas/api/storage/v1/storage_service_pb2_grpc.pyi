@@ -54,6 +54,8 @@ class StorageServiceStub:
     """Reads a transfer with its attempts."""
     ListTransfers: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.ListTransfersRequest, _storage_service_pb2.ListTransfersResponse]
     """Lists transfers."""
+    WatchTransfers: _aio.UnaryStreamMultiCallable[_storage_service_pb2.WatchTransfersRequest, _storage_service_pb2.WatchTransfersResponse]
+    """Tells how transfers are and, once a second, what has changed: state, reason, bytes moved. Ends when all are final."""
     BatchCancelTransfers: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.BatchCancelTransfersRequest, _storage_service_pb2.BatchCancelTransfersResponse]
     """Takes transfers back. Those in a final state stay as they are."""
     ExplainTransfer: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.ExplainTransferRequest, _explanation_pb2.Explanation]
@@ -185,6 +187,14 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_storage_service_pb2.ListTransfersRequest, _abc.Awaitable[_storage_service_pb2.ListTransfersResponse]],
     ) -> _abc.Awaitable[_storage_service_pb2.ListTransfersResponse]:
         """Lists transfers."""
+
+    @_abc_1.abstractmethod
+    def WatchTransfers(
+        self,
+        request: _storage_service_pb2.WatchTransfersRequest,
+        context: _aio.ServicerContext[_storage_service_pb2.WatchTransfersRequest, _abc.AsyncIterator[_storage_service_pb2.WatchTransfersResponse]],
+    ) -> _abc.AsyncIterator[_storage_service_pb2.WatchTransfersResponse]:
+        """Tells how transfers are and, once a second, what has changed: state, reason, bytes moved. Ends when all are final."""
 
     @_abc_1.abstractmethod
     def BatchCancelTransfers(
