@@ -75,6 +75,18 @@ class TestHtcondor(BackendConformance):
     patience_s = 120.0
     patience_of_thousand_s = 600.0
 
+    @pytest.fixture(autouse=True)
+    def _asked(self, pool: Htcondor) -> None:
+        self._pool = pool
+
+    async def wait_for(self, backend: Backend, native_id: str, *states: State) -> Observation:
+        """Wait; on failure say what the pool says."""
+        try:
+            return await super().wait_for(backend, native_id, *states)
+        except AssertionError as error:
+            said = [self._pool.run("condor_status"), self._pool.run("condor_q", "-allusers", "-better-analyze")]
+            raise AssertionError("\n".join([str(error), *said])) from error
+
 
 async def until(backend: Backend, native_id: str, *states: State) -> Observation:
     deadline = time.monotonic() + 120
