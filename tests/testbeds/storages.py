@@ -12,7 +12,7 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from khomas.api.storage.v1.storage_element_pb2 import StorageElement
-from tests.testbeds import apache, nginx, s3, ssh, xrootd
+from tests.testbeds import apache, doors, gridftp, nginx, s3, ssh, xrootd
 from tests.testbeds.tokens import Issuer
 from tests.testbeds.web import WebServer
 
@@ -70,6 +70,10 @@ class _Beds:
     def xrootd(self) -> xrootd.Xrootd:
         return self._stack.enter_context(xrootd.running(self.folder("xrootd")))
 
+    @cached_property
+    def gridftp(self) -> gridftp.GridFtp:
+        return self._stack.enter_context(gridftp.running(self.folder("gridftp")))
+
     def disk(self) -> Store:
         folder = self.folder("disk")
         return Store(protocol="posix", address=str(folder), folder=folder)
@@ -85,6 +89,10 @@ class _Beds:
 
     def nginx(self) -> Store:
         return _web(self._stack.enter_context(nginx.running(self.folder("nginx"))), "nginx")
+
+    def door(self) -> Store:
+        bed = self._stack.enter_context(doors.running(self.folder("doors")))
+        return _web(bed.servers[0], "door")
 
     def root_first(self) -> Store:
         return self._root(0, "xrootd-first")
@@ -102,6 +110,27 @@ class _Beds:
             credential=_bearer(one),
             folder=folder,
             grid="root",
+            server=server,
+            stop=one.stop,
+            start=one.start,
+        )
+
+    def gridftp_first(self) -> Store:
+        return self._gridftp(0, "gridftp-first")
+
+    def gridftp_second(self) -> Store:
+        return self._gridftp(1, "gridftp-second")
+
+    def _gridftp(self, number: int, server: str) -> Store:
+        one = self.gridftp.servers[number]
+        folder = one.open_folder(f"gsiftp-{uuid4().hex}")
+        return Store(
+            protocol="gsiftp",
+            address=f"{one.address}/{folder.name}",
+            options={"authorities": str(self.gridftp.people.authorities)},
+            credential={"kind": "x509", "options": {"file": str(self.gridftp.proxy)}},
+            folder=folder,
+            grid="gsiftp",
             server=server,
             stop=one.stop,
             start=one.start,
@@ -136,7 +165,7 @@ def _web(server: WebServer, name: str, grid: str = "", issuer: Issuer | None = N
     return Store(
         protocol="davs",
         address=f"{server.address}/{folder.name}",
-        options={"authorities": str(server.authorities)},
+        options={"authorities": str(server.authorities)} if server.scheme == "davs" else {},
         credential=_bearer(server),
         folder=folder,
         grid=grid,
@@ -171,8 +200,11 @@ _OPENED: Mapping[str, Callable[[_Beds], Store]] = {
     "dav-second": _Beds.dav_second,
     "dav-apache": _Beds.apache,
     "dav-nginx": _Beds.nginx,
+    "dav-door": _Beds.door,
     "root-first": _Beds.root_first,
     "root-second": _Beds.root_second,
+    "gridftp-first": _Beds.gridftp_first,
+    "gridftp-second": _Beds.gridftp_second,
     "sftp": _Beds.sftp,
     "s3-rclone": _Beds.rclone,
     "s3-moto": _Beds.moto,
