@@ -10,9 +10,11 @@ from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
 from khomas.scheduler.app import service as scheduler_service
 from khomas.scheduler.testing import Scheduler, shell
 from khomas.storage.testing import until
-from tests.storage.tape import CONTENT, PATIENCE, Site, State, site_of
+from tests.storage.tape import CONTENT, Site, State, site_of
 from tests.testbeds.tape import Tape
 
+# Less than the minute after which a job is looked at again that nobody has woken.
+PATIENCE = 45.0
 _FAST = {"poll": 0.05, "initial_backoff": 0.05, "collect_after": 0.2, "find_pause": 0.1}
 
 
