@@ -1,7 +1,8 @@
 """The storage beside the real catalogue."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import aiohttp
@@ -20,6 +21,7 @@ from khomas.kit.boundary.status import info_of, received_status
 from khomas.kit.plugins import installed, load
 from khomas.kit.testing import serve
 from khomas.storage.app import service
+from khomas.storage.deletions.deletions import Deletions
 from khomas.storage.testing import MemoryCatalog, Storage, until
 
 
@@ -122,3 +124,49 @@ async def test_deletion_ends_with_a_tombstone_and_without_bytes(both: Storage) -
     assert both.visible() == []
     again = await both.store("/hess/file", b"other bytes")
     assert (again.path, again.uid != committed.uid) == ("hess/file", True)
+
+
+async def test_deletions_that_were_confirmed_and_not_written_down_hold_up_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = load(installed("khomas.services")["catalog"])
+    settings = {"storage": {"poll": 0.05, "lease": 1.0, "deletion_pause": 0.05}}
+    settle = Deletions._settle
+    forgotten: list[Iterable[Any]] = []
+
+    async def dying(self: Deletions, results: Iterable[Any]) -> None:
+        if forgotten:
+            await settle(self, results)
+        else:
+            forgotten.append(results)
+
+    monkeypatch.setattr(Deletions, "_settle", dying)
+    async with (
+        serve(catalog, service, state=tmp_path / "state", settings=settings) as served,
+        aiohttp.ClientSession() as http,
+    ):
+        root = tmp_path / "state" / "storage" / "local"
+        storage = Storage(served, StorageServiceStub(served.channel), MemoryCatalog(), http, root)
+        stub = CatalogServiceStub(served.channel)
+
+        async def delete(name: str) -> None:
+            await storage.store(name, b"bytes")
+            request = catalog_pb.BatchDeleteFilesRequest(
+                names=[name], reason="not wanted", undo_window=Duration(), request_id=str(uuid4())
+            )
+            await stub.BatchDeleteFiles(request)
+
+        await delete("/hess/first")
+        await until(lambda: _is(bool(forgotten)))
+        await delete("/hess/second")
+
+        async def confirmed() -> bool:
+            deletions = (await storage.stub.ListDeletions(pb.ListDeletionsRequest())).deletions
+            return [one.state for one in deletions] == [transfer_pb2.Deletion.STATE_CONFIRMED] * 2
+
+        await until(confirmed)
+    assert storage.visible() == []
+
+
+async def _is(value: bool) -> bool:
+    return value

@@ -171,7 +171,10 @@ class Deletions:
             for row, result in zip(rows, found, strict=True)
         ]
         results = await self._without_bytes([result.row for result in judged if result.state == State.STATE_CONFIRMED])
-        await self._confirm([result.row for result in results if result.state == State.STATE_CONFIRMED])
+        # Confirmed before, by a process that died before it could write that down.
+        known = {result.file.uid for result in found if result.file.state != file_pb2.File.STATE_DELETED}
+        confirmed = [result.row for result in results if result.state == State.STATE_CONFIRMED]
+        await self._confirm([row for row in confirmed if row.file_uid in known])
         return [*results, *(result for result in judged if result.state != State.STATE_CONFIRMED)]
 
     async def _needed(self, rows: Sequence[Row[Any]], found: Sequence[catalog_pb.FileResult]) -> dict[str, str]:
