@@ -3,6 +3,8 @@
 import asyncio
 import signal
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -18,7 +20,11 @@ from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceStub
 from khomas.kit.plugins import installed, load
 from khomas.kit.testing import serve
 from khomas.storage.app import service
+from khomas.storage.checksums import Algorithm
+from khomas.storage.landing import digest
+from khomas.storage.protocols.interface import Digest, StorageProtocol
 from khomas.storage.testing import MemoryCatalog, Storage, until
+from khomas.storage.transfers import moving
 
 
 @pytest.mark.parametrize("step", ["record", "place", "create_files", "finish"])
@@ -109,3 +115,32 @@ async def test_copy_of_a_file_that_was_deleted_meanwhile_is_removed_after_sigkil
         await until(left, 60)
     assert sorted(one.name for one in mirror.iterdir()) == sorted(str(number) for number in range(1, 12))
     assert (mirror / "1").read_bytes() == b"somebody else's"
+
+
+async def test_copy_that_is_read_wrongly_after_sigkill_is_still_the_only_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Path(__file__).with_name("dies_moving.py")
+    process = await asyncio.create_subprocess_exec(sys.executable, script, tmp_path, "_publish")
+    assert await asyncio.wait_for(process.wait(), 120) == -signal.SIGKILL
+    read: set[str] = set()
+
+    async def flipping(protocol: StorageProtocol, path: str, known: Mapping[Algorithm, str]) -> Digest:
+        found = await digest(protocol, path, known)
+        if path in read:
+            return found
+        read.add(path)
+        return replace(found, value="00000000")
+
+    monkeypatch.setattr(moving, "digest", flipping)
+    catalog = load(installed("khomas.services")["catalog"])
+    async with serve(catalog, service, state=tmp_path, settings={"storage": {"poll": 0.05}}) as served:
+        stub = StorageServiceStub(served.channel)
+
+        async def done() -> bool:
+            found = (await stub.ListTransfers(storage_pb.ListTransfersRequest())).transfers
+            return len(found) == 12 and all(one.state == transfer_pb2.Transfer.STATE_SUCCEEDED for one in found)
+
+        await until(done, 90)
+    assert len(read) == 12
+    assert sorted(one.name for one in (tmp_path / "mirror/hess").iterdir()) == sorted(map(str, range(12)))

@@ -18,7 +18,7 @@ from khomas.storage.checksums import Algorithm
 from khomas.storage.elements.elements import Element, Protocols
 from khomas.storage.landing import Landing, Landings, digest, discard_all, publish_all, verify_all
 from khomas.storage.links.bucket import Throttle
-from khomas.storage.protocols.interface import Problem, ProtocolFault
+from khomas.storage.protocols.interface import Problem, ProtocolFault, StorageProtocol
 from khomas.storage.reading import Source
 from khomas.storage.transfers.attempts import Attempt
 from khomas.storage.transfers.copying import CopyFailed, destination_reason, destination_side, published
@@ -68,17 +68,18 @@ class Moving:
         left = []
         for attempt in attempts:
             with ending(attempt):
-                if attempt.row["path"] and await self._arrived_before(attempt, destination):
+                protocol = self.protocols.of(destination)
+                if attempt.row["path"] and await self._arrived_before(attempt, protocol):
                     attempt.copied = attempt.wanted
                 else:
                     left.append(attempt)
         return left
 
-    async def _arrived_before(self, attempt: Attempt, destination: Element) -> bool:
+    async def _arrived_before(self, attempt: Attempt, protocol: StorageProtocol) -> bool:
         path, wanted = attempt.row["path"], attempt.wanted
         attempt.path = path
         try:
-            found = await digest(self.protocols.of(destination), path, {Algorithm.ADLER32: wanted.adler32})
+            found = await digest(protocol, path, {Algorithm.ADLER32: wanted.adler32})
         except ProtocolFault as fault:
             if fault.problem is Problem.ABSENT:
                 return False
@@ -131,8 +132,13 @@ class Moving:
                 if fault is not None:
                     if fault.problem not in _TAKEN:
                         raise CopyFailed(destination_reason(fault), fault.message)
-                    await self._publish_beside(attempt, landing)
+                    await self._taken(attempt, landing)
                 attempt.copied = attempt.wanted
+
+    async def _taken(self, attempt: Attempt, landing: Landing) -> None:
+        """Find out by whom: an earlier attempt may have got its copy there, which was read wrongly when we began."""
+        if attempt.row["path"] != attempt.path or not await self._arrived_before(attempt, landing.protocol):
+            await self._publish_beside(attempt, landing)
 
     async def _publish_beside(self, attempt: Attempt, landing: Landing) -> None:
         wanted, uid = attempt.path, attempt.uid
