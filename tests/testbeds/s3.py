@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -47,9 +48,14 @@ class ObjectStore:
 
     def start(self) -> None:
         """Start it, if it does not run; return when it answers."""
+        until(self._there, 60, self.name, self.processes)
+
+    def _there(self) -> bool:
+        # It ends at once when somebody's connection has its port as it was given by chance.
         if self.process is None or self.process.poll() is not None:
             self.process = self.processes.start(self.argv, name=self.name, env=self.env)
-        until(self._answers, 60, self.name, self.processes)
+            time.sleep(0.2)
+        return self._answers()
 
     def stop(self) -> None:
         """Kill it, with all its connections."""

@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -44,9 +45,14 @@ class WebServer:
 
     def start(self) -> None:
         """Start it, if it is not there or has crashed; return when it listens."""
+        until(self._there, 90, self.name, self.processes)
+
+    def _there(self) -> bool:
+        # It ends at once when somebody's connection has its port as it was given by chance.
         if self.process is None or self.process.poll() is not None:
             self.process = self.processes.start(self.argv, name=self.name, env=self.env)
-        until(self.listens, 90, self.name, self.processes)
+            time.sleep(0.2)
+        return self.listens()
 
     def stop(self) -> None:
         """Kill it, with all its connections."""
