@@ -38,6 +38,7 @@ RewriteCond %{{HTTP:Authorization}} "!=Bearer {token}"
 RewriteRule ^ - [R=401,L]
 <Directory {folder}/data>
     Dav On
+    LimitRequestBody 0
     Require all granted
 </Directory>
 <Location /forbidden>
