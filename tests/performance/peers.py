@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -31,6 +31,19 @@ def peers_of(store: Store) -> Mapping[str, Peer]:
         for name, peer in by_protocol[store.protocol].items()
         if shutil.which(name.split()[0].strip(","), path=path)
     }
+
+
+def forget(store: Store, ours: Collection[str]) -> None:
+    """Delete what they have brought, where that takes room of the next one."""
+    if store.folder is None:
+        return
+    for left in store.folder.iterdir():
+        if left.name in ours or left.name.startswith("."):
+            continue
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
 
 
 def _timed(command: Sequence[str | Path], env: Mapping[str, str] | None = None) -> float:
