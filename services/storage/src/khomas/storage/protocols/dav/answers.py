@@ -62,6 +62,9 @@ class Dialect:
     shortens: bool = True
     # The request after an upload on the same connection is sometimes not answered.
     forgets: bool = False
+    # So many checksums may be asked for at once: XRootD computes four (xrootd.chksum max), and XrdHttp leaves some of
+    # those that have to wait for that without an answer. Others than us ask, too.
+    sums_at_once: int = 16
     # Keeps "Overwrite: F", so that nobody has to look first.
     spares: bool = False
     # Copies for others. Whoever does not, copies to the same path within itself, and calls that done.
@@ -72,7 +75,9 @@ def dialect_of(server: str) -> Dialect:
     """Return the ways of a server that calls itself so."""
     if server.startswith("Xroot"):
         # Its "100 Continue" comes with "Connection: Close".
-        return Dialect(quotes=False, continues=False, cuts=True, shortens=False, forgets=True, copies=True)
+        return Dialect(
+            quotes=False, continues=False, cuts=True, shortens=False, forgets=True, sums_at_once=2, copies=True
+        )
     return Dialect(spares=server.startswith(_SPARING), copies=server.startswith(_COPYING))
 
 

@@ -85,6 +85,7 @@ class DavProtocol:
         self._session = session
         # Until when the server is not asked for checksums that it has not told.
         self._untold: dict[Algorithm, float] = {}
+        self._sums: asyncio.Semaphore | None = None
         self.third_party = HttpCopies(session)
         self.tape: Tape | None = RestTape(session) if session.settings.tape else None
 
@@ -123,6 +124,13 @@ class DavProtocol:
         if self._untold.get(algorithm, 0.0) > time.monotonic():
             return [_untold(algorithm)] * len(paths)
         return await self._each(one, paths)
+
+    async def _asking(self) -> asyncio.Semaphore:
+        """Bound the checksums that are asked for at once."""
+        dialect = await self._session.met()
+        if self._sums is None:
+            self._sums = asyncio.Semaphore(dialect.sums_at_once)
+        return self._sums
 
     async def delete(self, paths: Sequence[str]) -> list[ProtocolFault | None]:
         """Delete files; a folder only if it is empty."""
@@ -214,7 +222,10 @@ class DavProtocol:
     async def _digest(self, path: str, algorithm: Algorithm) -> Digest:
         wanted = {"Want-Digest": algorithm.value, "Want-Repr-Digest": f"{_WANTED.get(algorithm, algorithm.value)}=10"}
         headers = wanted | {"Accept-Encoding": "identity"}
-        async with self._session.answer("HEAD", self._session.url(path), headers=headers) as reply:
+        async with (
+            await self._asking(),
+            self._session.answer("HEAD", self._session.url(path), headers=headers) as reply,
+        ):
             told = digests_of(reply.headers.get("Digest", ""), reply.headers.get("Repr-Digest", ""))
             size_bytes = int(reply.headers["Content-Length"]) if "Content-Length" in reply.headers else None
         if algorithm not in told:

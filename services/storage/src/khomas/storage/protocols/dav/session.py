@@ -175,7 +175,7 @@ class Session:
                 if not left or method not in ("PROPFIND", "MKCOL", "HEAD", "GET"):
                     raise
             except aiohttp.SocketTimeoutError:
-                # XrdHttp 5.5.3 leaves one of thousands of requests on kept connections without an answer.
+                # XrdHttp 5.5.3 leaves some requests without an answer, those for checksums when many are asked for.
                 if not left or method not in ("PROPFIND", "HEAD"):
                     raise
         raise AssertionError
