@@ -62,8 +62,8 @@ class Dialect:
     shortens: bool = True
     # The request after an upload on the same connection is sometimes not answered.
     forgets: bool = False
-    # So many checksums may be asked for at once: XRootD computes four (xrootd.chksum max), and XrdHttp leaves some of
-    # those that have to wait for that without an answer. Others than us ask, too.
+    # So many checksums may be asked for at once: XRootD computes four (xrootd.chksum max), and XrdHttp answers some of
+    # those that have to wait for that half a minute later, or not at all. Others than us ask, too.
     sums_at_once: int = 16
     # Keeps "Overwrite: F", so that nobody has to look first.
     spares: bool = False
