@@ -56,6 +56,7 @@ async def test_xrdhttp_is_asked_for_two_checksums_at_once() -> None:
         told = await protocol.checksum(NAMES, Algorithm.ADLER32)
     assert [one.value for one in told if isinstance(one, Digest)] == ["00620062"] * len(NAMES)
     assert asked.most == 2
+    assert asked.methods["OPTIONS"] == 1
 
 
 async def test_server_that_tells_no_checksums_is_not_asked_for_them_all_the_time() -> None:

@@ -70,6 +70,8 @@ class Session:
         self._open: aiohttp.ClientSession | None = None
         self._authorization: dict[str, str] = {}
         self._good_until = 0.0
+        # One question for all who want to know at the same time.
+        self._meeting: asyncio.Task[None] | None = None
         # Known after its first answer.
         self._dialect: Dialect | None = None
 
@@ -103,9 +105,16 @@ class Session:
     async def met(self) -> Dialect:
         """Have an answer of the server, to know how to speak to it."""
         if self._dialect is None:
-            async with self._answer("OPTIONS", self.root, {}, None):
-                pass
+            if self._meeting is None or self._meeting.done():
+                self._meeting = asyncio.create_task(self._meet())
+                # Whoever waits for it may be gone before it fails.
+                self._meeting.add_done_callback(lambda task: task.cancelled() or task.exception())
+            await asyncio.shield(self._meeting)
         return self.dialect
+
+    async def _meet(self) -> None:
+        async with self._answer("OPTIONS", self.root, {}, None):
+            pass
 
     @asynccontextmanager
     async def answer(
@@ -121,6 +130,9 @@ class Session:
 
     async def close(self) -> None:
         """End all connections."""
+        if self._meeting is not None and not self._meeting.done():
+            self._meeting.cancel()
+            await asyncio.wait([self._meeting])
         if self._open is not None:
             await self._open.close()
             # What was aborted ends in the next turn.
