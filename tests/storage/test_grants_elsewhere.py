@@ -158,7 +158,9 @@ async def test_many_files_cost_as_few_statements_as_one(site: Site) -> None:
     wanted = [site.storage.wanted(upload, f"{folder}/{index}", b"x" * index, index) for index in range(50)]
     with count_statements(site.storage.parts.database, current_call) as statements:
         committed = await site.storage.commit(*wanted)
-    assert 0 < len(statements) <= 6, statements
+    # What StorageElements there are is read again every few seconds, whoever calls then.
+    own = [one for one in statements if "FROM storage_element" not in one]
+    assert 0 < len(own) <= 6, own[6:]
     assert [one.path for one in committed.files] == [one.name[1:] for one in wanted]
 
 

@@ -70,6 +70,7 @@ class Session:
         self._open: aiohttp.ClientSession | None = None
         self._authorization: dict[str, str] = {}
         self._good_until = 0.0
+        self._closed = False
         # One question for all who want to know at the same time.
         self._meeting: asyncio.Task[None] | None = None
         # Known after its first answer.
@@ -129,7 +130,8 @@ class Session:
             yield response
 
     async def close(self) -> None:
-        """End all connections."""
+        """End all connections; who is still at work opens none again, for nobody would end it."""
+        self._closed = True
         if self._meeting is not None and not self._meeting.done():
             self._meeting.cancel()
             await asyncio.wait([self._meeting])
@@ -193,6 +195,8 @@ class Session:
         raise AssertionError
 
     def _session(self) -> aiohttp.ClientSession:
+        if self._closed:
+            raise ProtocolFault(Problem.PASSING, "the service is about to end")
         if self._open is None:
             limits = aiohttp.ClientTimeout(
                 total=None, sock_connect=self.settings.connect_seconds, sock_read=self.settings.idle_seconds
