@@ -66,6 +66,7 @@ class ArcClient:
         self._root = settings.url.rstrip("/") + "/rest"
         self._timeout = aiohttp.ClientTimeout(total=settings.deadline_s)
         self._session: aiohttp.ClientSession | None = None
+        self._opening = asyncio.Lock()
         self._signed = 0.0
         self._base = ""
 
@@ -217,11 +218,13 @@ class ArcClient:
     async def _opened(self) -> aiohttp.ClientSession:
         try:
             signed = await asyncio.to_thread(self._changed)
-            if self._session is None or signed != self._signed:
-                context = await asyncio.to_thread(self._context)
-                await self.aclose()
-                connector = aiohttp.TCPConnector(ssl=context, limit=self._settings.connections)
-                self._session, self._signed = aiohttp.ClientSession(connector=connector), signed
+            # One at a time: of two that are opened nobody would close the first.
+            async with self._opening:
+                if self._session is None or signed != self._signed:
+                    context = await asyncio.to_thread(self._context)
+                    await self.aclose()
+                    connector = aiohttp.TCPConnector(ssl=context, limit=self._settings.connections)
+                    self._session, self._signed = aiohttp.ClientSession(connector=connector), signed
         except (OSError, ssl.SSLError) as error:
             raise ArcRefusedError(f"{self._settings.credential} cannot be used: {error}") from error
         return self._session
