@@ -4,7 +4,6 @@ A process that dies between naming a copy and telling the catalogue leaves its p
 there; where there is none, because the file was deleted, the transfer taken back or its time over, this does.
 """
 
-import asyncio
 import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -14,23 +13,19 @@ import grpc
 from sqlalchemy import Row, select, update
 
 from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
-from khomas.kit.database import Database, in_values, rows_table
+from khomas.kit.database import Database, rows_table
 from khomas.kit.errors import DomainError
 from khomas.kit.leases import FREE, claim, held, held_table
 from khomas.storage.catalog import Catalog
-from khomas.storage.checksums import Algorithm
 from khomas.storage.elements.elements import Element, Elements, Protocols
-from khomas.storage.landing import Wanted, digest
-from khomas.storage.protocols.interface import Problem, ProtocolFault
+from khomas.storage.protocols.interface import Digest, Entry, Problem, ProtocolFault
+from khomas.storage.reconciling.looking import Looking
 from khomas.storage.tables import LEFT, transfer
-from khomas.storage.transfers.transfers import ACTIVE
 
 log = logging.getLogger(__name__)
 
 _BATCH: Final = 200
-_AT_ONCE: Final = 8
 _PAUSE: Final = timedelta(minutes=5)
-_ANY_VALUE = {Algorithm.ADLER32: ""}
 
 
 class Leftovers:
@@ -40,6 +35,7 @@ class Leftovers:
         self,
         database: Database,
         catalog: Catalog,
+        looking: Looking,
         elements: Elements,
         protocols: Protocols,
         *,
@@ -48,6 +44,7 @@ class Leftovers:
     ) -> None:
         self._database = database
         self._catalog = catalog
+        self._looking = looking
         self._elements = elements
         self._protocols = protocols
         self._owner = owner
@@ -73,63 +70,32 @@ class Leftovers:
     async def _removed(self, rows: Sequence[Row[Any]]) -> set[str]:
         """Remove what is ours and nobody's; return which transfers are to be looked at again."""
         elements = await self._elements.all()
-        there = [row for row in rows if row.destination in elements and not elements[row.destination].read_only]
-        limit = asyncio.Semaphore(_AT_ONCE)
-
-        async def seen(row: Row[Any]) -> Wanted | None:
-            async with limit:
-                return await self._seen(elements[row.destination], row.path)
-
         again: set[str] = set()
-        copies: list[tuple[Row[Any], Wanted]] = []
-        for row, found in zip(there, await asyncio.gather(*map(seen, there), return_exceptions=True), strict=True):
-            if isinstance(found, (DomainError, ProtocolFault)):
-                again.add(row.uid)
-            elif isinstance(found, BaseException):
-                raise found
-            elif found is not None:
-                copies.append((row, found))
-        # Whoever wants or has the path is asked after looking there: what comes later finds the name taken.
-        try:
-            nobodys = await self._nobodys(copies)
-        except (DomainError, grpc.aio.AioRpcError) as error:
-            log.info("leftovers.postponed", extra={"error": str(error)})
-            return again | {row.uid for row, _ in copies}
-        for name in {row.destination for row in nobodys}:
-            again |= await self._deleted(elements[name], [row for row in nobodys if row.destination == name])
+        for name in {row.destination for row in rows} & elements.keys():
+            some = [row for row in rows if row.destination == name]
+            try:
+                again |= await self._removed_from(elements[name], some)
+            except (DomainError, ProtocolFault, grpc.aio.AioRpcError) as error:
+                log.info("leftovers.postponed", extra={"storage_element": name, "error": str(error)})
+                again |= {row.uid for row in some}
         return again
 
-    async def _seen(self, element: Element, path: str) -> Wanted | None:
-        """Return what lies at a path, None for nothing; raises where nobody can tell now."""
-        try:
-            found = await digest(self._protocols.of(element), path, _ANY_VALUE)
-        except ProtocolFault as fault:
-            if fault.problem is Problem.ABSENT:
-                return None
-            raise
-        return None if found.size_bytes is None else Wanted(found.size_bytes, found.value)
-
-    async def _nobodys(self, copies: Sequence[tuple[Row[Any], Wanted]]) -> list[Row[Any]]:
-        """Return those with the bytes of their file whose place neither a replica nor a transfer under way has."""
-        if not copies:
-            return []
-        files = [row.file for row, _ in copies]
-        query = select(transfer.c.destination, transfer.c.path).where(
-            in_values(transfer.c.file, files), transfer.c.state.in_(ACTIVE)
-        )
-        async with self._database.read() as connection:
-            taken = {(one.destination, one.path) for one in (await connection.execute(query)).all()}
-        # By uid and by name: another file may have the name by now.
-        named = await self._catalog.files([f"files/{row.file_uid}" for row, _ in copies] + files)
-        taken |= {(one.storage_element, one.path) for result in named for one in result.file.replicas}
-        return [
-            row
-            for (row, found), result in zip(copies, named, strict=False)
-            if found == _of(result) and (row.destination, row.path) not in taken
-        ]
+    async def _removed_from(self, element: Element, rows: Sequence[Row[Any]]) -> set[str]:
+        if element.read_only:
+            return set()
+        paths = [row.path for row in rows]
+        told = await self._looking.digests(element, paths, read=False)
+        # Not every storage tells the size with the checksum.
+        entries = await self._protocols.of(element).stat(paths)
+        files = await self._catalog.files([f"files/{row.file_uid}" for row in rows])
+        same = [row for row, one, entry, file in zip(rows, told, entries, files, strict=True) if _is(one, entry, file)]
+        # Whoever wants or has the path is asked after looking there: what comes later finds the name taken.
+        known = await self._looking.known(element, [row.path for row in same])
+        again = await self._deleted(element, [row for row in same if row.path not in known])
+        return again | {row.uid for row, one in zip(rows, told, strict=True) if _passes(one)}
 
     async def _deleted(self, element: Element, rows: Sequence[Row[Any]]) -> set[str]:
-        faults = await self._protocols.of(element).delete([row.path for row in rows])
+        faults = await self._protocols.of(element).delete([row.path for row in rows]) if rows else []
         for row, fault in zip(rows, faults, strict=True):
             told = {"storage_element": element.id, "path": row.path, "error": fault.message if fault else ""}
             log.info("leftovers.removed" if fault is None else "leftovers.stays", extra=told)
@@ -145,6 +111,13 @@ class Leftovers:
             await connection.execute(statement.values(path=new.c.path, next_attempt_time=later, **FREE))
 
 
-def _of(result: catalog_pb.FileResult) -> Wanted | None:
-    """Return what a file has, or had; None when the catalogue has forgotten it."""
-    return None if result.HasField("error") else Wanted(result.file.size_bytes, result.file.checksums.adler32)
+def _is(told: Digest | ProtocolFault, entry: Entry | ProtocolFault, result: catalog_pb.FileResult) -> bool:
+    """Tell whether the bytes of a file lie there; of one that the catalogue has forgotten nobody knows."""
+    if isinstance(told, ProtocolFault) or isinstance(entry, ProtocolFault) or result.HasField("error"):
+        return False
+    return (entry.size_bytes, told.value) == (result.file.size_bytes, result.file.checksums.adler32)
+
+
+def _passes(told: Digest | ProtocolFault) -> bool:
+    """Tell whether the storage may say more another time."""
+    return isinstance(told, ProtocolFault) and told.problem not in (Problem.ABSENT, Problem.UNSUPPORTED)

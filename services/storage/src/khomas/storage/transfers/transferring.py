@@ -15,6 +15,7 @@ from khomas.storage.executors.outside import Outside
 from khomas.storage.links.measures import Measures, Streams
 from khomas.storage.links.servicer import LinkServicer
 from khomas.storage.recalls.online import Online
+from khomas.storage.reconciling.looking import Looking
 from khomas.storage.transfers.leftovers import Leftovers
 from khomas.storage.transfers.mover import Mover
 from khomas.storage.transfers.queue import Queue
@@ -77,5 +78,6 @@ class Transferring:
             shares=settings.transfer_shares,
             retention=settings.transfer_retention,
         )
-        leftovers = Leftovers(database, catalog, elements, protocols, owner=owner, lease=settings.lease)
+        looking = Looking(database, catalog, protocols)
+        leftovers = Leftovers(database, catalog, looking, elements, protocols, owner=owner, lease=settings.lease)
         return cls(measures, LinkServicer(database, elements, measures), outside, mover, transfers, leftovers)
