@@ -198,26 +198,19 @@ async def verify_all(sent: Sequence[Sent]) -> list[ProtocolFault | None]:
         return []
     protocol = sent[0][0].protocol
     told: dict[str, Digest] = {}
-    untold: set[str] = set()
     algorithm = next((one for one in protocol.abilities.checksums if one in sent[0][2]), None)
     if algorithm is not None and len(sent) > 1:
         paths = [landing.hidden for landing, _, _ in sent]
         answers = await protocol.checksum(paths, algorithm)
         told = {path: answer for path, answer in zip(paths, answers, strict=True) if isinstance(answer, Digest)}
-        untold = {path for path, answer in zip(paths, answers, strict=True) if _unsupported(answer)}
         told |= await _with_sizes(protocol, {path: one for path, one in told.items() if one.size_bytes is None})
     at_once = asyncio.Semaphore(_AT_ONCE)
 
     async def compared(one: Sent) -> ProtocolFault | None:
         async with at_once:
-            path = one[0].hidden
-            return await _compared(one, told.get(path), untold=path in untold)
+            return await _compared(one, told.get(one[0].hidden))
 
     return await asyncio.gather(*map(compared, sent))
-
-
-def _unsupported(answer: Digest | ProtocolFault) -> bool:
-    return isinstance(answer, ProtocolFault) and answer.problem is Problem.UNSUPPORTED
 
 
 async def _with_sizes(protocol: StorageProtocol, told: Mapping[str, Digest]) -> dict[str, Digest]:
@@ -229,13 +222,10 @@ async def _with_sizes(protocol: StorageProtocol, told: Mapping[str, Digest]) -> 
     }
 
 
-async def _compared(sent: Sent, told: Digest | None, *, untold: bool) -> ProtocolFault | None:
-    """Compare what was told, or what is told now; what the storage cannot tell is read back."""
+async def _compared(sent: Sent, told: Digest | None) -> ProtocolFault | None:
     landing, size_bytes, sums = sent
     try:
-        if untold and Algorithm.ADLER32 in sums:
-            told = await read_back(landing.protocol, landing.hidden)
-        elif told is None or told.size_bytes is None:
+        if told is None or told.size_bytes is None:
             told = await digest(landing.protocol, landing.hidden, sums)
     except ProtocolFault as fault:
         return fault

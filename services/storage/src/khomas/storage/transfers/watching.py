@@ -23,9 +23,8 @@ class Watching:
     How far an attempt is stands in the row alone: an event for every step would be many.
     """
 
-    def __init__(self, database: Database, pause_seconds: float = _PAUSE_SECONDS) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._pause = pause_seconds
 
     async def watch(self, request: pb.WatchTransfersRequest) -> AsyncIterator[pb.WatchTransfersResponse]:
         """Tell of transfers until all are final; one that is pruned meanwhile was final, too."""
@@ -48,4 +47,4 @@ class Watching:
             left = {row["uid"] for row in rows if row["state"] in ACTIVE}
             if not left:
                 return
-            await asyncio.sleep(self._pause)
+            await asyncio.sleep(_PAUSE_SECONDS)

@@ -125,13 +125,6 @@ class DavProtocol:
             return [_untold(algorithm)] * len(paths)
         return await self._each(one, paths)
 
-    async def _asking(self) -> asyncio.Semaphore:
-        """Bound the checksums that are asked for at once."""
-        dialect = await self._session.met()
-        if self._sums is None:
-            self._sums = asyncio.Semaphore(dialect.sums_at_once)
-        return self._sums
-
     async def delete(self, paths: Sequence[str]) -> list[ProtocolFault | None]:
         """Delete files; a folder only if it is empty."""
         return await self._each(self._delete, paths)
@@ -218,6 +211,13 @@ class DavProtocol:
         (resource,) = await self._properties(path, PROPERTIES)
         entry = self._entry(resource)
         return Entry(path, entry.kind, entry.size_bytes, entry.modify_time)
+
+    async def _asking(self) -> asyncio.Semaphore:
+        """Bound the checksums that are asked for at once."""
+        dialect = await self._session.met()
+        if self._sums is None:
+            self._sums = asyncio.Semaphore(dialect.sums_at_once)
+        return self._sums
 
     async def _digest(self, path: str, algorithm: Algorithm) -> Digest:
         wanted = {"Want-Digest": algorithm.value, "Want-Repr-Digest": f"{_WANTED.get(algorithm, algorithm.value)}=10"}
