@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,6 +19,7 @@ from khomas.api.catalog.v1 import file_pb2
 from khomas.client import AsyncClient
 from tests.e2e.installation import Installation
 from tests.testbeds import tape as tape_bed
+from tests.testbeds.processes import until
 from tests.testbeds.tape import Tape
 
 # By hand: 1000.
@@ -73,17 +74,17 @@ def test_jobs_of_a_production_wait_for_one_request_and_start_as_files_arrive(
     document.write_text(json.dumps(PRODUCTION))
     khomas.run("prod", "create", document)
 
-    until(lambda: reasons(khomas) == {WAITS: JOBS}, lambda: f"they wait for {reasons(khomas)}")
-    until(lambda: sum(tape.requests()) == JOBS, lambda: f"asked for: {tape.requests()}")
+    until(lambda: reasons(khomas) == {WAITS: JOBS}, PATIENCE, "all jobs wait for tape")
+    until(lambda: sum(tape.requests()) == JOBS, PATIENCE, "all files are asked for")
     # A request is about at most a thousand files; those that the first jobs need may be asked for before all others.
     assert len(tape.requests()) <= 3 + JOBS // 1000
-    until(lambda: sum("in its queue" in told for told in messages(khomas)) == JOBS, lambda: messages(khomas)[0])
+    until(lambda: sum("in its queue" in told for told in messages(khomas)) == JOBS, PATIENCE, "all have their places")
     [example] = [told for told in messages(khomas) if re.search(r"place 1 in its queue", told)]
     assert "1 of 1 inputs are on tape at hpss; stage request" in example
 
     part = JOBS // 3
     tape.deliver(part)
-    until(lambda: succeeded(khomas) == part, lambda: f"{succeeded(khomas)} of {part} have succeeded")
+    until(lambda: succeeded(khomas) == part, PATIENCE, "jobs start as files arrive")
     assert reasons(khomas) == {WAITS: JOBS - part}
 
     # A front end that is away stops nothing for good.
@@ -131,10 +132,3 @@ def messages(khomas: Installation) -> list[str]:
 
 def succeeded(khomas: Installation) -> int:
     return len(khomas.run("ls", "--state", "succeeded", "--limit", 0, "-q").split())
-
-
-def until(condition: Callable[[], bool], told: Callable[[], str]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, told()
-        time.sleep(0.5)

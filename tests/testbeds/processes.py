@@ -62,6 +62,16 @@ class Processes:
         self._started.append(process)
         return process
 
+    def kept(
+        self, process: "subprocess.Popen[bytes] | None", argv: Sequence[str], *, name: str, env: Mapping[str, str]
+    ) -> "subprocess.Popen[bytes]":
+        """Start a server that does not run; one ends at once when somebody's connection was given its port."""
+        if process is not None and process.poll() is None:
+            return process
+        started = self.start(argv, name=name, env=env)
+        time.sleep(0.2)
+        return started
+
     def stop(self) -> None:
         """End everything, the last one first."""
         for process in reversed(self._started):

@@ -5,7 +5,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -48,10 +47,7 @@ class WebServer:
         until(self._there, 90, self.name, self.processes)
 
     def _there(self) -> bool:
-        # It ends at once when somebody's connection has its port as it was given by chance.
-        if self.process is None or self.process.poll() is not None:
-            self.process = self.processes.start(self.argv, name=self.name, env=self.env)
-            time.sleep(0.2)
+        self.process = self.processes.kept(self.process, self.argv, name=self.name, env=self.env)
         return self.listens()
 
     def stop(self) -> None:

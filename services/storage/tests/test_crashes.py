@@ -58,11 +58,15 @@ async def test_commit_survives_sigkill_after(step: str, tmp_path: Path) -> None:
     assert storage.visible() == ["hess/file"]
 
 
+async def killed_moving(state: Path, step: str) -> None:
+    script = Path(__file__).with_name("dies_moving.py")
+    process = await asyncio.create_subprocess_exec(sys.executable, script, state, step)
+    assert await asyncio.wait_for(process.wait(), 120) == -signal.SIGKILL
+
+
 @pytest.mark.parametrize("step", ["_copied", "note_paths", "_publish", "announced"])
 async def test_copies_survive_sigkill_after(step: str, tmp_path: Path) -> None:
-    script = Path(__file__).with_name("dies_moving.py")
-    process = await asyncio.create_subprocess_exec(sys.executable, script, tmp_path, step)
-    assert await asyncio.wait_for(process.wait(), 120) == -signal.SIGKILL
+    await killed_moving(tmp_path, step)
 
     catalog = load(installed("khomas.services")["catalog"])
     async with serve(catalog, service, state=tmp_path, settings={"storage": {"poll": 0.05}}) as served:
@@ -89,9 +93,7 @@ async def test_copies_survive_sigkill_after(step: str, tmp_path: Path) -> None:
 
 
 async def test_copy_of_a_file_that_was_deleted_meanwhile_is_removed_after_sigkill(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("dies_moving.py")
-    process = await asyncio.create_subprocess_exec(sys.executable, script, tmp_path, "_publish")
-    assert await asyncio.wait_for(process.wait(), 120) == -signal.SIGKILL
+    await killed_moving(tmp_path, "_publish")
     mirror = tmp_path / "mirror/hess"
     assert len(list(mirror.iterdir())) == 12
     # Not what was copied.
@@ -120,9 +122,7 @@ async def test_copy_of_a_file_that_was_deleted_meanwhile_is_removed_after_sigkil
 async def test_copy_that_is_read_wrongly_after_sigkill_is_still_the_only_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = Path(__file__).with_name("dies_moving.py")
-    process = await asyncio.create_subprocess_exec(sys.executable, script, tmp_path, "_publish")
-    assert await asyncio.wait_for(process.wait(), 120) == -signal.SIGKILL
+    await killed_moving(tmp_path, "_publish")
     read: set[str] = set()
 
     async def flipping(protocol: StorageProtocol, path: str, known: Mapping[Algorithm, str]) -> Digest:

@@ -1,5 +1,6 @@
 """The storage beside the real catalogue."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
@@ -132,13 +133,12 @@ async def test_deletions_that_were_confirmed_and_not_written_down_hold_up_no_oth
     catalog = load(installed("khomas.services")["catalog"])
     settings = {"storage": {"poll": 0.05, "lease": 1.0, "deletion_pause": 0.05}}
     settle = Deletions._settle
-    forgotten: list[Iterable[Any]] = []
+    died = asyncio.Event()
 
     async def dying(self: Deletions, results: Iterable[Any]) -> None:
-        if forgotten:
+        if died.is_set():
             await settle(self, results)
-        else:
-            forgotten.append(results)
+        died.set()
 
     monkeypatch.setattr(Deletions, "_settle", dying)
     async with (
@@ -157,7 +157,7 @@ async def test_deletions_that_were_confirmed_and_not_written_down_hold_up_no_oth
             await stub.BatchDeleteFiles(request)
 
         await delete("/hess/first")
-        await until(lambda: _is(bool(forgotten)))
+        await asyncio.wait_for(died.wait(), 60)
         await delete("/hess/second")
 
         async def confirmed() -> bool:
@@ -166,7 +166,3 @@ async def test_deletions_that_were_confirmed_and_not_written_down_hold_up_no_oth
 
         await until(confirmed)
     assert storage.visible() == []
-
-
-async def _is(value: bool) -> bool:
-    return value
