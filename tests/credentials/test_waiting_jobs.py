@@ -106,7 +106,8 @@ async def test_job_runs_as_soon_as_myproxy_gives_a_proxy(grid: MyProxyBed, tmp_p
 
 
 async def test_jobs_wait_for_new_tickets_and_nothing_is_lost(realm: KerberosBed, tmp_path: Path) -> None:
-    system, cache = BatchSystem(), realm.tickets(tmp_path / "cache", "-l", "6s")
+    # Enough for a short job on a busy machine, not for a long one.
+    system, cache = BatchSystem(), realm.tickets(tmp_path / "cache", "-l", "2min")
     credential = {"kind": "kerberos", "options": {"cache": cache, "config": realm.config}}
     async with _scheduler(tmp_path / "state", system, credential) as scheduler:
         early, *_ = await scheduler.submit(shell("true", resources={"wall_time": "1s"}))
@@ -114,6 +115,7 @@ async def test_jobs_wait_for_new_tickets_and_nothing_is_lost(realm: KerberosBed,
         late = await scheduler.submit(*[shell("true", resources={"wall_time": "600s"}) for _ in range(3)])
         for job in late:
             assert "before a wall time of 0:10:00 would end" in await _waits(scheduler, job.name)
+        realm.tickets(cache, "-l", "3s")
         async with asyncio.timeout(30):
             while "EXPIRED" not in (shown := await _command(scheduler, "credentials")):
                 await asyncio.sleep(0.2)

@@ -130,15 +130,24 @@ def check_jobs(khomas: Installation) -> None:
 
 
 async def check_staging(khomas: Installation) -> None:
-    """What lies in the staging folder is of attempts that were lost, never of a committed upload."""
-    names = [f"uploads/{path.name}" for path in (khomas.state / "services/storage/local/.khomas/uploads").iterdir()]
+    """In the end, what lies in the staging folder is of attempts that were lost, never of a committed upload."""
     connection = Connection(khomas.environment["KHOMAS_ENDPOINT"], khomas.token)
     try:
-        if names:
-            answer = await connection.call("storage", "BatchGetUploads", BatchGetUploadsRequest(names=names))
-            assert [one.state for one in answer.uploads] == [Upload.STATE_OPEN] * len(names), answer.uploads
+        # What a kill has left after a commit is swept within a minute.
+        async with asyncio.timeout(90):
+            while any(one.state != Upload.STATE_OPEN for one in await staged(khomas, connection)):
+                await asyncio.sleep(1)
     finally:
         await connection.close()
+
+
+async def staged(khomas: Installation, connection: Connection) -> list[Upload]:
+    names = [f"uploads/{path.name}" for path in (khomas.state / "services/storage/local/.khomas/uploads").iterdir()]
+    if not names:
+        return []
+    answer = await connection.call("storage", "BatchGetUploads", BatchGetUploadsRequest(names=names))
+    assert len(answer.uploads) == len(names)
+    return list(answer.uploads)
 
 
 def check_files(khomas: Installation, folder: Path) -> None:

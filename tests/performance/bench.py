@@ -20,6 +20,7 @@ from tests.performance import (
     client,
     idle,
     jobs,
+    moving,
     pilots,
     reconciling,
     scheduler,
@@ -50,6 +51,7 @@ def main() -> None:
             "pilots",
             "reconciling",
             "transfers",
+            "moving",
         ],
         help="one part",
     )
@@ -69,7 +71,8 @@ def main() -> None:
         "idle": idle.measure,
         "pilots": lambda: pilots.measure(1),
         "reconciling": lambda: reconciling.measure(10_000 if arguments.quick else 100_000),
-        "transfers": lambda: transfers.measure(100 if arguments.quick else 1000, size_bytes),
+        "transfers": transfers.measure,
+        "moving": lambda: moving.measure(100 if arguments.quick else 1000, size_bytes, min(rounds, 3)),
     }
     figures = []
     for name, part in parts.items():

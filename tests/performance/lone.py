@@ -35,15 +35,20 @@ class Lone:
     channel: grpc.aio.Channel
 
     def cpu_seconds(self) -> float:
-        """Return what all of its threads have used, to the nanosecond."""
-        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
-        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+        """Return what it has used."""
+        return cpu_seconds(self.process.pid)
 
     def resident_bytes(self) -> int:
         """Return its resident memory."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         (line,) = [line for line in status.splitlines() if line.startswith("VmRSS:")]
         return int(line.split()[1]) * 1024
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return what all threads of a process have used, to the nanosecond."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 @asynccontextmanager

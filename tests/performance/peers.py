@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -20,9 +21,16 @@ def peers_of(store: Store) -> Mapping[str, Peer]:
     """Return who can bring files there, by name; each takes files and a folder for what it needs, and gives seconds."""
     by_protocol: dict[str, dict[str, Peer]] = {
         "posix": {},
-        "davs": {"curl, not verified": _curl, "rclone": _rclone_webdav},
+        "davs": {
+            "curl, not verified": _curl,
+            "rclone": partial(_rclone_webdav, {}),
+            "rclone, no pauses and not verified": partial(_rclone_webdav, {"PACER_MIN_SLEEP": "0"}),
+        },
         "root": {"xrdcp --cksum": _xrdcp},
-        "sftp": {"rclone": _rclone_sftp},
+        "sftp": {
+            "rclone": partial(_rclone_sftp, {}),
+            "rclone, not verified": partial(_rclone_sftp, {"DISABLE_HASHCHECK": "true"}),
+        },
         "s3": {"rclone": _rclone_s3},
     }
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
@@ -86,23 +94,23 @@ def _xrdcp(paths: Sequence[Path], store: Store, _: Path) -> float:
     return _timed([*common, *paths, f"{target}?authz=Bearer%20{token}"])
 
 
-def _rclone_webdav(paths: Sequence[Path], store: Store, folder: Path) -> float:
+def _rclone_webdav(more: Mapping[str, str], paths: Sequence[Path], store: Store, folder: Path) -> float:
     assert store.web is not None
     authorities = folder / "authorities.pem"
     trusted = store.web.authorities
     files = sorted(trusted.glob("*.[0-9p]*")) if trusted.is_dir() else [trusted]
     authorities.write_text("".join(one.read_text() for one in files))
     token = store.web.token.read_text().strip()
-    remote = {"TYPE": "webdav", "VENDOR": "other", "BEARER_TOKEN": token}
+    remote = {"TYPE": "webdav", "VENDOR": "other", "BEARER_TOKEN": token, **more}
     remote["URL"] = store.address.replace("davs", "https", 1)
     return _rclone(paths, remote, "", folder, "--ca-cert", str(authorities))
 
 
-def _rclone_sftp(paths: Sequence[Path], store: Store, folder: Path) -> float:
+def _rclone_sftp(more: Mapping[str, str], paths: Sequence[Path], store: Store, folder: Path) -> float:
     parts = urlsplit(store.address)
     key = store.credential["options"]["key"]
     remote = {"TYPE": "sftp", "HOST": str(parts.hostname), "PORT": str(parts.port), "USER": str(parts.username)}
-    remote |= {"KEY_FILE": key, "KNOWN_HOSTS_FILE": store.options["known_hosts"]}
+    remote |= {"KEY_FILE": key, "KNOWN_HOSTS_FILE": store.options["known_hosts"], **more}
     return _rclone(paths, remote, unquote(parts.path), folder)
 
 

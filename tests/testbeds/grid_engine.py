@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from xml.etree import ElementTree
 
 from tests.testbeds import install
 from tests.testbeds.namespace import Namespace
@@ -99,6 +100,15 @@ class GridEngine:
             timeout=20,
         )
         return done.stdout
+
+    def jobs(self) -> set[tuple[str, str]]:
+        """All jobs that it ever took, by number and task; what ended while it was away comes late into its books."""
+        listed = ElementTree.fromstring(self.run("qstat", "-u", "*", "-g", "d", "-xml"))  # noqa: S314  its own tool
+        known = {(one.findtext("JB_job_number", ""), one.findtext("tasks", "0")) for one in listed.iter("job_list")}
+        books = self.common / "accounting"
+        lines = books.read_text(errors="replace").splitlines() if books.exists() else []
+        past = [line.split(":") for line in lines if not line.startswith("#")]
+        return known | {(fields[5], fields[35]) for fields in past}
 
     def change(self, **values: str) -> None:
         """Change the configuration of the whole cluster."""

@@ -189,19 +189,13 @@ class _Beds:
             "parallel_environment": bed.parallel_environment,
             "drmaa_library": str(bed.drmaa_library),
         }
-        accounting = bed.common / "accounting"
-
-        def taken() -> int:
-            lines = accounting.read_text(errors="replace").splitlines() if accounting.exists() else []
-            return len([line for line in lines if not line.startswith("#")])
-
         return System(
             kind="grid-engine",
             server="qmaster",
             options=options,
             stop=bed.stop_master,
             start=bed.start_master,
-            taken=taken,
+            taken=lambda: len(bed.jobs()),
             network=bed.namespace,
         )
 

@@ -1,8 +1,10 @@
 """Uploads become files: completely, or not at all."""
 
 import asyncio
+import errno
 import gzip
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -38,6 +40,26 @@ async def test_uploaded_file_is_catalogued(storage: Storage) -> None:
     assert (file.checksums.adler32, file.origin, file.uid) == (answer["adler32"], "0190", committed.uid)
     assert (await storage.uploads(upload))[0].state == grant_pb2.Upload.STATE_COMMITTED
     assert storage.visible() == ["hess/raw/run.fits"]
+
+
+async def test_commit_is_answered_though_its_staging_folder_cannot_be_removed_yet(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = await storage.open()
+    await storage.put(upload, b"photons")
+
+    def busy(folder: Path) -> None:
+        raise OSError(errno.ENOTEMPTY, "somebody still reads there", folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", busy)
+        await storage.commit(storage.wanted(upload, "/hess/file", b"photons"))
+    assert Path(upload.grant.local_path).exists()  # noqa: ASYNC240  a test may block
+
+    await storage.parts.uploads.sweep()
+
+    assert not Path(upload.grant.local_path).exists()  # noqa: ASYNC240  a test may block
+    assert storage.visible() == ["hess/file"]
 
 
 async def test_file_placed_on_the_disk_is_summed_and_catalogued(storage: Storage) -> None:

@@ -34,8 +34,9 @@ async def test_commit_survives_sigkill_after(step: str, tmp_path: Path) -> None:
     assert await process.wait() == -signal.SIGKILL
 
     catalog = load(installed("khomas.services")["catalog"])
+    settings = {"storage": {"poll": 0.05, "check_interval": 0.2}}
     async with (
-        serve(catalog, service, state=tmp_path, settings={"storage": {"poll": 0.05}}) as served,
+        serve(catalog, service, state=tmp_path, settings=settings) as served,
         aiohttp.ClientSession() as http,
     ):
         root = tmp_path / "storage" / "local"
@@ -45,7 +46,11 @@ async def test_commit_survives_sigkill_after(step: str, tmp_path: Path) -> None:
         async def committed() -> bool:
             return (await storage.uploads(upload))[0].state == grant_pb2.Upload.STATE_COMMITTED
 
+        async def cleared() -> bool:
+            return not list((root / ".khomas" / "uploads").iterdir())
+
         await until(committed)
+        await until(cleared)
         wanted = storage.wanted(upload, "/hess/file", b"bytes")
         answer = (await storage.commit(wanted, request_id=request_id)).files[0]
         (found,) = (

@@ -1,8 +1,9 @@
 """The queue of transfers: taken in runs by lane, given back, measured."""
 
 import asyncio
+import random
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -274,3 +275,23 @@ async def test_attempts_are_kept_with_what_held_them_up(waiting: Waiting) -> Non
     async with waiting.database.read() as connection:
         (kept,) = (await connection.execute(select(transfer_attempt))).all()
     assert {name: getattr(kept, name) for name in said} == said
+
+
+async def test_workers_that_write_about_the_same_transfers_do_not_end_each_other(waiting: Waiting) -> None:
+    await waiting.add(600)
+    queue = waiting.queue()
+    epochs = {row["uid"]: row["lease_epoch"] for run in await queue.claim(32, {}) for row in run}
+    chance = random.Random(1)
+
+    async def again(write: Callable[[list[str]], Awaitable[object]]) -> None:
+        for _ in range(10):
+            await write(chance.sample(list(epochs), len(epochs)))
+
+    await asyncio.gather(
+        again(lambda uids: queue.renew({uid: epochs[uid] for uid in uids})),
+        again(lambda uids: queue.note_progress({uid: (epochs[uid], 5) for uid in uids})),
+        again(lambda uids: queue.note_paths({uid: (epochs[uid], f"run/{uid}") for uid in uids})),
+    )
+
+    rows = await waiting.rows()
+    assert all((rows[uid].moved_bytes, rows[uid].path) == (5, f"run/{uid}") for uid in epochs)

@@ -16,9 +16,12 @@ from khomas.api.storage.v1 import storage_service_pb2 as pb
 from khomas.kit.boundary.call import current_call
 from khomas.kit.boundary.status import info_of, reason_of
 from khomas.kit.database import count_statements
+from khomas.kit.errors import Overloaded
 from khomas.storage.testing import FileExists, Storage, until
+from khomas.storage.transfers.queue import Queue
 
 Transfer = transfer_pb2.Transfer
+TRANSIENT = transfer_pb2.TRANSFER_REASON_TRANSIENT
 # More than a block, so that the loop turns.
 BIG = b"x" * 10_000_000
 FINAL = (Transfer.STATE_SUCCEEDED, Transfer.STATE_FAILED, Transfer.STATE_CANCELLED)
@@ -73,6 +76,28 @@ async def test_copy_is_verified_and_catalogued(storage: Storage, disk: Any) -> N
     assert replicas["mirror"].path == "hess/file"
     assert replicas["mirror"].HasField("verify_time")
     assert [(one.source, one.bytes, one.reason) for one in transfer.attempts] == [("local", len(BIG), 0)]
+
+
+@pytest.mark.parametrize("step", ["claim", "failed_sources", "renew", "settle"])
+async def test_database_that_is_busy_for_a_moment_ends_no_copy(
+    storage: Storage, disk: Any, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    await disk(storage, "mirror")
+    await storage.store("/hess/file", BIG)
+    right, calls = getattr(Queue, step), iter((True, False))
+
+    async def busy_once(*given: Any, **options: Any) -> Any:
+        if next(calls, False):
+            raise Overloaded
+        return await right(*given, **options)
+
+    monkeypatch.setattr(Queue, step, busy_once)
+    (result,) = await copy(storage, Transfer(file="/hess/file", destination="mirror"))
+    transfer = await ended(storage, result.transfer)
+
+    assert transfer.state == Transfer.STATE_SUCCEEDED
+    assert next(calls, None) is None
+    assert [one.reason for one in transfer.attempts if one.reason] == ([TRANSIENT] if step == "failed_sources" else [])
 
 
 async def test_copy_that_is_there_already_has_succeeded(storage: Storage) -> None:

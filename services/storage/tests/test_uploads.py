@@ -13,13 +13,15 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from sqlalchemy import update
 
-from khomas.api.storage.v1 import grant_pb2, storage_element_pb2
+from khomas.api.storage.v1 import grant_pb2, storage_element_pb2, transfer_pb2
 from khomas.api.storage.v1 import storage_service_pb2 as pb
 from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceStub
 from khomas.kit.boundary.call import current_call
 from khomas.kit.boundary.status import reason_of
 from khomas.kit.database import count_statements
 from khomas.storage import tables
+from khomas.storage.elements.elements import Usage
+from khomas.storage.elements.space import Usages, usages
 from khomas.storage.testing import Storage, until
 
 DISK = storage_element_pb2.StorageElement.MEDIA_DISK
@@ -88,6 +90,28 @@ async def test_reservations_of_others_count(storage: Storage, tmp_path: Path) ->
     assert await refusal(storage.open(storage_elements=["tiny"], reserve_bytes=60)) == "NO_SPACE"
 
 
+async def test_what_is_on_its_way_counts_within_a_second(storage: Storage, tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    await element(storage, "gone", tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    file = await storage.store("/hess/file", b"x" * 60)
+    lately = Usages()
+    async with storage.parts.database.read() as connection:
+        await lately.read(connection)
+
+    # It is tried again and again.
+    copy = transfer_pb2.Transfer(file=file.name, destination="gone")
+    await storage.stub.BatchCreateTransfers(pb.BatchCreateTransfersRequest(transfers=[copy], request_id=str(uuid4())))
+
+    async def counted() -> bool:
+        async with storage.parts.database.read() as connection:
+            assert (await usages(connection))["gone"].reserved_bytes == 60
+            found = await lately.read(connection)
+        return found.get("gone", Usage()).reserved_bytes == 60 and found["local"].used_bytes == 60
+
+    await until(counted, 10)
+
+
 async def test_unknown_read_only_and_missing_storage_are_told_apart(storage: Storage, tmp_path: Path) -> None:
     for name in ("museum", "broken"):
         (tmp_path / name).mkdir()
@@ -145,6 +169,24 @@ async def test_expired_upload_is_given_up(storage: Storage) -> None:
 
     await until(abandoned)
     assert not Path(upload.grant.local_path).exists()  # noqa: ASYNC240  a test may block
+
+
+async def test_sweeping_clears_only_what_is_known_to_be_final(storage: Storage) -> None:
+    opened, given_up = await storage.open(), await storage.open()
+    await storage.put(opened, b"bytes")
+    request = pb.BatchAbandonUploadsRequest(names=[given_up.name], request_id=str(uuid4()))
+    await storage.stub.BatchAbandonUploads(request)
+    # As a process leaves it that dies before it clears.
+    Path(given_up.grant.local_path).mkdir()  # noqa: ASYNC240  a test may block
+    storage.place(given_up, b"left")
+    foreign = Path(given_up.grant.local_path).with_name(str(uuid4()))
+    foreign.mkdir()
+
+    await storage.parts.uploads.sweep()
+
+    staged = {path.name for path in foreign.parent.iterdir()}
+    assert staged == {opened.name.removeprefix("uploads/"), foreign.name}
+    await storage.commit(storage.wanted(opened, "/hess/file", b"bytes"))
 
 
 async def test_final_uploads_are_forgotten_after_a_week(storage: Storage) -> None:

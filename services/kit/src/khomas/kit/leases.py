@@ -4,14 +4,14 @@ A worker that lost its lease must not commit what it did: its statements have th
 touch nothing once somebody else has claimed the row and raised the epoch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import BigInteger, Column, ColumnElement, FromClause, Select, Table, Text, and_, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from khomas.kit.database import AnyRow, UtcTime, rows_table
+from khomas.kit.database import AnyRow, UtcTime, in_values, rows_table
 
 # What an update sets that lets a row go.
 FREE: Mapping[str, None] = {"lease_owner": None, "lease_expire_time": None}
@@ -60,8 +60,20 @@ def held(table: Table, leases: FromClause) -> ColumnElement[bool]:
     return and_(_key(table) == leases.c.key, table.c.lease_epoch == leases.c.epoch)
 
 
+async def lock(connection: AsyncConnection, table: Table, keys: Iterable[Any]) -> None:
+    """Lock rows in the order of their keys: two transactions that lock some in other orders wait for each other.
+
+    PostgreSQL ends one of them then. SQLite has one writer at a time.
+    """
+    if connection.dialect.name == "postgresql":
+        key = _key(table)
+        rows = select(key).where(in_values(key, list(keys))).order_by(key)
+        await connection.execute(rows.with_for_update(key_share=True))
+
+
 async def renew(connection: AsyncConnection, table: Table, epochs: Mapping[Any, int], *, until: datetime) -> list[Any]:
-    """Prolong leases with one statement and return the keys of those that are still held."""
+    """Prolong leases and return the keys of those that are still held."""
+    await lock(connection, table, epochs)
     leases = held_table(connection, table, epochs)
     statement = update(table).values(lease_expire_time=until).where(held(table, leases))
     return list((await connection.execute(statement.returning(_key(table)))).scalars())

@@ -18,8 +18,8 @@ from khomas.kit.auth.verifier import Issuer, Verifier
 from khomas.kit.boundary.boundary import Boundary
 from khomas.kit.channel import ServiceChannel, open_channel
 from khomas.kit.config import ConfigError, Profile, ServiceSettings
-from khomas.kit.garbage import collect_rarely
 from khomas.kit.hosting import Place, hosted, reserved_socket
+from khomas.kit.memory import settle
 from khomas.kit.server import Server
 from khomas.kit.service import Host, Service
 from khomas.kit.telemetry.logs import log_to
@@ -102,7 +102,7 @@ async def _until_signal(service: Service[Any], settings: ServiceSettings) -> Non
             gauge=recorder.gauge,
         )
         await stack.enter_async_context(hosted(server, [Place(service, settings, host, door)]))
-        collect_rarely()
+        settle()
         await stop.wait()
 
 

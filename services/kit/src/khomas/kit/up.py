@@ -21,8 +21,8 @@ from khomas.kit.auth.issuer import DevelopmentIssuer
 from khomas.kit.config import ConfigError, TelemetrySettings
 from khomas.kit.embedded import SETTINGS, Installation, Layout, embedded
 from khomas.kit.files import write_atomically
-from khomas.kit.garbage import collect_rarely
 from khomas.kit.hosting import reserved_socket
+from khomas.kit.memory import settle
 from khomas.kit.plugins import PluginBroken, load_all
 from khomas.kit.service import Service
 from khomas.kit.telemetry.logs import log_to
@@ -79,7 +79,7 @@ async def up(
         layout = _layout(services, options)
         async with embedded(services, layout, recorder) as installation, _token_file(installation.issuer, layout):
             _announce(installation, options)
-            collect_rarely()
+            settle()
             await stop.wait()
             (options.state / "endpoint.json").unlink(missing_ok=True)
 

@@ -147,6 +147,8 @@ async def start(settings: StorageSettings, host: Host) -> Running:
             "leftovers": every(settings.poll, parts.transferring.leftovers.work),
             "catalog": parts.following.run,
             "uploads": every(settings.check_interval, parts.uploads.expire, parts.uploads.prune),
+            # By itself: a disk of the network may keep it waiting.
+            "staging": every(settings.check_interval, parts.uploads.sweep),
             "elements": every(settings.check_interval, parts.administration.check),
             "housekeeping": every(
                 timedelta(hours=1),

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 BLOCK: Final = 2880
+# How a compressed file begins.
+GZIP: Final = b"\x1f\x8b"
 _CARD: Final = 80
 _READ: Final = 2880 * 1024
 # The fastest of what was tried between 6 kB and 3 MB: 1.6 GB/s.
@@ -45,11 +47,11 @@ def looks_like_fits(path: str) -> bool:
 def read_hdus(path: Path, *, datasums: bool) -> list[Hdu]:
     """Read the headers of a file, and sum its data if asked for; raises NotFits or OSError."""
     with path.open("rb") as raw:
-        zipped = raw.read(2) == b"\x1f\x8b"
+        zipped = raw.read(len(GZIP)) == GZIP
         raw.seek(0)
         try:
             if not zipped:
-                return _hdus(raw, _skip_by_seek(raw), datasums=datasums)
+                return _hdus(raw, skip_by_seek(raw, os.fstat(raw.fileno()).st_size), datasums=datasums)
             with gzip.GzipFile(fileobj=raw) as stream:
                 hdus = _hdus(stream, _skip_by_read(stream), datasums=datasums)  # type: ignore[arg-type]  # reads alike
                 while datasums and stream.read(_READ):
@@ -70,13 +72,21 @@ def content_digest(hdus: list[Hdu]) -> str:
 
 def _hdus(stream: BinaryIO, skip: Callable[[int], None], *, datasums: bool) -> list[Hdu]:
     hdus: list[Hdu] = []
-    while (cards := _header(stream, first=not hdus)) is not None:
-        size = -(-_data_size(cards) // BLOCK) * BLOCK
-        datasum = _datasum(stream, size) if datasums else None
-        if not datasums:
-            skip(size)
-        hdus.append(Hdu(_name(cards, len(hdus)), cards, datasum))
+    while (one := next_hdu(stream, skip, len(hdus), datasums=datasums)) is not None:
+        hdus.append(one)
     return hdus
+
+
+def next_hdu(stream: BinaryIO, skip: Callable[[int], None], number: int, *, datasums: bool = False) -> Hdu | None:
+    """Read the HDU with this number, which begins here; None at the end of the file. `skip` passes over its data."""
+    cards = _header(stream, first=number == 0)
+    if cards is None:
+        return None
+    size = -(-_data_size(cards) // BLOCK) * BLOCK
+    datasum = _datasum(stream, size) if datasums else None
+    if not datasums:
+        skip(size)
+    return Hdu(_name(cards, number), cards, datasum)
 
 
 def _name(cards: Mapping[str, CardValue], position: int) -> str:
@@ -182,8 +192,8 @@ def _datasum(stream: BinaryIO, size: int) -> int:
     return total % _ONES or (_ONES if total else 0)
 
 
-def _skip_by_seek(stream: BinaryIO) -> Callable[[int], None]:
-    end = os.fstat(stream.fileno()).st_size
+def skip_by_seek(stream: BinaryIO, end: int) -> Callable[[int], None]:
+    """Return what passes over data of a file with so many bytes."""
 
     def skip(size: int) -> None:
         if stream.tell() + size > end:

@@ -17,15 +17,13 @@ from uuid import UUID
 from weakref import WeakSet
 
 from khomas.kit.ids import new_uid
-from khomas.storage.checksums import Algorithm, Hash, new_hash
+from khomas.storage.checksums import Algorithm, Hash, new_hash, take
 from khomas.storage.paths import PRIVATE
 from khomas.storage.protocols.interface import Digest, Entry, Problem, ProtocolFault, StorageProtocol
 
 log = logging.getLogger(__name__)
 
 INCOMING: Final = f"{PRIVATE}/incoming"
-# Blocks from this size on are summed by a thread: less costs less than the way there.
-_LARGE: Final = 256 * 1024
 _NAMINGS: Final = 3
 _AT_ONCE: Final = 8
 _UID: Final = 36
@@ -93,7 +91,7 @@ class Metered:
             # A server that was told the size would be confused by more.
             self._compare()
         for one in self._hashes.values():
-            await asyncio.to_thread(one.update, block) if len(block) >= _LARGE else one.update(block)
+            await take(one, block)
 
     def _compare(self) -> None:
         found = Wanted(self.size_bytes, self.sums[Algorithm.ADLER32])
@@ -313,7 +311,7 @@ async def read_back(protocol: StorageProtocol, path: str) -> Digest:
     found, size_bytes = new_hash(Algorithm.ADLER32), 0
     async with aclosing(protocol.get(path)) as blocks:
         async for block in blocks:
-            await asyncio.to_thread(found.update, block) if len(block) >= _LARGE else found.update(block)
+            await take(found, block)
             size_bytes += len(block)
     return Digest(Algorithm.ADLER32, found.hexdigest(), size_bytes)
 

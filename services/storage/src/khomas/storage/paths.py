@@ -6,6 +6,8 @@ from khomas.storage.errors import PathRefused
 
 # Where the service keeps what is not visible yet, at the root of every StorageElement.
 PRIVATE = ".khomas"
+# Of that, the folder with the staging folders of uploads.
+STAGING = f"{PRIVATE}/uploads"
 _MAX_BYTES = 2048
 # A control character, an escaped dot or slash; empty, "." and ".." segments; a slash at either end.
 _ODD = re.compile(r"[\x00-\x1f\x7f-\x9f]|%2[eEfF]|^/|/$|//|(^|/)\.{1,2}(/|$)")
@@ -34,7 +36,7 @@ def for_file(name: str) -> str:
 
 def staging(upload: str, index: int | None = None) -> str:
     """Return the staging folder of an upload, or the path of one of its files."""
-    folder = f"{PRIVATE}/uploads/{upload}"
+    folder = f"{STAGING}/{upload}"
     return folder if index is None else f"{folder}/{index}"
 
 

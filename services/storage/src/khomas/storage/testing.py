@@ -58,6 +58,7 @@ class MemoryCatalog:
     after: Callable[[str], None] = lambda _: None
     calls: list[str] = field(default_factory=list)
     answers: dict[str, Message] = field(default_factory=dict)
+    _names: dict[str, str] = field(default_factory=dict)
     appended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def tell(self, kind: str, file: file_pb2.File) -> None:
@@ -70,7 +71,11 @@ class MemoryCatalog:
 
     def by_uid(self, uid: str) -> file_pb2.File:
         """Return a file that is not gone."""
-        return next(file for file in self.files.values() if file.uid == uid)
+        found = self.files.get(self._names.get(uid, ""))
+        if found is None or found.uid != uid:
+            self._names = {file.uid: name for name, file in self.files.items()}
+            found = self.files[self._names[uid]]
+        return found
 
     def delete(self, name: str, window: timedelta = timedelta(0)) -> None:
         """Want a file gone."""

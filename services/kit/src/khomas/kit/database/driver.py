@@ -1,7 +1,7 @@
 """Statements on the driver itself: one hop to SQLite's thread, one round trip to PostgreSQL.
 
-SQLAlchemy builds and looks up a statement anew for every call (0.2-0.6 ms), and its adapter hops to SQLite's thread
-four times a statement; a call that reads one row has 0.5 ms altogether.
+SQLAlchemy builds and looks up a statement anew for every call (0.2-0.6 ms); a call that reads one row has 0.5 ms
+altogether.
 """
 
 import sqlite3

@@ -1,13 +1,11 @@
 """One service's database: a serialised writer and parallel readers on SQLite, a pool on PostgreSQL."""
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import AsyncAdaptedQueuePool, MetaData, Table, event, make_url
+from sqlalchemy import MetaData, Table, event, make_url
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -15,19 +13,9 @@ from khomas.kit.database import migrations
 from khomas.kit.database.driver import driver_of, fetch
 from khomas.kit.database.failures import translated
 from khomas.kit.database.insertion import Rows, insert_rows
+from khomas.kit.database.sqlite import sqlite_engine
 from khomas.kit.errors import UpstreamUnavailable
 
-# NORMAL in WAL mode: what was acknowledged survives a SIGKILL of the process; after a power cut the
-# database is whole but may miss the last moments. FULL would cost two thirds of the commit rate.
-_PRAGMAS = (
-    "journal_mode = WAL",
-    "synchronous = NORMAL",
-    "busy_timeout = 10000",
-    "foreign_keys = ON",
-    "case_sensitive_like = ON",
-    "temp_store = MEMORY",
-)
-_READER_PRAGMAS = (*_PRAGMAS, "query_only = ON")
 _BEGIN_WRITE = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "BEGIN"}
 _BEGIN_SNAPSHOT = {"sqlite": "BEGIN", "postgresql": "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"}
 _POSTGRESQL_SETTINGS = {
@@ -52,8 +40,8 @@ class Database:
         self.migrations = migrations
         self.dialect = self.url.get_backend_name()
         if self.dialect == "sqlite":
-            self._writer = _sqlite_engine(url, _PRAGMAS, connections=1)
-            self._reader = _sqlite_engine(url, _READER_PRAGMAS, connections=connections)
+            self._writer = sqlite_engine(url, connections=1)
+            self._reader = sqlite_engine(url, connections=connections, read_only=True)
         elif self.dialect == "postgresql":
             self._writer = self._reader = _postgresql_engine(url, connections)
         else:
@@ -179,40 +167,3 @@ def _postgresql_engine(url: str, connections: int) -> AsyncEngine:
 
     event.listen(engine.sync_engine, "checkout", check)
     return engine
-
-
-def _sqlite_engine(url: str, pragmas: Sequence[str], *, connections: int) -> AsyncEngine:
-    engine = create_async_engine(
-        url,
-        pool_size=connections,
-        max_overflow=0,
-        poolclass=AsyncAdaptedQueuePool,
-        # Each call is a hop to the driver's thread and back, so nothing is rolled back that never began.
-        skip_autocommit_rollback=True,
-    )
-
-    def prepare(connection: Any, record: object) -> None:
-        # The driver would begin transactions by itself, too late and never for reading.
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        for pragma in pragmas:
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    rollbacks: set[asyncio.Task[None]] = set()
-
-    def end(connection: Any, record: object, error: object) -> None:
-        # A cancelled statement makes SQLAlchemy close the connection as it is. SQLite keeps a closed connection with
-        # its locks while a cursor is left anywhere, so the transaction is ended first: the driver keeps the order.
-        task = asyncio.get_running_loop().create_task(_end_transaction(connection.driver_connection))
-        rollbacks.add(task)
-        task.add_done_callback(rollbacks.discard)
-
-    event.listen(engine.sync_engine, "connect", prepare)
-    event.listen(engine.sync_engine, "invalidate", end)
-    return engine
-
-
-async def _end_transaction(driver: Any) -> None:
-    with contextlib.suppress(Exception):
-        await driver.rollback()

@@ -28,8 +28,7 @@ async def relayed(request: web.Request, protocol: StorageProtocol, path: str, ad
         return response
     async with aclosing(protocol.get(path, start, size_bytes)) as blocks:
         async for block in blocks:
-            # A copy: the block is filled anew before all of it is sent.
-            await response.write(bytes(block))
+            await response.write(block)
     await response.write_eof()
     return response
 

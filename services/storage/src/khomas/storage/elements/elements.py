@@ -3,9 +3,10 @@
 import asyncio
 import difflib
 import logging
+import operator
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,9 @@ class Usage:
     reserved_bytes: int = 0
     # Of those: wanted by rules, without a transfer yet.
     planned_bytes: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(*map(operator.add, astuple(self), astuple(other)))
 
 
 def element_of(row: Row[Any]) -> Element:

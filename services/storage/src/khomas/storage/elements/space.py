@@ -1,8 +1,9 @@
 """How full StorageElements are, and which of them takes the next file."""
 
+import time
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import Select, case, func, literal, select, union_all
+from sqlalchemy import ColumnElement, Select, case, func, literal, select, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.storage.v1 import grant_pb2, rule_pb2, transfer_pb2
@@ -13,42 +14,80 @@ from khomas.storage.protocols.interface import Room
 from khomas.storage.rules.tables import rule_copy
 from khomas.storage.tables import space, transfer, upload, uploaded_file
 
+_KEEP_SECONDS = 1.0
+# A name and four numbers in the order of Usage.
+_Part = Select[str, int, int, int, int]
+_NONE: ColumnElement[int] = literal(0)
 _UNDER_WAY = (transfer_pb2.Transfer.STATE_WAITING, transfer_pb2.Transfer.STATE_RUNNING)
 
 
 async def usages(connection: AsyncConnection) -> dict[str, Usage]:
     """Add up, for each StorageElement, its replicas, its open uploads and what is on its way to it or going to be."""
-    none = literal(0)
-    catalogued = select(
-        space.c.storage_element,
-        space.c.used_bytes,
-        space.c.file_count,
-        none.label("reserved_bytes"),
-        none.label("planned_bytes"),
-    )
-    moving = select(transfer.c.destination, none, none, transfer.c.size_bytes, none).where(
-        transfer.c.state.in_(_UNDER_WAY)
-    )
-    size = rule_copy.c.size_bytes
-    planned = select(rule_copy.c.storage_element, none, none, size, size).where(
-        rule_copy.c.state == rule_pb2.ReplicationRule.STATE_REPLICATING, rule_copy.c.transfer_uid == ""
-    )
-    parts = union_all(catalogued, _uploading(), moving, planned).subquery()
-    sums = [func.sum(parts.c[name]) for name in ("used_bytes", "file_count", "reserved_bytes", "planned_bytes")]
-    total = select(parts.c.storage_element, *sums).group_by(parts.c.storage_element)
-    return {row[0]: Usage(*map(int, row[1:])) for row in (await connection.execute(total)).all()}
+    return await _sums(connection, _catalogued(), _uploading(), _moving(), _planned())
 
 
-def _uploading() -> Select[str, int, int, int, int]:
+class Usages:
+    """Adds up the same for whoever asks often.
+
+    What is on its way is added up once a second: it may be a hundred thousand transfers.
+    """
+
+    def __init__(self) -> None:
+        self._coming: dict[str, Usage] = {}
+        self._until = 0.0
+
+    async def read(self, connection: AsyncConnection) -> dict[str, Usage]:
+        """Return what `usages` returns, or did a second ago."""
+        if time.monotonic() >= self._until:
+            self._coming = await _sums(connection, _moving(), _planned())
+            self._until = time.monotonic() + _KEEP_SECONDS
+        there = await _sums(connection, _catalogued(), _uploading())
+        names = there.keys() | self._coming.keys()
+        return {name: there.get(name, Usage()) + self._coming.get(name, Usage()) for name in names}
+
+
+async def _sums(connection: AsyncConnection, *parts: _Part) -> dict[str, Usage]:
+    name, *numbers = union_all(*parts).subquery().c
+    query = select(name, *map(func.sum, numbers)).group_by(name)
+    return {row[0]: Usage(*map(int, row[1:])) for row in (await connection.execute(query)).all()}
+
+
+def _part(
+    name: ColumnElement[str],
+    used: ColumnElement[int] = _NONE,
+    files: ColumnElement[int] = _NONE,
+    reserved: ColumnElement[int] = _NONE,
+    planned: ColumnElement[int] = _NONE,
+) -> _Part:
+    return select(name, used.label("used"), files.label("files"), reserved.label("reserved"), planned.label("planned"))
+
+
+def _catalogued() -> _Part:
+    return _part(space.c.storage_element, used=space.c.used_bytes, files=space.c.file_count)
+
+
+def _uploading() -> _Part:
     """Count what has arrived as used, and of the reservation only what is still to come."""
     size = func.coalesce(func.sum(uploaded_file.c.size_bytes), 0)
     to_come = case((upload.c.reserve_bytes > size, upload.c.reserve_bytes - size), else_=0)
+    arrived = func.count(uploaded_file.c.number)
     return (
-        select(upload.c.storage_element, size, func.count(uploaded_file.c.number), to_come, literal(0))
+        _part(upload.c.storage_element, used=size, files=arrived, reserved=to_come)
         .select_from(upload.outerjoin(uploaded_file, uploaded_file.c.upload_uid == upload.c.uid))
         .where(upload.c.state == grant_pb2.Upload.STATE_OPEN)
         .group_by(upload.c.uid, upload.c.storage_element, upload.c.reserve_bytes)
     )
+
+
+def _moving() -> _Part:
+    part = _part(transfer.c.destination, reserved=transfer.c.size_bytes)
+    return part.where(transfer.c.state.in_(_UNDER_WAY))
+
+
+def _planned() -> _Part:
+    size = rule_copy.c.size_bytes
+    part = _part(rule_copy.c.storage_element, reserved=size, planned=size)
+    return part.where(rule_copy.c.state == rule_pb2.ReplicationRule.STATE_REPLICATING, rule_copy.c.transfer_uid == "")
 
 
 def available(element: Element, usage: Usage, room: Room) -> int | None:

@@ -230,7 +230,7 @@ class StorageProtocol(Protocol):
         """
 
     def get(self, path: str, start: int = 0, size_bytes: int | None = None) -> AsyncGenerator[memoryview, None]:
-        """Yield the bytes of a file from `start`; a block is good until the next one is asked for.
+        """Yield the bytes of a file from `start`; a block stays as it is when the next one is asked for.
 
         What is past the end is not there: nothing is yielded, and nothing is wrong. A connection that ends early is
         PASSING, never the end of the file. Close it: `contextlib.aclosing`.

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 from khomas.storage.checksums import BLOCK, Algorithm, new_hash
 from khomas.storage.paths import PRIVATE
+from khomas.storage.protocols.blocks import whole
 from khomas.storage.protocols.interface import (
     Abilities,
     Access,
@@ -35,7 +36,7 @@ Item = TypeVar("Item")
 _THREADS: Final = 8
 _PAGE: Final = 1000
 # Files up to this size are read and written in one step.
-_SMALL: Final = 256 * 1024
+_SMALL: Final = 1024 * 1024
 _PROBLEMS = {
     errno.ENOENT: Problem.ABSENT,
     errno.ENOTDIR: Problem.ABSENT,
@@ -95,26 +96,34 @@ class PosixSource:
             self._position += count
         return filled
 
+    def read(self, size_bytes: int) -> bytes:
+        """Return so many bytes, or as many as there are."""
+        parts = []
+        while size_bytes and (part := os.pread(self._descriptor, size_bytes, self._position)):
+            parts.append(part)
+            size_bytes -= len(part)
+            self._position += len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
     def close(self) -> None:
         """Close the file."""
         self.closed = True
         os.close(self._descriptor)
 
 
-def _begun(path: Path, start: int, size_bytes: int | None) -> tuple[PosixSource, memoryview, int]:
+def _begun(path: Path, start: int, size_bytes: int | None) -> tuple[PosixSource, bytes]:
     """Open a file and read its first block; a small one is closed again then. Every way to the disk costs."""
     source = PosixSource(path, start)
     try:
         # One more than there is shows the end of a small file at once.
-        wanted = max(0, source.size_bytes - start) + 1 if size_bytes is None else size_bytes
-        buffer = memoryview(bytearray(min(wanted, BLOCK)))
-        count = source.readinto(buffer)
+        wanted = min(max(0, source.size_bytes - start) + 1 if size_bytes is None else size_bytes, BLOCK)
+        block = source.read(wanted)
     except BaseException:
         source.close()
         raise
-    if count < len(buffer) or count == size_bytes:
+    if len(block) < wanted or wanted == size_bytes:
         source.close()
-    return source, buffer, count
+    return source, block
 
 
 class _Sink:
@@ -191,17 +200,15 @@ class PosixProtocol:
         return await self._each(self._rename, pairs)
 
     async def get(self, path: str, start: int = 0, size_bytes: int | None = None) -> AsyncGenerator[memoryview, None]:
-        """Read with one buffer."""
-        source, buffer, count = await self._run(lambda: _begun(self.local_path(path), start, size_bytes))
-        left = None if size_bytes is None else size_bytes - count
+        """Read block by block."""
+        source, block = await self._run(lambda: _begun(self.local_path(path), start, size_bytes))
         try:
-            while count:
-                yield buffer[:count]
-                if count < len(buffer) or left == 0:
+            while block:
+                yield memoryview(block)
+                size_bytes = None if size_bytes is None else size_bytes - len(block)
+                if source.closed or size_bytes == 0:
                     return
-                part = buffer if left is None else buffer[:left]
-                count = await self._run(partial(source.readinto, part))
-                left = None if left is None else left - count
+                block = await self._run(partial(source.read, BLOCK if size_bytes is None else min(size_bytes, BLOCK)))
         finally:
             if not source.closed:
                 await self._run(source.close)
@@ -209,8 +216,7 @@ class PosixProtocol:
     async def put(self, path: str, blocks: AsyncIterator[memoryview], size_bytes: int) -> None:
         """Write what comes; a small file in one step."""
         if size_bytes <= _SMALL:
-            # Blocks are good until the next one is asked for.
-            content = [bytes(block) async for block in blocks]
+            content = await whole(blocks)
             await self._run(lambda: self._written(path, content, size_bytes))
             return
         sink = await self._run(lambda: _Sink(self.local_path(path), size_bytes))
@@ -222,11 +228,10 @@ class PosixProtocol:
         finally:
             await self._run(sink.close)
 
-    def _written(self, path: str, content: Sequence[bytes], size_bytes: int) -> None:
+    def _written(self, path: str, content: bytes, size_bytes: int) -> None:
         sink = _Sink(self.local_path(path), size_bytes)
         try:
-            for block in content:
-                sink.write(memoryview(block))
+            sink.write(memoryview(content))
             if self._durable:
                 sink.flush()
         finally:

@@ -6,29 +6,25 @@ import stat
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from khomas.api.common.v1 import value_pb2
 from khomas.api.storage.v1 import storage_service_pb2 as pb
 from khomas.kit.errors import DomainError
-from khomas.storage import fits
 from khomas.storage.elements.elements import Element, Elements, Protocols, known
-from khomas.storage.errors import PathNotFound, PathRefused, StorageElementUnreachable
+from khomas.storage.errors import PathNotFound, StorageElementUnreachable
 from khomas.storage.found import Found
 from khomas.storage.paths import PRIVATE, checked
 from khomas.storage.protocols.interface import Problem, ProtocolFault, StorageProtocol
+from khomas.storage.scanning import reading
 from khomas.storage.scanning import remote as remote_scan
-from khomas.storage.uploads import staging
 
 _BATCH_FILES: Final = 200
 _BATCH_BYTES: Final = 512 * 1024 * 1024
 # One reads from the disk while another one computes.
 _READERS: Final = 2
-_MAX_INTEGER: Final = 2**63
 
 
 class Scans:
@@ -59,7 +55,7 @@ class Scans:
             batches = _batches(found, read=_reads(request))
             while batch := await asyncio.to_thread(next, batches, None):
                 loop = asyncio.get_running_loop()
-                reads = [loop.run_in_executor(readers, _scanned, one, local, request) for one in batch]
+                reads = [loop.run_in_executor(readers, reading.read, one, local, request) for one in batch]
                 yield await asyncio.gather(*reads)
 
     async def _elsewhere(
@@ -91,8 +87,8 @@ class Scans:
         self, protocol: StorageProtocol, batch: list[Found], request: pb.ScanTreeRequest
     ) -> Sequence[pb.ScannedFile]:
         if _reads(request):
-            return await remote_scan.read(protocol, batch, request, _scanned)
-        return [_scanned(one, Path, request) for one in batch]
+            return await remote_scan.read(protocol, batch, request)
+        return [reading.read(one, Path, request) for one in batch]
 
     def _local(self, element: Element) -> Callable[[str], Path]:
         return lambda path: self._protocols.local(element, path)
@@ -188,55 +184,6 @@ def _batches(found: Iterator[Found], *, read: bool) -> Iterator[list[Found]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _scanned(one: Found, local: Callable[[str], Path], request: pb.ScanTreeRequest) -> pb.ScannedFile:
-    if one.error:
-        return pb.ScannedFile(path=one.path, error=one.error)
-    file = pb.ScannedFile(path=one.path, size_bytes=one.size_bytes)
-    file.modify_time.FromDatetime(datetime.fromtimestamp(one.modify_time, UTC))
-    try:
-        path = local(one.path)
-        if request.checksums:
-            sums = staging.sums_of(path, sha256=True)
-            file.size_bytes = sums.size_bytes
-            file.checksums.adler32, file.checksums.sha256 = sums.adler32, sums.sha256
-        if fits.looks_like_fits(one.path) and (request.checksums or request.cards):
-            _add_fits(file, path, request)
-    except fits.NotFits as error:
-        return pb.ScannedFile(path=one.path, error=f"is no FITS file: {error}")
-    except (OSError, PathRefused) as error:
-        return pb.ScannedFile(path=one.path, error=f"cannot be read: {error}")
-    return file
-
-
-def _add_fits(file: pb.ScannedFile, path: Path, request: pb.ScanTreeRequest) -> None:
-    try:
-        hdus = fits.read_hdus(path, datasums=request.checksums)
-    except fits.NotFits:
-        if request.cards:
-            raise
-        return
-    if request.checksums:
-        file.checksums.content_digest = fits.content_digest(hdus)
-    file.cards.extend(
-        pb.HeaderCard(hdu=hdu.name, card=card, value=_value(hdu.cards[card]))
-        for hdu in hdus
-        for card in request.cards
-        if card in hdu.cards
-    )
-
-
-def _value(value: fits.CardValue) -> value_pb2.Value:
-    match value:
-        case bool():
-            return value_pb2.Value(boolean=value)
-        case int() if -_MAX_INTEGER <= value < _MAX_INTEGER:
-            return value_pb2.Value(integer=value)
-        case int() | float():
-            return value_pb2.Value(number=float(value))
-        case str():
-            return value_pb2.Value(text=value)
 
 
 def _printable(path: str) -> str:

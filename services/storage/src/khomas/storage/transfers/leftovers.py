@@ -15,7 +15,7 @@ from sqlalchemy import Row, select, update
 from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
 from khomas.kit.database import Database, rows_table
 from khomas.kit.errors import DomainError
-from khomas.kit.leases import FREE, claim, held, held_table
+from khomas.kit.leases import FREE, claim, held, held_table, lock
 from khomas.storage.catalog import Catalog
 from khomas.storage.elements.elements import Element, Elements, Protocols
 from khomas.storage.protocols.interface import Digest, Entry, Problem, ProtocolFault
@@ -105,6 +105,7 @@ class Leftovers:
         later = datetime.now(UTC) + _PAUSE
         types = {"uid": transfer.c.uid.type, "path": transfer.c.path.type}
         async with self._database.write() as connection:
+            await lock(connection, transfer, [row.uid for row in rows])
             leases = held_table(connection, transfer, {row.uid: row.lease_epoch for row in rows})
             new = rows_table(connection, types, [(row.uid, row.path if row.uid in again else "") for row in rows])
             statement = update(transfer).where(held(transfer, leases), transfer.c.uid == new.c.uid)

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 _GATHER: Final = 500
 # How often progress is written down, of attempts that take longer than that.
 _PROGRESS_SECONDS: Final = 2.0
+# Before the database is asked again.
+_PAUSE_SECONDS: Final = 1.0
 
 
 class Mover:
@@ -76,7 +78,8 @@ class Mover:
                 group.create_task(self._renew())
                 group.create_task(self._tell())
                 while True:
-                    await self._start(group)
+                    with _enduring("claim"):
+                        await self._start(group)
                     await self._wait()
         finally:
             self._attempts.clear()
@@ -98,7 +101,12 @@ class Mover:
         now, begun = datetime.now(UTC), time.monotonic()
         attempts = [[Attempt(row, now, begun) for row in run] for run in runs]
         self._attempts |= {one.uid: one for run in attempts for one in run}
-        await self._plan([one for run in attempts for one in run], elements)
+        every = [one for run in attempts for one in run]
+        try:
+            await self._plan(every, elements)
+        except DomainError as error:
+            for one in every:
+                one.end(pb.TRANSFER_REASON_TRANSIENT, error.message)
         for run in attempts:
             self._streams += 1
             group.create_task(self._run(run, elements))
@@ -199,12 +207,19 @@ class Mover:
             outcomes = [await self._outcomes.get()]
             while not self._outcomes.empty() and len(outcomes) < _GATHER:
                 outcomes.append(self._outcomes.get_nowait())
-            # What was taken back or over is announced by nobody, or by somebody else.
-            ours = await self._queue.renew({one.uid: one.epoch for one in outcomes})
-            await self._queue.settle(await self._announcing.announced([one for one in outcomes if one.uid in ours]))
+            await self._written(outcomes)
             for one in outcomes:
                 self._attempts.pop(one.uid, None)
             self._free.set()
+
+    async def _written(self, outcomes: Sequence[Outcome]) -> None:
+        while True:
+            with _enduring("settle"):
+                # What was taken back or over is announced by nobody, or by somebody else.
+                ours = await self._queue.renew({one.uid: one.epoch for one in outcomes})
+                await self._queue.settle(await self._announcing.announced([one for one in outcomes if one.uid in ours]))
+                return
+            await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _renew(self) -> None:
         while True:
@@ -212,10 +227,11 @@ class Mover:
             epochs = {uid: attempt.epoch for uid, attempt in self._attempts.items()}
             if not epochs:
                 continue
-            kept = await self._queue.renew(epochs)
-            for uid in epochs.keys() - kept:
-                if (lost := self._attempts.get(uid)) is not None:
-                    lost.copy.stop()
+            with _enduring("renew"):
+                kept = await self._queue.renew(epochs)
+                for uid in epochs.keys() - kept:
+                    if (lost := self._attempts.get(uid)) is not None:
+                        lost.copy.stop()
 
     async def _tell(self) -> None:
         """Write down how far attempts are that take long."""
@@ -225,5 +241,23 @@ class Mover:
             now = {uid: one.copy.bytes for uid, one in self._attempts.items() if one.copy.bytes}
             moved = {uid: (self._attempts[uid].epoch, size) for uid, size in now.items() if told.get(uid) != size}
             if moved:
-                await self._queue.note_progress(moved)
+                with _enduring("tell"):
+                    await self._queue.note_progress(moved)
             told = now
+
+
+class _enduring:  # noqa: N801  reads as a statement
+    """Go on when the database is away or busy: copies under way are worth more, and it is asked again."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        """Take what a database says that is asked at a bad moment."""
+        if not isinstance(error, DomainError):
+            return False
+        log.warning("transfer.put_off", extra={"what": self._what, "error": error.message})
+        return True

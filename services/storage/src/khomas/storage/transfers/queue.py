@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from khomas.api.storage.v1 import transfer_pb2 as pb
 from khomas.kit.database import Database, in_values, insert_many, rows_table
 from khomas.kit.events import EventLog
-from khomas.kit.leases import claim, held, held_table, renew
+from khomas.kit.leases import claim, held, held_table, lock, renew
 from khomas.storage.landing import Wanted
 from khomas.storage.links.measures import Carried, Measures
 from khomas.storage.links.tables import turn
@@ -145,6 +145,7 @@ class Queue:
         """Note how many bytes attempts have moved; by uid, with the epoch first."""
         types = {"uid": transfer.c.uid.type, "epoch": transfer.c.lease_epoch.type, "bytes": transfer.c.moved_bytes.type}
         async with self._database.write() as connection:
+            await lock(connection, transfer, moved)
             new = rows_table(connection, types, [(uid, *values) for uid, values in moved.items()])
             same = (transfer.c.uid == new.c.uid) & (transfer.c.lease_epoch == new.c.epoch)
             await connection.execute(update(transfer).where(same).values(moved_bytes=new.c.bytes))
@@ -153,6 +154,7 @@ class Queue:
         """Note where copies are about to get their names; return which transfers are still ours."""
         types = {"uid": transfer.c.uid.type, "epoch": transfer.c.lease_epoch.type, "path": transfer.c.path.type}
         async with self._database.write() as connection:
+            await lock(connection, transfer, paths)
             new = rows_table(connection, types, [(uid, *values) for uid, values in paths.items()])
             same = (transfer.c.uid == new.c.uid) & (transfer.c.lease_epoch == new.c.epoch)
             statement = update(transfer).where(same).values(path=new.c.path).returning(transfer.c.uid)
@@ -162,6 +164,7 @@ class Queue:
         """Note which executor has transfers, and where it writes to; return which are still ours."""
         types = {"uid": transfer.c.uid.type, "hidden": transfer.c.hidden.type}
         async with self._database.write() as connection:
+            await lock(connection, transfer, epochs)
             leases = held_table(connection, transfer, epochs)
             new = rows_table(connection, types, list(hidden.items()))
             statement = (
@@ -179,6 +182,7 @@ class Queue:
         columns = {name: transfer.c[name].type for name in names}
         rows = [self._settled(one, now) for one in outcomes]
         async with self._database.write() as connection:
+            await lock(connection, transfer, [one.uid for one in outcomes])
             new = rows_table(connection, columns, rows)
             values = {name: new.c[name] for name in names[2:]}
             # It has had its turn once: back in a lane it is among the first.

@@ -22,7 +22,7 @@ from khomas.kit.events import EventLog, NewEvent
 from khomas.kit.filtering import fields, where
 from khomas.kit.idempotency import Once
 from khomas.kit.ids import new_uids
-from khomas.kit.leases import FREE
+from khomas.kit.leases import FREE, lock
 from khomas.kit.paging import Ordering, list_page
 from khomas.storage.catalog import Catalog
 from khomas.storage.elements.elements import Element, Elements, known
@@ -149,6 +149,7 @@ class Transfers:
             found = set((await connection.scalars(select(transfer.c.uid).where(*which))).all())
             if missing := uids - found:
                 raise TransferNotFound(name=PREFIX + min(missing))
+            await lock(connection, transfer, uids)
             rows = mappings(await connection.execute(statement))
             await self._log.append(connection, [transfer_event(row) for row in rows])
             return storage_service_pb2.BatchCancelTransfersResponse(

@@ -1,12 +1,11 @@
 """Files of uploads where they lie before and after the commit. All of it blocks: for worker threads."""
 
-import errno
 import hashlib
+import logging
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +13,8 @@ from khomas.storage import fits
 from khomas.storage.checksums import Sums, summed
 from khomas.storage.paths import apart, beside
 from khomas.storage.protocols.posix import PosixSource, flush_folder
+
+log = logging.getLogger(__name__)
 
 
 class NotThere(Exception):
@@ -148,17 +149,21 @@ def make_folders(folders: Sequence[Path]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def remove_folders(folders: Sequence[Path]) -> None:
-    """Remove the staging folders of uploads with all that is in them; gone already is no fault."""
-    for folder in folders:
-        with _gone_is_fine():
-            shutil.rmtree(folder)
-
-
-@contextmanager
-def _gone_is_fine() -> Iterator[None]:
+def folders_in(folder: Path) -> list[str]:
+    """Return the names of all staging folders in their common folder; none if it is not there, or does not answer."""
     try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
-            raise
+        return [path.name for path in folder.iterdir()]
+    except OSError:
+        return []
+
+
+def remove_folders(folders: Sequence[Path]) -> None:
+    """Remove the staging folders of uploads with all that is in them; what stays is swept later."""
+    for folder in folders:
+        try:
+            shutil.rmtree(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            # NFS keeps what somebody still reads.
+            log.warning("upload.left_behind", extra={"path": str(folder), "error": str(error)})

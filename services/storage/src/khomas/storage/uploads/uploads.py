@@ -22,9 +22,10 @@ from khomas.kit.ids import new_uids
 from khomas.storage import elsewhere
 from khomas.storage.checksums import Sums
 from khomas.storage.elements.elements import Element, Elements, Protocols, Usage
-from khomas.storage.elements.space import Chooser, available, default_element, usages
+from khomas.storage.elements.space import Chooser, Usages, available, default_element
 from khomas.storage.errors import ProtocolUnknown, StorageElementReadOnly, UploadNotFound, UploadState
 from khomas.storage.grants.granting import Granting
+from khomas.storage.paths import STAGING
 from khomas.storage.paths import staging as staging_path
 from khomas.storage.protocols.interface import ProtocolFault
 from khomas.storage.rows import mapping
@@ -60,6 +61,7 @@ class Uploads:
         self._elements = elements
         self._protocols = protocols
         self._granting = granting
+        self._usages = Usages()
         self._default = default
 
     async def create(
@@ -70,7 +72,7 @@ class Uploads:
         end = self._granting.end(request.lifetime if request.HasField("lifetime") else None, now)
         elements = await self._elements.all()
         async with self._database.read() as connection:
-            used = await usages(connection)
+            used = await self._usages.read(connection)
         wanted = {name for one in request.uploads for name in one.storage_elements}
         here = {name: element for name, element in elements.items() if self._protocols.is_local(element)}
         default = default_element(here or elements, self._default)
@@ -136,8 +138,27 @@ class Uploads:
             gone = await self._give_up(connection, upload.c.uid.in_(old.limit(_EXPIRE_BATCH)))
         await self.clear(gone)
 
+    async def sweep(self) -> None:
+        """Clear on disks of this machine what became final in a process that died before it could clear.
+
+        Elsewhere uploads are staged among what is hidden for other reasons, and tidied away with it when it is old.
+        """
+        for element in (await self._elements.all()).values():
+            if not self._protocols.is_local(element):
+                continue
+            staged = await asyncio.to_thread(self._staged, element)
+            # Most are open; of what nobody here knows nothing is deleted.
+            final = select(upload.c.uid).where(in_values(upload.c.uid, staged), upload.c.state.in_(_FINAL))
+            async with self._database.read() as connection:
+                gone = (await connection.scalars(final)).all() if staged else []
+            await self.clear((uid, element.id) for uid in gone)
+
+    def _staged(self, element: Element) -> list[str]:
+        """Return all uploads that have a staging folder. Blocks."""
+        return staging.folders_in(self._protocols.local(element, STAGING))
+
     async def prune(self) -> None:
-        """Forget uploads that have been final for long; their staging folders are gone already."""
+        """Forget uploads that have been final for long; their staging folders are swept by then."""
         before = datetime.now(UTC) - _RETENTION
         final = select(upload.c.uid).where(upload.c.state.in_(_FINAL), upload.c.expire_time < before)
         some = final.order_by(upload.c.uid).limit(_EXPIRE_BATCH).scalar_subquery()

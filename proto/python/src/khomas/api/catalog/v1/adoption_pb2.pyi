@@ -23,7 +23,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 @_typing.final
 class Adoption(_message.Message):
     """The adoption of a tree: every file below `path` on a StorageElement becomes a File with one replica,
-    where it lies. No byte is moved or changed. Each file is read once for its checksums.
+    where it lies. No byte is moved or changed. Each file is read once for its checksums, unless it lies on a server that
+    tells them.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

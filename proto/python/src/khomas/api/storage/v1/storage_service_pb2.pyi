@@ -1016,7 +1016,9 @@ class ScanTreeRequest(_message.Message):
     path: _builtins.str
     """Top of the tree, relative to its root."""
     checksums: _builtins.bool
-    """Compute adler32 and sha256 of every file, and the content digest of FITS files."""
+    """Compute adler32 and sha256 of every file, and the content digest of FITS files. Where the server of a StorageElement
+    that is not mounted tells the adler32, that is believed; the file is not fetched for the others.
+    """
     after_path: _builtins.str
     """Continue after this path: entries come in path order."""
     limit: _builtins.int

@@ -4,6 +4,7 @@ import base64
 import binascii
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 from khomas.storage.checksums import Algorithm
@@ -60,8 +61,6 @@ class Dialect:
     cuts: bool = False
     # Ranges that reach past the end are answered with as much as there is.
     shortens: bool = True
-    # The request after an upload on the same connection is sometimes not answered.
-    forgets: bool = False
     # So many checksums may be asked for at once: XRootD computes four (xrootd.chksum max), and XrdHttp answers some of
     # those that have to wait for that half a minute later, or not at all. Others than us ask, too.
     sums_at_once: int = 16
@@ -71,13 +70,12 @@ class Dialect:
     copies: bool = False
 
 
+@cache
 def dialect_of(server: str) -> Dialect:
     """Return the ways of a server that calls itself so."""
     if server.startswith("Xroot"):
         # Its "100 Continue" comes with "Connection: Close".
-        return Dialect(
-            quotes=False, continues=False, cuts=True, shortens=False, forgets=True, sums_at_once=2, copies=True
-        )
+        return Dialect(quotes=False, continues=False, cuts=True, shortens=False, sums_at_once=2, copies=True)
     return Dialect(spares=server.startswith(_SPARING), copies=server.startswith(_COPYING))
 
 

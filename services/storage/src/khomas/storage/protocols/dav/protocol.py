@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Final, TypeVar
 
@@ -10,6 +10,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from khomas.storage.checksums import Algorithm
+from khomas.storage.protocols.blocks import whole
 from khomas.storage.protocols.dav.answers import digests_of, fault_of
 from khomas.storage.protocols.dav.copies import HttpCopies
 from khomas.storage.protocols.dav.lending import Lender
@@ -35,6 +36,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _PIECE: Final = 1024 * 1024
+# More at once goes through the memory, and not through the cache, at each step of TLS.
+_WRITE: Final = 256 * 1024
+# Files up to this size are sent in one step.
+_SMALL: Final = 1024 * 1024
 _PAGE: Final = 1000
 _XML: Final = {"Content-Type": "application/xml; charset=utf-8"}
 # Ask in the words of both standards: https://www.rfc-editor.org/rfc/rfc3230 and rfc9530.
@@ -47,25 +52,24 @@ class _Body:
 
     def __init__(self, blocks: AsyncIterator[memoryview]) -> None:
         self._blocks = blocks
-        self._pieces = self._copied()
+        self._pieces = self._given()
         self._sender: asyncio.Task[object] | None = None
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> AsyncIterator[memoryview]:
         if self._sender is not None:
             raise aiohttp.ClientConnectionError("the connection broke while the file was sent")
         return self._pieces
 
-    async def _copied(self) -> AsyncGenerator[bytes, None]:
+    async def _given(self) -> AsyncGenerator[memoryview, None]:
         self._sender = asyncio.current_task()
-        ahead: bytes | None = None
+        ahead = memoryview(b"")
         async for block in self._blocks:
-            if ahead is not None:
-                yield ahead
-            # A copy: the transport keeps what it could not send yet, and the block is filled anew meanwhile.
-            ahead = bytes(block)
+            for piece in _sliced(ahead):
+                yield piece
+            ahead = block
         # Sent when the source is known to be at its end, and right: an answer may come as soon as this is there.
-        if ahead is not None:
-            yield ahead
+        for piece in _sliced(ahead):
+            yield piece
 
     async def close(self) -> None:
         """Return when nobody asks for blocks any more; the library sends in a task of its own, and leaves it alone."""
@@ -170,18 +174,23 @@ class DavProtocol:
 
     async def put(self, path: str, blocks: AsyncIterator[memoryview], size_bytes: int) -> None:
         """Write with a known length. Never with Content-Range: some servers would keep the part as the whole."""
-        headers = {"Content-Length": str(size_bytes), "Content-Type": "application/octet-stream"}
-        if not size_bytes:
-            # Nothing is sent, yet whoever gives it has to be asked.
-            async for _ in blocks:
-                raise ProtocolFault(Problem.PASSING, "there are more bytes than were announced")
+        if size_bytes <= _SMALL:
+            # A body that is sent block by block costs as much again.
+            data = await whole(blocks)
+            if len(data) != size_bytes:
+                raise ProtocolFault(Problem.PASSING, f"{len(data)} bytes came where {size_bytes} were announced")
+            await self._put(path, data, size_bytes)
+            return
         body = _Body(blocks)
         try:
-            url, data = self._session.url(path), body if size_bytes else b""
-            async with self._session.answer("PUT", url, headers=headers, data=data) as reply:
-                await said(reply)
+            await self._put(path, body, size_bytes)
         finally:
             await body.close()
+
+    async def _put(self, path: str, data: bytes | _Body, size_bytes: int) -> None:
+        headers = {"Content-Length": str(size_bytes), "Content-Type": "application/octet-stream"}
+        async with self._session.answer("PUT", self._session.url(path), headers=headers, data=data) as reply:
+            await said(reply)
 
     async def lend(self, paths: Sequence[str], lifetime: timedelta) -> list[Remote | ProtocolFault]:
         """Return tokens for single files, where the server believes an issuer of ours."""
@@ -321,6 +330,10 @@ class DavProtocol:
     ) -> list[Result | ProtocolFault]:
         settings = self._session.settings
         return await each(action, items, at_once=settings.connections, seconds=settings.seconds)
+
+
+def _sliced(block: memoryview) -> Iterator[memoryview]:
+    return (block[start : start + _WRITE] for start in range(0, len(block), _WRITE))
 
 
 async def _pieces(reply: aiohttp.ClientResponse, skip: int, left: int | None) -> AsyncGenerator[memoryview, None]:

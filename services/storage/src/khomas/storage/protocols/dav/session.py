@@ -1,6 +1,7 @@
 """One pool of kept connections to one server, with the credential and the meaning of errors."""
 
 import asyncio
+import logging
 import ssl
 import sys
 import time
@@ -19,6 +20,8 @@ from khomas.kit.credentials import CredentialProvider
 from khomas.storage.protocols.dav.answers import Dialect, dialect_of, fault_of
 from khomas.storage.protocols.interface import Problem, ProtocolFault
 
+log = logging.getLogger(__name__)
+
 _SCHEMES: Final = {"davs": "https", "https": "https", "dav": "http", "http": "http"}
 _REDIRECTS: Final = 5
 _BODY: Final = 64 * 1024
@@ -26,6 +29,11 @@ _BODY: Final = 64 * 1024
 _READ_AHEAD: Final = 4 * 1024 * 1024
 _AGAIN: Final = 2
 _TOKEN_SECONDS: Final = 1.0
+# For less long than servers do (Apache 5 s): who sends while the other end closes may wait until the time is over.
+_KEPT_SECONDS: Final = 4.0
+# XrdHttp 5.5.3 leaves some questions without an answer, mostly for checksums: they are asked again after this time.
+_QUESTIONS: Final = frozenset({"HEAD", "PROPFIND"})
+_UNANSWERED_SECONDS: Final = 10.0
 
 
 class DavSettings(BaseModel):
@@ -169,10 +177,9 @@ class Session:
 
     async def _once(self, method: str, url: str, headers: dict[str, str], data: Any) -> aiohttp.ClientResponse:
         """Send it; again over a new connection if a kept one was closed meanwhile, which says nothing of the server."""
-        session = self._session()
-        if method == "PUT" and self.dialect.forgets:
-            headers = headers | {"Connection": "close"}
+        session, idle = self._session(), self.settings.idle_seconds
         for left in reversed(range(_AGAIN)):
+            impatient = left > 0 and method in _QUESTIONS
             try:
                 response = await session.request(
                     method,
@@ -182,6 +189,7 @@ class Session:
                     allow_redirects=False,
                     # What a server does not want is not sent.
                     expect100=method == "PUT" and self.dialect.continues,
+                    timeout=self._limits(min(_UNANSWERED_SECONDS, idle) if impatient else idle),
                 )
                 self._dialect = dialect_of(response.headers.get("Server", ""))
                 return response
@@ -189,26 +197,27 @@ class Session:
                 if not left or method not in ("PROPFIND", "MKCOL", "HEAD", "GET"):
                     raise
             except aiohttp.SocketTimeoutError:
-                # XrdHttp 5.5.3 leaves some requests without an answer, those for checksums when many are asked for.
-                if not left or method not in ("PROPFIND", "HEAD"):
+                if not impatient:
                     raise
+                log.info("dav.unanswered", extra={"method": method, "url": url})
         raise AssertionError
+
+    def _limits(self, idle_seconds: float) -> aiohttp.ClientTimeout:
+        return aiohttp.ClientTimeout(total=None, sock_connect=self.settings.connect_seconds, sock_read=idle_seconds)
 
     def _session(self) -> aiohttp.ClientSession:
         if self._closed:
             raise ProtocolFault(Problem.PASSING, "the service is about to end")
         if self._open is None:
-            limits = aiohttp.ClientTimeout(
-                total=None, sock_connect=self.settings.connect_seconds, sock_read=self.settings.idle_seconds
-            )
             connector = aiohttp.TCPConnector(
                 limit=self.settings.connections,
+                keepalive_timeout=_KEPT_SECONDS,
                 ssl=trust(self.settings.authorities),
                 # Pythons before this one wait without end for the goodbye of a server that a cancelled request left.
                 enable_cleanup_closed=sys.version_info < (3, 12, 7),
             )
             self._open = aiohttp.ClientSession(
-                connector=connector, timeout=limits, read_bufsize=_READ_AHEAD, auto_decompress=False, trust_env=False
+                connector=connector, read_bufsize=_READ_AHEAD, auto_decompress=False, trust_env=False
             )
         return self._open
 

@@ -20,8 +20,9 @@ import gfal2  # type: ignore[import-not-found]
 _BLOCK = 4 * 1024 * 1024
 _PAGE = 1000
 _READ, _WRITE = os.O_RDONLY, os.O_WRONLY | os.O_CREAT
-# Connections are kept. What is said of one that the server has closed meanwhile says nothing of the server.
-_BROKEN = ("broken pipe", "end-of-file", "end of file", "connection reset")
+# Connections are kept. What is said of one that the server has closed meanwhile says nothing of the server; of one that
+# broke in mid-transfer, that an idle client may not do this.
+_BROKEN = ("broken pipe", "end-of-file", "end of file", "connection reset", "not allowed here")
 _local = threading.local()
 # Contexts that are not used any more: freeing them crashes.
 _left: "list[Any]" = []

@@ -193,8 +193,7 @@ class GfalProtocol:
             _, writer = await flow.streams()
             try:
                 async for block in blocks:
-                    # A copy: the block is filled anew before all of it is sent.
-                    writer.write(bytes(block))
+                    writer.write(block)
                     await self._within(writer.drain())
             except ConnectionError:
                 await flow.end()

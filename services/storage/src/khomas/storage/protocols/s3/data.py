@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Final
 
+from khomas.storage.protocols.blocks import whole
 from khomas.storage.protocols.interface import Problem, ProtocolFault
 from khomas.storage.protocols.s3.answers import ERRORS, fault_of, ignores_ranges, past_the_end
 from khomas.storage.protocols.s3.store import Store
@@ -63,12 +64,11 @@ async def put(store: Store, key: str, blocks: AsyncIterator[memoryview], size_by
     settings = store.settings
     try:
         if size_bytes <= settings.part_bytes:
-            whole = b"".join([bytes(block) async for block in blocks])
-            await objects.put_async(key, whole, use_multipart=False)
+            await objects.put_async(key, await whole(blocks), use_multipart=False)
             return
         await objects.put_async(
             key,
-            _copied(blocks),
+            blocks,
             use_multipart=True,
             chunk_size=max(settings.part_bytes, -(-size_bytes // (_MOST_PARTS - 1))),
             max_concurrency=settings.parts_at_once,
@@ -79,12 +79,6 @@ async def put(store: Store, key: str, blocks: AsyncIterator[memoryview], size_by
         if isinstance(error, ERRORS):
             raise fault_of(error) from error
         raise
-
-
-async def _copied(blocks: AsyncIterator[memoryview]) -> AsyncIterator[bytes]:
-    async for block in blocks:
-        # A copy: the block is filled anew while this is on its way.
-        yield bytes(block)
 
 
 async def _abort(store: Store, key: str) -> None:

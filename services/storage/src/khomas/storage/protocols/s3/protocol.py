@@ -95,7 +95,11 @@ class S3Protocol:
 
     async def rename(self, pairs: Sequence[tuple[str, str]]) -> list[ProtocolFault | None]:
         """Copy within the server, where nothing is yet, then delete what was copied."""
-        return await self._each(self._rename, pairs, seconds=None)
+        done = await self._each(self._copy, pairs, seconds=None)
+        copied = [number for number, fault in enumerate(done) if fault is None]
+        for number, fault in zip(copied, await self.delete([pairs[number][0] for number in copied]), strict=True):
+            done[number] = fault
+        return done
 
     def get(self, path: str, start: int = 0, size_bytes: int | None = None) -> AsyncGenerator[memoryview, None]:
         """Read an object or a part of it."""
@@ -152,7 +156,7 @@ class S3Protocol:
 
         return told
 
-    async def _rename(self, pair: tuple[str, str]) -> None:
+    async def _copy(self, pair: tuple[str, str]) -> None:
         source, target = pair
         found, there = await self._each(self._stat, pair)
         if not isinstance(found, Entry):
@@ -163,9 +167,6 @@ class S3Protocol:
             raise there
         async with self._store.asking():
             await copy(self._store, source, target, found.size_bytes)
-        (fault,) = await self._delete([source])
-        if fault is not None:
-            raise fault
 
     async def _delete(self, paths: Sequence[str]) -> list[ProtocolFault | None]:
         keys = [self._store.bucket.key(path) for path in paths]

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig
 
 _RETRIES: Final = 2
+_KEYS_SECONDS: Final = 1.0
 # Of a whole request, which may be a large file: what limits it is silence.
 _DAY: Final = timedelta(days=1)
 
@@ -37,6 +39,7 @@ class Store:
         self.settings = settings
         self._credential = credential
         self._keys: Keys | None = None
+        self._good_until = 0.0
         self._objects: S3Store | None = None
         self._client: Any = None
         self._stack = AsyncExitStack()
@@ -64,7 +67,11 @@ class Store:
         await stack.aclose()
 
     async def _renewed(self) -> None:
-        keys = await asyncio.to_thread(self._current) if self._credential is not None else None
+        """Read the keys again after a moment."""
+        if self._credential is None or self._good_until > time.monotonic():
+            return
+        keys = await asyncio.to_thread(self._current)
+        self._good_until = time.monotonic() + _KEYS_SECONDS
         if keys != self._keys:
             # Who works with the old client ends with it.
             self._objects = self._client = None
@@ -160,7 +167,11 @@ class Store:
         try:
             yield
         except ERRORS as error:
-            raise fault_of(error) from error
+            fault = fault_of(error)
+            if fault.problem is Problem.CREDENTIAL:
+                # There may be better ones meanwhile.
+                self._good_until = 0.0
+            raise fault from error
 
 
 @cache

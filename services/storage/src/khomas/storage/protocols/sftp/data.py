@@ -8,6 +8,7 @@ from typing import Any, Final, TypeAlias
 
 import asyncssh
 
+from khomas.storage.protocols.blocks import as_bytes
 from khomas.storage.protocols.interface import Problem, ProtocolFault
 
 File: TypeAlias = asyncssh.SFTPClientFile
@@ -96,8 +97,7 @@ class Writing:
         for start in range(0, len(block), self._size):
             while len(self._sent) >= self._most:
                 await self._answer()
-            # A copy: the block is filled anew while this is on its way.
-            data = bytes(block[start : start + self._size])
+            data = as_bytes(block[start : start + self._size])
             self._sent.append(asyncio.create_task(self._file.write(data, self.sent_bytes)))
             self.sent_bytes += len(data)
 

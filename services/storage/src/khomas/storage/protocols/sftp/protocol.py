@@ -33,6 +33,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _PAGE: Final = 1000
+# Of a larger file it is asked before whether there is room; of others it is found out soon enough.
+_SMALL: Final = 4 * 1024 * 1024
 # A flag of statvfs@openssh.com.
 _READ_ONLY: Final = 1
 
@@ -107,8 +109,8 @@ class SftpProtocol:
     async def put(self, path: str, blocks: AsyncIterator[memoryview], size_bytes: int) -> None:
         """Write with many requests on their way."""
         async with self._rooted():
-            room = await self._host.call(self._room)
-            _must_fit(room, size_bytes)
+            if size_bytes > _SMALL:
+                _must_fit(await self._host.call(self._room), size_bytes)
             async with self._host.session(moving=True) as client, self._new_file(client, path) as file:
                 await self._fill(client, file, blocks, size_bytes)
 

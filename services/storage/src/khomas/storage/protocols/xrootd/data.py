@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from XRootD import client
 
+from khomas.storage.protocols.blocks import as_bytes
 from khomas.storage.protocols.interface import Problem, ProtocolFault
 from khomas.storage.protocols.xrootd.library import Start, call
 
@@ -126,8 +127,7 @@ class Writing:
         for start in range(0, len(block), _PIECE):
             while len(self._sent) >= _AT_ONCE:
                 await self._answer()
-            # A copy: the block is filled anew while this is on its way.
-            data = bytes(block[start : start + _PIECE])
+            data = as_bytes(block[start : start + _PIECE])
             self._sent.append(self._file.write(data, self._position))
             self._position += len(data)
 
