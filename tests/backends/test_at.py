@@ -1,6 +1,8 @@
 """at: the conformance suite on a real atd, and what is its own."""
 
+import asyncio
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from khomas.scheduler.conformance import BackendConformance, OpenBackend, job, s
 from tests.backends.conftest import shared_folder
 from tests.testbeds import at as at_bed
 from tests.testbeds.at import At
+from tests.testbeds.processes import until
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +57,22 @@ class TestAt(BackendConformance):
         # It looks at its queue once a minute when nobody wakes it.
         await self.run(backend, job("true"))
         assert (await self.ended(backend, native_id)).state == State.SUCCEEDED
+
+    async def test_job_that_the_daemon_forgets_while_it_waits_for_a_slot_is_not_called_absent(
+        self, backend: Backend, at: At, settings: AtSettings
+    ) -> None:
+        running = await self.submitted(backend, [job("sleep", "60") for _ in range(settings.slots)])
+        for native_id in running:
+            await self.wait_for(backend, native_id, State.RUNNING)
+        item = shell("echo forgotten")
+        [waiting] = await self.submitted(backend, [item])
+        await asyncio.to_thread(until, (settings.spool / "batches" / item.token / "process").exists, 30, "its script")
+        # What atd does itself on a busy machine, when a job is still being started a minute after it was due.
+        [lock] = [path for path in (at.folder / "atjobs").glob("=*") if int(path.name[1:6], 16) == int(waiting)]
+        lock.unlink()
+        for _ in range(3):
+            looks = [await self.look(backend, one) for one in (waiting, running[0])]
+            assert [one.state for one in looks] == [State.QUEUED, State.RUNNING]
+            await asyncio.sleep(settings.settle_seconds / 2)
+        await backend.cancel(running, timedelta(seconds=1))
+        assert (await self.ended(backend, waiting)).state == State.SUCCEEDED

@@ -9,7 +9,7 @@ asked may die at any time, nothing is handed over twice. What a submission costs
 places/TOKEN   the name of the submission that a job went with; making it is what hands a job over once. Those of one
                submission are links to one file, because a link is ten times cheaper than a file
 batches/ID/    name, tokens (one a line, in the order of elements), manifests (a line each), offsets (where those begin,
-               16 bytes each), script, native (what the batch system calls it)
+               16 bytes each), script, native (what the batch system calls it), process (who waits for a slot)
 natives/NATIVE the batch of a native id
 jobs/TOKEN/    a job folder as khomas_job.py wants it: made by that on the node, where the job begins, or from here
                to cancel it before; a job whose place is gone or names another submission never begins
@@ -367,8 +367,19 @@ class Spool:
         folder = self.path("jobs", token)
         started = read_json(os.path.join(folder, "started"))
         if started is None:
-            return {"there": bool(self.batch_of(token)), "started": None, "lives": False}
+            batch = self.batch_of(token)
+            return {"there": bool(batch), "started": None, "lives": bool(batch) and self.waits(batch)}
         return {"there": True, "started": started, "lives": lives(started)}
+
+    def waits(self, batch: str) -> bool:
+        """Whether the script of a job by itself has begun and is still there."""
+        try:
+            with open(self.path("batches", batch) + "/process", "rb") as stream:
+                boot, _, stat = stream.read().partition(b" ")
+            pid, ticks = int(stat.split()[0]), int(stat.rpartition(b")")[2].split()[19])
+        except (OSError, ValueError, IndexError):
+            return False
+        return lives({"boot": boot.decode(), "pid": pid, "ticks": ticks})
 
     def peek(self, request: Record) -> Record:
         """Read a piece of a log."""

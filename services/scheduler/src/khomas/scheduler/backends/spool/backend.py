@@ -18,6 +18,7 @@ from khomas.scheduler.backends.interface import (
     PollResult,
     RenderedScript,
     Seen,
+    State,
     SubmitItem,
     SubmitOutcome,
     Usage,
@@ -131,10 +132,13 @@ class SpooledBackend:
         processes = answer.get("processes", {})
         natives = {token: native for native, token in self._tokens.items() if token in processes}
         for token, process in processes.items():
-            if process["lives"]:
-                statuses[natives[token]] = running(process["started"])
+            native = natives[token]
+            if process["lives"] and process["started"]:
+                statuses[native] = running(process["started"])
+            elif process["lives"]:
+                statuses.setdefault(native, Status(State.QUEUED, "waiting"))
             elif process["started"]:
-                statuses.pop(natives[token], None)
+                statuses.pop(native, None)
         return statuses, True
 
     async def _judge(self, missing: Sequence[Look], looks: dict[str, Look]) -> bool:

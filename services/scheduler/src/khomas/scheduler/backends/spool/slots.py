@@ -1,7 +1,16 @@
-"""Jobs on a host without a batch system: each waits for one of a few slots, which are locks on files."""
+"""Jobs on a host without a batch system: each waits for one of a few slots, which are locks on files.
+
+A waiting job leaves word who it is. atd on a busy machine loses jobs that it has started out of its queue (a lock older
+than a minute is removed while its job is being started), and what runs the job keeps the process of what waited.
+"""
 
 # Takes a free slot, else waits in front of one after the other. The lock stays with the job until its end.
-_WAIT = """mkdir -p "@SPOOL@/slots"
+_WAIT = """{{
+  read -r boot < /proc/sys/kernel/random/boot_id
+  read -r process < "/proc/$$/stat"
+  echo "$boot $process" > "@FOLDER@/process"
+}} 2> /dev/null
+mkdir -p "@SPOOL@/slots"
 slot=0
 while [ "$slot" -lt {slots} ]; do
   exec 9> "@SPOOL@/slots/$slot"

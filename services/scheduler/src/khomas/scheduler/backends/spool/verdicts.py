@@ -43,7 +43,7 @@ def _unrecorded(look: Look, settled: bool) -> Observation:
     if look.cancelled and (settled or look.started is None):
         return _recorded(look, _written(look, "CANCELLED", "USER_CANCELLED", "cancelled; it left no record"))
     if status is None:
-        return _vanished(look)
+        return _vanished(look, settled)
     if not settled:
         return _present(look, status, State.RUNNING)
     if status.reason:
@@ -51,10 +51,11 @@ def _unrecorded(look: Look, settled: bool) -> Observation:
     return _present(look, status, status.state)
 
 
-def _vanished(look: Look) -> Observation:
-    """A job that the batch system does not have; one that was cancelled may still be writing its record."""
-    if look.cancelled:
-        return Observation(look.token, look.native_id, Seen.PRESENT, State.RUNNING, "ending")
+def _vanished(look: Look, settled: bool) -> Observation:
+    """A job that the batch system does not have; it may be about to begin, or to write its record."""
+    if look.cancelled or (look.there and not settled):
+        state = State.QUEUED if look.started is None else State.RUNNING
+        return Observation(look.token, look.native_id, Seen.PRESENT, state, "missed")
     return Observation(look.token, look.native_id, Seen.ABSENT)
 
 
