@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from khomas.scheduler.wrapper import JOB_WRAPPER
+from khomas.scheduler.wrapper import JOB_WRAPPER, STARTER
 from khomas.scheduler.wrapper.khomas_spool import Spool
 
 
@@ -31,7 +31,7 @@ def _submit(spool: Path, batch: str, tokens: Sequence[str], take_over: Sequence[
 
 def _begin(spool: Path, batch: str, index: int) -> int:
     """What a node does; exit code 3 = there is nothing to run."""
-    argv = [sys.executable, "-E", "-s", str(JOB_WRAPPER), "element", str(spool), batch, str(index)]
+    argv = [sys.executable, "-E", "-s", str(STARTER), JOB_WRAPPER.stem, "element", str(spool), batch, str(index)]
     return subprocess.run(argv, check=False, stderr=subprocess.DEVNULL, timeout=30).returncode
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+STARTER = Path(__file__).with_name("khomas_begin.py")
 JOB_WRAPPER = Path(__file__).with_name("khomas_job.py")
 LOCAL_RUNNER = Path(__file__).with_name("khomas_runner.py")
 SPOOL_KEEPER = Path(__file__).with_name("khomas_spool.py")

@@ -23,21 +23,16 @@ import base64
 import contextlib
 import errno
 import functools
-import glob
-import hashlib
 import json
 import os
 import pwd
 import re
 import resource
 import select
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-import traceback
 import zlib
 from typing import Any, BinaryIO, Dict, Iterator, List, Optional, Tuple
 
@@ -175,7 +170,7 @@ def identity(pid: int) -> Record:
     return {"pid": pid, "ticks": process_state(pid)[1], "boot": boot_id()}
 
 
-HOST = socket.gethostname()
+HOST = os.uname().nodename
 
 
 def exit_record(manifest: Record, state: str, reason: str, message: str) -> Record:
@@ -704,6 +699,8 @@ def fits_hdus(path: str) -> Iterator[Tuple[str, Dict[str, Any], int]]:
 
 def check_fits(path: str, contract: Record, cards: List[str]) -> Record:
     """Content digest, HDUs and wanted cards of a FITS file that keeps its contract."""
+    import hashlib
+
     digest, hdus, found = hashlib.sha256(), [], {}  # type: Any, List[Record], Record
     for name, header, total in fits_hdus(path):
         digest.update(("%s:%d\n" % (name, total)).encode())
@@ -730,6 +727,8 @@ def matches(job: "Job", pattern: str, taken: List[str]) -> List[str]:
     """Files of the payload that match, without inputs and without those that an earlier output took."""
     if os.path.isabs(pattern) or ".." in pattern.split("/"):
         raise Failure("APP_CHECK_FAILED", "the output pattern %r leads out of the work directory" % pattern)
+    import glob
+
     paths = sorted(glob.glob(os.path.join(glob.escape(job.work), pattern), recursive=True))
     names = [os.path.relpath(path, job.work) for path in paths if os.path.isfile(path)]
     inputs = {os.path.normpath(entry["path"]) for entry in job.manifest.get("inputs", [])}
@@ -737,6 +736,8 @@ def matches(job: "Job", pattern: str, taken: List[str]) -> List[str]:
 
 
 def checksums(path: str) -> Record:
+    import hashlib
+
     adler, sha, size = 1, hashlib.sha256(), 0
     with open(path, "rb") as stream:
         for piece in iter(lambda: stream.read(MIB), b""):
@@ -814,6 +815,8 @@ def stage_out(job: "Job", found: List[Record]) -> None:
             target = os.path.join(job.folder, record["location"])
             os.makedirs(os.path.dirname(target), exist_ok=True)
             if os.path.islink(path):
+                import shutil
+
                 shutil.copyfile(path, target)
             else:
                 os.rename(path, target)
@@ -1046,6 +1049,8 @@ class Job:
             for folder in (self.work, self.tmp):
                 for entry in list(os.scandir(folder)):
                     if entry.is_dir(follow_symlinks=False):
+                        import shutil
+
                         shutil.rmtree(entry.path, ignore_errors=True)
                     else:
                         os.unlink(entry.path)
@@ -1086,6 +1091,8 @@ def verdict_of(error: Optional[BaseException]) -> Tuple[str, str, str]:
         return "FAILED", error.reason, error.message
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "FAILED", "DATA_SPACE", "no space left on %s: %s" % (HOST, error)
+    import traceback
+
     lines = traceback.format_exception(type(error), error, error.__traceback__)
     return "FAILED", "INFRA_ENVIRONMENT", "the wrapper failed: " + "".join(lines)[-2000:]
 

@@ -2,8 +2,8 @@
 # Runs on Python 3.6 and newer with the standard library alone.
 """Run jobs of a pool on a node, one after the other, inside one job of the batch system.
 
-`python3 khomas_pilot.py SPOOL PILOT JOB_WRAPPER LOCAL_RUNNER --cpu-milli N --memory-bytes N --wall-seconds S
---idle-seconds S`; what is in the spool is described in khomas_pool.py.
+`python3 khomas_pilot.py SPOOL PILOT --cpu-milli N --memory-bytes N --wall-seconds S --idle-seconds S`; what is in the
+spool is described in khomas_pool.py.
 
 It tests the node and itself, and takes nothing when the test fails. Then it leases jobs that fit by renaming them
 into its folder, and runs them in children that do not start another interpreter. It looks for cancel markers every
@@ -14,7 +14,6 @@ time, and ends when nothing in the pool fits into it.
 import argparse
 import contextlib
 import gc
-import importlib.util
 import os
 import random
 import select
@@ -26,6 +25,9 @@ from typing import TYPE_CHECKING, Any, Dict, List, Set
 
 if TYPE_CHECKING:
     from khomas.scheduler.wrapper import khomas_job, khomas_runner
+else:
+    import khomas_job
+    import khomas_runner
 
 BEAT_SECONDS = 3.0
 LOOK_SECONDS = 0.25
@@ -42,17 +44,6 @@ LEAST_DISK_BYTES = 64 << 20
 PILOT_ABORTED = 410
 # What is left of the wall time when the last jobs are taken, so that they can be killed and tell of it.
 DRAIN_SECONDS = 60.0
-
-
-def load(name: str, path: str) -> Any:
-    """Import a program whose file is named by its content."""
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 class Entry:
@@ -317,16 +308,13 @@ class Pilot:
 
 def main(arguments: List[str]) -> int:
     parser = argparse.ArgumentParser(description="Run jobs of a pool on this node.")
-    for name in ("spool", "pilot", "wrapper", "runner"):
-        parser.add_argument(name)
+    parser.add_argument("spool")
+    parser.add_argument("pilot")
     parser.add_argument("--cpu-milli", type=int, required=True)
     parser.add_argument("--memory-bytes", type=int, default=0)
     parser.add_argument("--wall-seconds", type=float, required=True)
     parser.add_argument("--idle-seconds", type=float, required=True)
     options = parser.parse_args(arguments)
-    global khomas_job, khomas_runner  # noqa: PLW0603  they are programs beside this one, named by their content
-    khomas_job = load("khomas_job", options.wrapper)
-    khomas_runner = load("khomas_runner", options.runner)
     pilot = Pilot(options)
     failure = failure_of(pilot.spool, pilot.folder, os.getcwd())
     if failure:

@@ -34,7 +34,10 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Set
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import ctypes  # noqa: F401  what the wrapper imports late: here once, not once a job
+import glob  # noqa: F401
 import gzip  # noqa: F401
+import hashlib  # noqa: F401
+import shutil  # noqa: F401
 import urllib.request  # noqa: F401
 
 if TYPE_CHECKING:

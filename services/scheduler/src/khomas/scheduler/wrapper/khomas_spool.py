@@ -23,13 +23,11 @@ import itertools
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Dict, List, Optional, Set
 
 AT_ONCE = 8
@@ -188,12 +186,12 @@ class Spool:
             parts = [(job["token"], [job]) for job in batch["jobs"]]
         else:
             parts = [(batch["batch"], batch["jobs"])]
-        with ThreadPoolExecutor(min(WRITTEN_AT_ONCE, len(parts))) as pool:
-            written = list(pool.map(lambda part: self.write_down(part[0], part[1], taken, batch["script"]), parts))
+        written = in_threads(
+            lambda part: self.write_down(part[0], part[1], taken, batch["script"]), parts, WRITTEN_AT_ONCE
+        )
         sync(self.path("places"))
         orders = [(name, fresh) for (name, _), fresh in zip(parts, written) if fresh]
-        with ThreadPoolExecutor(min(AT_ONCE, len(orders) or 1)) as pool:
-            done = list(pool.map(lambda order: self.hand_over(batch, order[0], order[1], request), orders))
+        done = in_threads(lambda order: self.hand_over(batch, order[0], order[1], request), orders, AT_ONCE)
         fresh = [token for tokens in written for token in tokens]
         known = {job["token"] for job in batch["jobs"]}.difference(fresh)
         return {
@@ -263,7 +261,7 @@ class Spool:
         if refused or command.get("unstarted"):
             for token in fresh:
                 remove(self.path("places", token))
-            shutil.rmtree(self.path("batches", name), ignore_errors=True)
+            delete(self.path("batches", name))
         return {"native": None, "refused": bool(refused or command.get("unstarted")), "command": command}
 
     def command(self, argv: List[str], helper: Optional[List[str]], request: Record) -> Record:
@@ -447,7 +445,7 @@ class Spool:
         if batch and not gone and self.record(token) is None:
             return None
         remove(self.path("places", token))  # first: from here on nobody begins it
-        shutil.rmtree(self.path("jobs", token), ignore_errors=True)
+        delete(self.path("jobs", token))
         remove(self.path("ended", token))
         return batch
 
@@ -458,7 +456,7 @@ class Spool:
         native = read_json(self.path("batches", batch) + "/native")
         if native is not None:
             remove(self.path("natives", native["native"]))
-        shutil.rmtree(self.path("batches", batch), ignore_errors=True)
+        delete(self.path("batches", batch))
 
     def commands(self, request: Record) -> Record:
         """Run commands of the batch system, one after the other."""
@@ -477,12 +475,25 @@ def remove(path: str) -> None:
         os.unlink(path)
 
 
+def in_threads(do: Callable[[Any], Any], what: List[Any], width: int) -> List[Any]:
+    """Do something with each, some at the same time."""
+    from concurrent.futures import ThreadPoolExecutor  # a look at jobs starts quicker without it
+
+    with ThreadPoolExecutor(min(width, len(what)) or 1) as pool:
+        return list(pool.map(do, what))
+
+
 def at_once(tokens: List[str], do: Callable[[str], Any]) -> Dict[str, Any]:
     """Do something for many jobs, some at the same time: a folder on a network takes its time with each."""
     parts = [tokens[start::WRITTEN_AT_ONCE] for start in range(min(WRITTEN_AT_ONCE, len(tokens)))]
-    with ThreadPoolExecutor(len(parts) or 1) as pool:
-        done = pool.map(lambda part: {token: do(token) for token in part}, parts)
-        return {token: answer for some in done for token, answer in some.items()}
+    done = in_threads(lambda part: {token: do(token) for token in part}, parts, WRITTEN_AT_ONCE)
+    return {token: answer for some in done for token, answer in some.items()}
+
+
+def delete(folder: str) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def fill(text: str, values: Dict[str, str]) -> str:
@@ -507,7 +518,9 @@ def lives(started: Record) -> bool:
 OPERATIONS = ("submit", "find", "adopt", "tokens", "look", "judge", "peek", "cancel", "purge", "commands")
 
 
-def main() -> int:
+def main(arguments: List[str]) -> int:
+    if arguments:
+        raise ValueError("the request is read from stdin")
     request = json.load(sys.stdin)
     if request["op"] not in OPERATIONS:
         raise ValueError("no such operation: %r" % request["op"])
@@ -517,4 +530,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -8,8 +8,9 @@ from khomas.scheduler.backends.interface import SubmitItem, SubmitOutcome, Submi
 from khomas.scheduler.backends.spool.dialect import Dialect, Needs, answer_of, names, needs_of
 from khomas.scheduler.backends.spool.hosts import Keeper
 from khomas.scheduler.backends.spool.settings import SpoolSettings
+from khomas.scheduler.wrapper import JOB_WRAPPER
 
-_RUNS = """exec {python} -E -s "{wrapper}" element "@SPOOL@" "@BATCH@" "$KHOMAS_INDEX"
+_RUNS = """exec {wrapper} element "@SPOOL@" "@BATCH@" "$KHOMAS_INDEX"
 """
 
 
@@ -117,7 +118,7 @@ class Handover:
         ]
 
     def _batch(self, needs: Needs, items: Sequence[SubmitItem], take_over: Sequence[str]) -> dict[str, Any]:
-        runs = _RUNS.format(python=self._settings.node_python, wrapper=self._keeper.wrapper)
+        runs = _RUNS.format(wrapper=" ".join(self._keeper.command(self._settings.node_python, JOB_WRAPPER)))
         how = self._dialect.submission(needs, runs)
         jobs = [{"token": item.token, "manifest": manifest(item, self._settings)} for item in items]
         return {

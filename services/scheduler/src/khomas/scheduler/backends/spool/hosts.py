@@ -16,11 +16,11 @@ from typing import Any, Protocol
 
 from khomas.scheduler.backends import commands
 from khomas.scheduler.backends.commands import CommandFailedError
-from khomas.scheduler.wrapper import JOB_WRAPPER, LOCAL_RUNNER, PILOT, POOL_KEEPER, SPOOL_KEEPER
+from khomas.scheduler.wrapper import JOB_WRAPPER, LOCAL_RUNNER, PILOT, POOL_KEEPER, SPOOL_KEEPER, STARTER
 
 # Beyond the deadline of the batch system's own commands, for the start of the keeper and the way there.
 _MARGIN_SECONDS = 15.0
-_PROGRAMS = (JOB_WRAPPER, SPOOL_KEEPER, POOL_KEEPER, PILOT, LOCAL_RUNNER)
+_PROGRAMS = (STARTER, JOB_WRAPPER, SPOOL_KEEPER, POOL_KEEPER, PILOT, LOCAL_RUNNER)
 _KEPT = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "XDG_RUNTIME_DIR")
 
 
@@ -83,7 +83,7 @@ def _install(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 class Keeper:
-    """Speaks to the spool keeper on a host; installs it there with the job wrapper, named by their content."""
+    """Speaks to the spool keeper on a host; brings it and the others there, into a folder named by their content."""
 
     def __init__(self, host: Host, spool: str, env: Mapping[str, str], seconds: float) -> None:
         self.host = host
@@ -92,17 +92,20 @@ class Keeper:
         self._seconds = seconds
         self._ready = False
 
+    def command(self, python: str, program: Path) -> list[str]:
+        """How a program is started that was brought to the host."""
+        return [python, "-E", "-s", f"{self._programs}/{STARTER.name}", program.stem]
+
     @property
-    def wrapper(self) -> str:
-        """Path of the job wrapper on the host."""
-        return installed(self.spool, JOB_WRAPPER)
+    def _programs(self) -> str:
+        return f"{self.spool}/bin/{_release()}"
 
     async def ask(self, op: str, *, commands_each: int = 1, **request: Any) -> dict[str, Any]:
         """Ask for one operation. Raises `CommandFailedError` when its outcome is not known."""
         await self._install()
         content = {"op": op, "spool": self.spool, "env": self._env, "seconds": self._seconds, **request}
         seconds = self._seconds * max(1, commands_each) + _MARGIN_SECONDS
-        argv = [self.host.python, "-E", "-s", installed(self.spool, SPOOL_KEEPER)]
+        argv = self.command(self.host.python, SPOOL_KEEPER)
         try:
             result = await self.host.run(argv, json.dumps(content).encode(), seconds)
         except FileNotFoundError as error:  # the spool was deleted under our feet
@@ -119,8 +122,7 @@ class Keeper:
 
     async def _install(self) -> None:
         if not self._ready:
-            files = {Path(installed(self.spool, one)).name: _content(one) for one in _PROGRAMS}
-            await self.host.install(f"{self.spool}/bin", files)
+            await self.host.install(self._programs, _contents())
             self._ready = True
 
 
@@ -130,13 +132,12 @@ def _note(ran: Sequence[Mapping[str, Any]]) -> None:
         commands.note(one["argv"], one.get("status", one["exit_code"]), one["stderr"], began, one.get("seconds", 0.0))
 
 
-def installed(spool: str, program: Path) -> str:
-    """Path on the host of a program that the keeper brings there, named by its content."""
-    digest = hashlib.sha256(_content(program)).hexdigest()[:12]
-    return f"{spool}/bin/{program.stem}-{digest}.py"
+@functools.cache
+def _contents() -> dict[str, bytes]:
+    """What is called must be what was brought there, also when this package is replaced meanwhile."""
+    return {program.name: program.read_bytes() for program in _PROGRAMS}
 
 
 @functools.cache
-def _content(program: Path) -> bytes:
-    """What is called must be what was brought there, also when this package is replaced meanwhile."""
-    return program.read_bytes()
+def _release() -> str:
+    return hashlib.sha256(b"".join(_contents().values())).hexdigest()[:12]

@@ -22,9 +22,9 @@ from khomas.scheduler.backends.spool.dialect import (
     needs_of,
 )
 from khomas.scheduler.backends.spool.handover import Handover
-from khomas.scheduler.backends.spool.hosts import Keeper, installed
+from khomas.scheduler.backends.spool.hosts import Keeper
 from khomas.scheduler.backends.spool.settings import PilotSettings
-from khomas.scheduler.wrapper import LOCAL_RUNNER, PILOT, POOL_KEEPER
+from khomas.scheduler.wrapper import PILOT, POOL_KEEPER
 
 log = logging.getLogger(__name__)
 
@@ -242,7 +242,7 @@ class Pilots:
     """Submits as many pilots as the waiting jobs need, and buries those that are gone."""
 
     def __init__(self, keeper: Keeper, settings: PilotSettings, dialect: Dialect) -> None:
-        pool = [keeper.host.python, "-E", "-s", installed(keeper.spool, POOL_KEEPER)]
+        pool = keeper.command(keeper.host.python, POOL_KEEPER)
         self.dialect = PilotDialect(dialect, settings, pool)
         self._keeper = keeper
         self._settings = settings
@@ -340,14 +340,13 @@ class Pilots:
             await self._order("bury", *[one.token for one in refused])
 
     def _item(self, name: str, size: Mapping[str, Any]) -> SubmitItem:
-        settings, spool = self._settings, self._keeper.spool
-        programs = [installed(spool, PILOT), spool, name, self._keeper.wrapper, installed(spool, LOCAL_RUNNER)]
+        settings = self._settings
         options = {"cpu-milli": size["cpu_milli"], "memory-bytes": size["memory_bytes"]}
         options |= {"wall-seconds": size["wall_s"], "idle-seconds": settings.pilot_idle_s}
         words = [word for option, value in options.items() for word in (f"--{option}", str(value))]
         resources = {"cpu_milli": size["cpu_milli"], "wall_time_s": size["wall_s"] + _END_SECONDS}
         resources |= {"memory_bytes": size["memory_bytes"] + _OWN_BYTES} if size["sums_memory"] else {}
-        command = [settings.node_python, "-E", "-s", *programs, *words]
+        command = [*self._keeper.command(settings.node_python, PILOT), self._keeper.spool, name, *words]
         manifest = {"command": command, "job": "pilot", "resources": resources, "kill_grace_s": _END_SECONDS}
         manifest["inherit_env"] = True
         return SubmitItem(name, manifest, queue=settings.pilot_queue, native=settings.pilot_native)
