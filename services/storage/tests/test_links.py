@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import grpc
 import pytest
+from sqlalchemy import update
 
 from khomas.api.catalog.v1 import file_pb2
 from khomas.api.storage.v1 import link_pb2, storage_element_pb2, transfer_pb2
@@ -17,9 +18,11 @@ from khomas.api.storage.v1 import link_service_pb2 as links_pb
 from khomas.api.storage.v1 import storage_service_pb2 as pb
 from khomas.api.storage.v1.link_service_pb2_grpc import LinkServiceStub
 from khomas.kit.boundary.status import reason_of
+from khomas.storage import tables
 from khomas.storage.elements.elements import Element
 from khomas.storage.links.choosing import nearest
-from khomas.storage.links.measures import Measure
+from khomas.storage.links.measures import Measure, Measures, Streams
+from khomas.storage.links.rates import Rates
 from khomas.storage.testing import Storage, until
 
 Transfer = transfer_pb2.Transfer
@@ -135,6 +138,41 @@ async def test_bounded_rate_is_what_holds_a_transfer_up(storage: Storage, disk: 
     (attempt,) = transfer.attempts
     assert transfer.state == Transfer.STATE_SUCCEEDED
     assert attempt.elapsed.ToSeconds() >= 3
+
+
+async def test_bounded_rate_is_divided_among_the_processes_that_move_on_these_links(
+    storage: Storage, disk: Disk
+) -> None:
+    await disk("mirror")
+    await disk("other")
+    for name in ("first", "second", "elsewhere"):
+        await storage.store(f"/hess/{name}", os.urandom(8 * MIB))
+    await moved(
+        storage,
+        Transfer(file="/hess/first", destination="mirror"),
+        Transfer(file="/hess/elsewhere", destination="other"),
+    )
+    await limit(storage, destination="mirror", max_rate=6 * MIB)
+    parts = storage.parts
+    rates = Rates(parts.database, Measures(parts.database, Streams(2, 8)), "another process")
+    elements = await parts.elements.all()
+
+    async def pause_of(size_bytes: int) -> float:
+        """How long a stream to this link has to wait for the next piece when it has just sent one."""
+        await rates.refresh(elements)
+        throttle = rates.throttle("local", "mirror")
+        await throttle(size_bytes)
+        return throttle.seconds
+
+    alone = await pause_of(6 * MIB)
+    async with parts.database.write() as connection:
+        running = {"state": Transfer.STATE_RUNNING, "lease_owner": "a process"}
+        await connection.execute(update(tables.transfer).values(running))
+    together = await pause_of(3 * MIB)
+
+    # Half of its bytes take as long: the other one, on the same link, has its half too.
+    assert 0.4 < alone < 0.6
+    assert 0.9 < together < 1.1
 
 
 async def test_attempt_tells_by_whom_and_how_it_went(storage: Storage, disk: Disk) -> None:

@@ -13,15 +13,24 @@ class Bucket:
     """The bytes that may go now. Who takes more than there is has to wait until the debt is paid."""
 
     def __init__(self, rate: float, now: float) -> None:
-        self.rate = rate
+        self._rate = rate
         self._level = rate * _BURST_SECONDS
         self._time = now
 
     def take(self, size_bytes: int, now: float) -> float:
         """Take bytes and return for how many seconds to wait before they go."""
-        self._level = min(self.rate * _BURST_SECONDS, self._level + (now - self._time) * self.rate) - size_bytes
+        self._fill(now)
+        self._level -= size_bytes
+        return max(0.0, -self._level / self._rate)
+
+    def set_rate(self, rate: float, now: float) -> None:
+        """Fill at another rate from now on."""
+        self._fill(now)
+        self._rate = rate
+
+    def _fill(self, now: float) -> None:
+        self._level = min(self._rate * _BURST_SECONDS, self._level + (now - self._time) * self._rate)
         self._time = now
-        return max(0.0, -self._level / self.rate)
 
 
 class Throttle:

@@ -16,8 +16,8 @@ from khomas.storage.catalog import Catalog
 from khomas.storage.elements.elements import Element, Elements, Protocols
 from khomas.storage.executors.outside import Outside
 from khomas.storage.landing import Landings
-from khomas.storage.links.bucket import Bucket, Throttle
 from khomas.storage.links.measures import Measures
+from khomas.storage.links.rates import Rates
 from khomas.storage.recalls.online import Online
 from khomas.storage.transfers.announcing import Announcing
 from khomas.storage.transfers.attempts import Attempt, plan
@@ -44,6 +44,7 @@ class Mover:
         elements: Elements,
         protocols: Protocols,
         measures: Measures,
+        rates: Rates,
         outside: Outside,
         online: Online,
         *,
@@ -56,15 +57,14 @@ class Mover:
         self._elements = elements
         self._protocols = protocols
         self._measures = measures
+        self._rates = rates
         self._outside = outside
         self._online = online
         self._workers = workers
         self._poll = poll.total_seconds()
         self._renewal = lease.total_seconds() / 3
-        self._moving = Moving(queue, protocols, Landings(), self._throttle)
+        self._moving = Moving(queue, protocols, Landings(), rates.throttle)
         self._announcing = Announcing(catalog, elements, protocols)
-        self._buckets: dict[tuple[str, str], Bucket] = {}
-        self._limits: Mapping[tuple[str, str], Sequence[tuple[str, str]]] = {}
         self._attempts: dict[str, Attempt] = {}
         self._streams = 0
         self._outcomes: asyncio.Queue[Outcome] = asyncio.Queue()
@@ -113,7 +113,7 @@ class Mover:
 
     async def _plan(self, attempts: Sequence[Attempt], elements: Mapping[str, Element]) -> None:
         failed = await self._queue.failed_sources([one.uid for one in attempts if one.row["attempt"] > 1])
-        await self._set_bounds(elements)
+        await self._rates.refresh(elements)
         try:
             results = await self._catalog.files([f"files/{one.row['file_uid']}" for one in attempts])
         except (DomainError, grpc.aio.AioRpcError) as error:
@@ -174,25 +174,6 @@ class Mover:
             ended = one.ended or (one.end(pb.TRANSFER_REASON_TRANSIENT, message) if lost else one.end())
             self._outcomes.put_nowait(replace(ended, stream_seconds=seconds))
 
-    async def _set_bounds(self, elements: Mapping[str, Element]) -> None:
-        """Make what throttles streams what operators have set."""
-        bounds = {(one.source, one.destination): one for one in await self._measures.limits() if one.max_rate}
-        sites = {one.id: one.site for one in elements.values()}
-        for key, limit in bounds.items():
-            if key not in self._buckets or self._buckets[key].rate != limit.max_rate:
-                self._buckets[key] = Bucket(float(limit.max_rate), time.monotonic())
-        for key in self._buckets.keys() - bounds.keys():
-            del self._buckets[key]
-        self._limits = {
-            (source, destination): [key for key, limit in bounds.items() if limit.matches(source, destination, sites)]
-            for source in (elements if bounds else ())
-            for destination in elements
-        }
-
-    def _throttle(self, source: str, destination: str) -> Throttle:
-        keys = self._limits.get((source, destination), ())
-        return Throttle([self._buckets[key] for key in keys if key in self._buckets])
-
     async def _wait(self) -> None:
         try:
             async with asyncio.timeout(self._poll):
@@ -243,6 +224,8 @@ class Mover:
             if moved:
                 with _enduring("tell"):
                     await self._queue.note_progress(moved)
+                    # Others may have come to the same links, or left them.
+                    await self._rates.refresh(await self._elements.all())
             told = now
 
 

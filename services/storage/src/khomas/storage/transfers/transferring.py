@@ -13,6 +13,7 @@ from khomas.storage.elements.elements import Elements, Protocols
 from khomas.storage.executors.opening import open_all, routes_of
 from khomas.storage.executors.outside import Outside
 from khomas.storage.links.measures import Measures, Streams
+from khomas.storage.links.rates import Rates
 from khomas.storage.links.servicer import LinkServicer
 from khomas.storage.recalls.online import Online
 from khomas.storage.reconciling.looking import Looking
@@ -61,6 +62,7 @@ class Transferring:
             elements,
             protocols,
             measures,
+            Rates(database, measures, owner),
             outside,
             online,
             workers=settings.transfer_workers,

@@ -112,7 +112,7 @@ class LinkLimit(_message.Message):
     max_streams: _builtins.int
     """Most streams at once. 0 = no bound."""
     max_rate: _builtins.int
-    """Most bytes a second through each process that moves them. 0 = no bound."""
+    """Most bytes a second through all processes of the service together. 0 = no bound."""
     def __init__(
         self,
         *,
