@@ -7,7 +7,6 @@ A-REX listens on every address and cannot be told otherwise, hence the namespace
 import os
 import pwd
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -216,10 +215,7 @@ def _installed(version: int) -> Path:
     if version < 7:
         install.debian(*_PACKAGES)
         return Path("/")
-    root = install.trixie()
-    # The package makes a certificate for this host when it is installed, and has to find its name.
-    shutil.copy("/etc/hosts", root / "etc/hosts")
-    install.trixie(*_PACKAGES, "python3")
+    root = install.trixie(*_PACKAGES, "python3")
     _know(root, unprivileged())
     return root
 

@@ -55,6 +55,8 @@ def trixie(*packages: str) -> Path:
         if not (root / "etc/khomas-ready").exists():
             _bootstrap(root)
         _mount(root)
+        # Packages make certificates for this host when they are installed, servers bind its name: they have to find it.
+        shutil.copy("/etc/hosts", root / "etc/hosts")
         inside = ("chroot", str(root))
         if packages and _missing(packages, inside):
             _install(packages, inside, root)
