@@ -66,7 +66,7 @@ lint: gen
 
 test: setup
 	tools/test-programs
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile $(TESTS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 # On a real API server, which is built from Debian's source the first time.
 test-kubernetes: setup

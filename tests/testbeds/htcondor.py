@@ -78,6 +78,8 @@ MOUNT_UNDER_SCRATCH =
 MOUNT_PRIVATE_DEV_SHM = False
 STARTER_ALLOW_RUNAS_OWNER = True
 PERIODIC_EXPR_INTERVAL = 5
+# A claim of which the schedd never learned, because it was busy, keeps its slot for six of these (by itself: 300 s).
+ALIVE_INTERVAL = 10
 RUNBENCHMARKS = 0
 MAIL = /bin/true
 DISCARD_SESSION_KEYRING_ON_STARTUP = False
