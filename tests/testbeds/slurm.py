@@ -1,5 +1,6 @@
 """A real Slurm on loopback: a controller, four nodes of four cores, and if wanted accounting and the REST server."""
 
+import contextlib
 import os
 import pwd
 import secrets
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.testbeds import install
-from tests.testbeds.processes import Processes, answers, end, free_ports, until
+from tests.testbeds.processes import NotReadyError, Processes, answers, end, free_ports, until
 from tests.testbeds.users import unprivileged
 
 _PACKAGES = (
@@ -284,12 +285,20 @@ def _start_database(slurm: Slurm) -> None:
 
 
 def _end_jobs(slurm: Slurm) -> None:
-    """Leave no job on the nodes; a controller that a test stopped has none to end."""
-    if "slurmctld" in slurm.servers:
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    """Leave no job on the nodes, nor a step that asks for ever for the controller that it wants to tell of its end."""
+    if "slurmctld" not in slurm.servers:  # a test has stopped it: there is nobody to end them
+        return
+
+    def told(*words: str) -> str:
         env = {**os.environ, **slurm.environment}
-        command = [*slurm.prefix, "scancel", "--signal=KILL", "--full", "--state=RUNNING", "-p", "batch"]
-        subprocess.run(command, check=False, timeout=30, env=env, **quiet)  # type: ignore[call-overload]
+        return subprocess.run(
+            [*slurm.prefix, *words], check=True, timeout=30, env=env, capture_output=True, text=True
+        ).stdout
+
+    with contextlib.suppress(NotReadyError, subprocess.SubprocessError):
+        told("scancel", "--partition=batch", "--state=PENDING")
+        told("scancel", "--partition=batch", "--signal=KILL", "--full", "--state=RUNNING")
+        until(lambda: not told("squeue", "--noheader", "--states=RUNNING,COMPLETING"), 15, "the end of the jobs")
 
 
 if __name__ == "__main__":
