@@ -27,6 +27,7 @@ from tests.performance import (
     transfers,
     waiting,
     wire,
+    wrapper,
 )
 from tests.performance.figures import Figure
 
@@ -52,6 +53,7 @@ def main() -> None:
             "reconciling",
             "transfers",
             "moving",
+            "wrapper",
         ],
         help="one part",
     )
@@ -72,6 +74,7 @@ def main() -> None:
         "pilots": lambda: pilots.measure(1),
         "reconciling": lambda: reconciling.measure(10_000 if arguments.quick else 100_000),
         "transfers": transfers.measure,
+        "wrapper": lambda: wrapper.measure(rounds),
         "moving": lambda: moving.measure(100 if arguments.quick else 1000, size_bytes, min(rounds, 3)),
     }
     figures = []
