@@ -66,6 +66,7 @@ lint: gen
 
 test: setup
 	tools/test-programs
+	$(BIN)/python -m tests.testbeds install
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 # On a real API server, which is built from Debian's source the first time.
@@ -76,6 +77,7 @@ test-kubernetes: setup
 # Every backend and every storage protocol on its own system; the pages about them are written from what the tests say.
 conformance: setup
 	tools/test-programs
+	$(BIN)/python -m tests.testbeds install
 	$(BIN)/pytest services/scheduler/tests/test_local_backend.py tests/backends tests/storage \
 	  --junitxml=.conformance.xml $(TESTS); code=$$?; \
 	  for of in backends storage; do $(BIN)/python -m tests.$$of.reference .conformance.xml || exit; done; exit $$code

@@ -14,7 +14,7 @@ from zlib_ng import zlib_ng
 
 from khomas.storage.conformance import MIB
 from khomas.storage.conformance.content import content
-from tests.testbeds import install
+from tests.testbeds import install, packages
 from tests.testbeds.doors import Doors
 
 _SECONDS = 170.0
@@ -53,7 +53,7 @@ def ran(argv: Sequence[str | Path], env: Mapping[str, str] | None = None) -> str
 
 @pytest.mark.parametrize("suite", list(_CLAIMED))
 def test_litmus_finds_what_is_claimed(doors: Doors, folder: Path, suite: str) -> None:
-    install.debian("litmus")
+    install.debian(*packages.LITMUS)
     done = subprocess.run(
         ["litmus", "-k", f"{doors.simple}/{folder.name}/"],
         check=False,
@@ -123,7 +123,7 @@ def test_rclone_synchronises_folders(doors: Doors, folder: Path, tmp_path: Path)
 
 
 def test_gfal_copies_lists_and_asks_for_checksums(doors: Doors, folder: Path, tmp_path: Path) -> None:
-    install.debian("gfal2", "gfal2-plugin-http", "gfal2-plugin-file", "python3-gfal2", "gfal2-util-scripts")
+    install.debian(*packages.GFAL)
     first = doors.servers[0]
     (tmp_path / "file").write_bytes(content(2 * MIB))
     env = {

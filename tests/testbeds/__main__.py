@@ -1,11 +1,17 @@
-"""Keeps one test bed running for use by hand: `python -m tests.testbeds slurm`."""
+"""Keeps one test bed running for use by hand: `python -m tests.testbeds slurm`.
+
+`python -m tests.testbeds install` brings the programs of all of them.
+"""
 
 import importlib
 import shlex
 import signal
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from tests.testbeds import install
 
 _HERE = Path(__file__).parent
 _SHARED = {
@@ -19,6 +25,7 @@ _SHARED = {
     "kubernetes_node",
     "kubernetes_rules",
     "namespace",
+    "packages",
     "processes",
     "users",
 }
@@ -26,6 +33,8 @@ _SHARED = {
 
 def main(arguments: list[str]) -> int:
     """Start a bed, say how to use it, stop it at Ctrl-C."""
+    if arguments == ["install"]:
+        return bring()
     names = sorted(path.stem for path in _HERE.glob("*.py") if path.stem not in _SHARED)
     if len(arguments) != 1 or arguments[0] not in names:
         sys.stderr.write(f"usage: python -m tests.testbeds {{{' | '.join(names)}}}\n")
@@ -37,6 +46,15 @@ def main(arguments: list[str]) -> int:
             sys.stdout.write(f"{shown(bed)}\nrunning; Ctrl-C stops it\n")
             sys.stdout.flush()
             signal.sigwait({signal.SIGINT, signal.SIGTERM})
+    return 0
+
+
+def bring() -> int:
+    """Install; what cannot be installed is said again by the tests that need it."""
+    try:
+        install.everything()
+    except (install.NotInstallableError, OSError, subprocess.SubprocessError) as error:
+        sys.stderr.write(f"Not all programs of the test beds could be installed: {error}\n")
     return 0
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.testbeds import install, web
+from tests.testbeds import install, packages, web
 from tests.testbeds.web import WebServer
 
 _CONF = """
@@ -52,7 +52,7 @@ RewriteRule ^ - [R=401,L]
 @contextmanager
 def running(folder: Path) -> Iterator[WebServer]:
     """Install, configure, start."""
-    install.debian("apache2-bin")
+    install.debian(*packages.APACHE)
     with web.prepared(folder, "apache") as server:
         user = pwd.getpwnam("www-data")
         (folder / "run").mkdir()

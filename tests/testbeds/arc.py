@@ -15,14 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.testbeds import doorway, install
+from tests.testbeds import doorway, install, packages
 from tests.testbeds.namespace import Namespace
 from tests.testbeds.processes import Processes, free_ports, until
 from tests.testbeds.users import unprivileged
 
 HOST = "vm"
 QUEUE = "fork"
-_PACKAGES = ("nordugrid-arc-arex", "nordugrid-arc-arcctl", "nordugrid-arc-arcctl-service", "openssl", "procps", "time")
 _PROGRAMS = Path("/usr/share/arc")
 # The packaged scripts with shorter pauses.
 _HASTE = {
@@ -211,11 +210,11 @@ def running(folder: Path, version: int = 6, jobs: int = 16, wakeup: int = 30) ->
 
 
 def _installed(version: int) -> Path:
-    install.debian("curl")
+    install.debian(*packages.CURL)
     if version < 7:
-        install.debian(*_PACKAGES)
+        install.debian(*packages.ARC)
         return Path("/")
-    root = install.trixie(*_PACKAGES, "python3")
+    root = install.trixie(*packages.ARC, *packages.PYTHON)
     _know(root, unprivileged())
     return root
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.testbeds import install
+from tests.testbeds import install, packages
 from tests.testbeds.processes import Processes, answers, until
 
 _SPOOL = Path("/var/spool/cron")
@@ -49,7 +49,7 @@ class At:
 @contextmanager
 def running(folder: Path, *, load: float = 1000.0) -> Iterator[At]:
     """Install and start; a machine that is busy with tests shall not keep jobs waiting, hence the `load`."""
-    install.debian("at", "util-linux")
+    install.debian(*packages.AT)
     with Processes(folder / "log") as processes:
         at = At(folder, processes, _hold(folder, processes), load)
         until((folder / "run/mounted").exists, 15, "the spool of at", processes)

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.testbeds import install, web
+from tests.testbeds import install, packages, web
 from tests.testbeds.processes import free_ports, until
 from tests.testbeds.web import WebServer
 
@@ -67,7 +67,7 @@ class Doors:
 @contextmanager
 def running(folder: Path) -> Iterator[Doors]:
     """Start them."""
-    install.debian("nginx")
+    install.debian(*packages.NGINX)
     folder.chmod(0o755)
     with ExitStack() as stack:
         first = stack.enter_context(_one(folder / "a", None))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tests.testbeds import install
+from tests.testbeds import install, packages
 from tests.testbeds.namespace import Namespace
 from tests.testbeds.processes import Processes, until
 
@@ -23,7 +23,6 @@ TOOLS = Path("/usr/lib/gridengine")
 DRMAA_LIBRARY = Path("/usr/lib/gridengine-drmaa/lib/libdrmaa.so.1.0")
 QUEUE = "batch.q"
 PARALLEL_ENVIRONMENT = "smp"
-_PACKAGES = ("gridengine-master", "gridengine-exec", "gridengine-client", "gridengine-drmaa1.0", "libjemalloc2")
 _PACKAGED = Path("/usr/share/gridengine")
 _LINKED = Path("/var/lib/gridengine")
 _ADMINISTRATOR = "sgeadmin"
@@ -153,7 +152,7 @@ class GridEngine:
 @contextmanager
 def running(folder: Path, slots: int = 64) -> Iterator[GridEngine]:
     """Install, configure and start; end all of its processes and jobs afterwards."""
-    install.debian(*_PACKAGES)
+    install.debian(*packages.GRID_ENGINE)
     namespace = Namespace()
     with Processes(folder / "log") as processes:
         engine = GridEngine(folder, namespace, processes, slots)

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.testbeds import install, voms, web
+from tests.testbeds import install, packages, voms, web
 from tests.testbeds.voms import VomsBed
 from tests.testbeds.web import WebServer
 
@@ -31,7 +31,7 @@ class GridFtp:
 @contextmanager
 def running(folder: Path) -> Iterator[GridFtp]:
     """Install, make certificates, configure, start."""
-    install.debian("globus-gridftp-server-progs", "gfal2-plugin-gridftp", "gfal2-plugin-srm", "python3-gfal2")
+    install.debian(*packages.GRIDFTP)
     folder.chmod(0o755)
     with ExitStack() as stack:
         people = stack.enter_context(voms.running(folder / "people"))

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.testbeds import install
+from tests.testbeds import install, packages
 from tests.testbeds.processes import Processes, end, free_ports, until
 from tests.testbeds.users import unprivileged
 
@@ -165,7 +165,7 @@ class Htcondor:
 @contextmanager
 def running(folder: Path, slots: int = 64) -> Iterator[Htcondor]:
     """Install, configure and start; end all of it afterwards."""
-    root = install.trixie("minicondor")
+    root = install.trixie(*packages.HTCONDOR)
     [port] = free_ports(1)
     with Processes(folder / "log") as processes:
         pool = Htcondor(folder, processes, root, unprivileged(), port, slots)

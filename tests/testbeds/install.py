@@ -9,8 +9,11 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+
+from tests.testbeds import packages
 
 SUITE = "trixie"
 _POLICY = "#!/bin/sh\nexit 101\n"
@@ -38,19 +41,19 @@ def locked(name: str) -> Iterator[None]:
         yield
 
 
-def debian(*packages: str) -> None:
+def debian(*names: str) -> None:
     """Install packages that are not there; their services stay stopped."""
-    if not _missing(packages, ()):
+    if not _missing(names, ()):
         return
     with locked("debian"):
-        if _missing(packages, ()):
-            _install(packages, (), Path("/"))
+        if _missing(names, ()):
+            _install(names, (), Path("/"))
 
 
-def trixie(*packages: str) -> Path:
+def trixie(*names: str) -> Path:
     """A chroot of Debian 13 with these packages; what a test keeps in a temporary folder has the same path inside."""
     root = cache() / SUITE
-    debian("debootstrap")
+    debian(*packages.DEBOOTSTRAP)
     with locked(SUITE):
         if not (root / "etc/khomas-ready").exists():
             _bootstrap(root)
@@ -58,27 +61,34 @@ def trixie(*packages: str) -> Path:
         # Packages make certificates for this host when they are installed, servers bind its name: they have to find it.
         shutil.copy("/etc/hosts", root / "etc/hosts")
         inside = ("chroot", str(root))
-        if packages and _missing(packages, inside):
-            _install(packages, inside, root)
+        if names and _missing(names, inside):
+            _install(names, inside, root)
     return root
 
 
-def _missing(packages: Sequence[str], inside: Sequence[str]) -> list[str]:
-    told = _run(
-        [*inside, "dpkg-query", "--show", "--showformat=${Package} ${db:Status-Abbrev}\n", *packages], check=False
-    )
+def everything() -> None:
+    """Install what all test beds need, with one run of apt here and one in the chroot at the same time."""
+    debian(*packages.DEBOOTSTRAP)
+    with ThreadPoolExecutor(1) as pool:
+        chroot = pool.submit(trixie, *packages.TRIXIE)
+        debian(*packages.DEBIAN)
+        chroot.result()
+
+
+def _missing(names: Sequence[str], inside: Sequence[str]) -> list[str]:
+    told = _run([*inside, "dpkg-query", "--show", "--showformat=${Package} ${db:Status-Abbrev}\n", *names], check=False)
     there = {line.split()[0] for line in told.splitlines() if line.endswith(("ii ", "ii"))}
-    return [package for package in packages if package not in there]
+    return [package for package in names if package not in there]
 
 
-def _install(packages: Sequence[str], inside: Sequence[str], root: Path) -> None:
-    _need_root(packages)
+def _install(names: Sequence[str], inside: Sequence[str], root: Path) -> None:
+    _need_root(names)
     with _no_services(root):
         try:
-            _run([*inside, *_INSTALL, *packages])
+            _run([*inside, *_INSTALL, *names])
         except NotInstallableError:
             _run([*inside, "apt-get", "update", "--quiet"])
-            _run([*inside, *_INSTALL, *packages])
+            _run([*inside, *_INSTALL, *names])
 
 
 @contextmanager
@@ -135,9 +145,9 @@ def _mount(root: Path) -> None:
             _run(["mount", *what, str(root / where)])
 
 
-def _need_root(packages: Sequence[str]) -> None:
+def _need_root(names: Sequence[str]) -> None:
     if os.geteuid() != 0:
-        raise NotInstallableError(f"as root: apt-get install {' '.join(packages)}")
+        raise NotInstallableError(f"as root: apt-get install {' '.join(names)}")
 
 
 def _run(argv: Sequence[str], *, check: bool = True) -> str:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.testbeds import install
+from tests.testbeds import install, packages
 from tests.testbeds.processes import Processes, answers, free_ports, until
 from tests.testbeds.voms import run
 
@@ -44,7 +44,7 @@ class KerberosBed:
 @contextmanager
 def running(folder: Path) -> Iterator[KerberosBed]:
     """Make the realm and start its KDC."""
-    install.debian("krb5-kdc", "krb5-admin-server", "krb5-user")
+    install.debian(*packages.KERBEROS)
     folder.mkdir(parents=True, exist_ok=True)
     (port,) = free_ports(1)
     environment = _configured(folder, port)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.testbeds import install, voms
+from tests.testbeds import install, packages, voms
 
 PASSPHRASE = "correct horse battery staple"
 USERNAME = "ada"
@@ -91,7 +91,7 @@ class MyProxyBed:
 @contextmanager
 def running(folder: Path) -> Iterator[MyProxyBed]:
     """Start the server and let it keep two credentials: one for a passphrase, one for who shows a proxy of it."""
-    install.debian("myproxy", "myproxy-server")
+    install.debian(*packages.MYPROXY)
     with voms.running(folder / "voms") as grid, Door(folder / "myproxy-server.log") as door:
         bed = _started(folder, grid, door)
         bed.store("-S", "-a", username=USERNAME, stdin=PASSPHRASE.encode() + b"\n")

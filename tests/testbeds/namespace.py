@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.testbeds import install
+from tests.testbeds import install, packages
 
 _STOP_SECONDS = 10.0
 
@@ -16,7 +16,7 @@ class Namespace:
     """A network namespace with loopback, and an address beside it, without which some programs find no name."""
 
     def __init__(self, address: str = "10.255.7.1") -> None:
-        install.debian("iproute2", "util-linux")
+        install.debian(*packages.NAMESPACE)
         # The namespace lives as long as this process.
         self._holder = subprocess.Popen(
             ["unshare", "--net", "--", "sleep", "infinity"],

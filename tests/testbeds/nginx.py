@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.testbeds import install, web
+from tests.testbeds import install, packages, web
 from tests.testbeds.web import WebServer
 
 _CONF = """
@@ -49,7 +49,7 @@ http {{
 @contextmanager
 def running(folder: Path) -> Iterator[WebServer]:
     """Install, configure, start."""
-    install.debian("nginx", "libnginx-mod-http-dav-ext")
+    install.debian(*packages.NGINX)
     with web.prepared(folder, "nginx") as server:
         (folder / "run").mkdir()
         (folder / "run").chmod(0o777)

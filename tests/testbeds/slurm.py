@@ -13,20 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.testbeds import install
+from tests.testbeds import install, packages
 from tests.testbeds.processes import NotReadyError, Processes, answers, end, free_ports, until
 from tests.testbeds.users import unprivileged
 
-_PACKAGES = (
-    "slurmctld",
-    "slurmd",
-    "slurm-client",
-    "slurm-wlm-basic-plugins",
-    "slurm-wlm-jwt-plugin",
-    "munge",
-    "slurmrestd",
-)
-_WITH_DATABASE = ("slurmdbd", "slurm-wlm-mysql-plugin", "mariadb-server")
 _NODES = ("n1", "n2", "n3", "n4")
 _CORES = 4
 _MEMORY_MIB = 8000
@@ -196,9 +186,9 @@ def running(folder: Path, *, database: bool = True, newest: bool = False) -> Ite
     database = database and not newest
     prefix: tuple[str, ...] = ()
     if newest:
-        prefix = ("chroot", str(install.trixie(*_PACKAGES, "python3")))
+        prefix = ("chroot", str(install.trixie(*packages.SLURM, *packages.PYTHON)))
     else:
-        install.debian(*_PACKAGES, *(_WITH_DATABASE if database else ()))
+        install.debian(*packages.SLURM, *(packages.SLURM_DATABASE if database else ()))
     ports = dict(zip(("ctld", "dbd", "mysql", "rest", *_NODES), free_ports(8), strict=True))
     with Processes(folder / "log") as processes:
         slurm = Slurm(folder, processes, ports, unprivileged(), database, prefix)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.testbeds import install
+from tests.testbeds import install, packages
 from tests.testbeds.processes import Processes, answers, end, free_ports, until
 from tests.testbeds.users import unprivileged
 
@@ -95,7 +95,7 @@ class Ssh:
 @contextmanager
 def running(folder: Path, sessions: int = 100) -> Iterator[Ssh]:
     """Install, make keys, start; `folder` is one that the user may enter."""
-    install.debian("openssh-server", "openssh-client")
+    install.debian(*packages.SSH)
     with Processes(folder / "log") as processes:
         ssh = Ssh(folder, processes, free_ports(1)[0], unprivileged(), sessions=sessions)
         _configure(ssh)

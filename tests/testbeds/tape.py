@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.testbeds import install
+from tests.testbeds import install, packages
 from tests.testbeds.processes import Processes, free_ports
 from tests.testbeds.web import WebServer
 
@@ -106,7 +106,7 @@ class Tape:
 @contextmanager
 def running(folder: Path, most: int = 1000) -> Iterator[Tape]:
     """Install, configure, start; a request may be about so many files."""
-    install.debian("xrootd-server", "xrootd-server-plugins")
+    install.debian(*packages.TAPE)
     folder.chmod(0o755)
     with Processes(folder / "log") as processes:
         port = free_ports(1)[0]

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
-from tests.testbeds import install
+from tests.testbeds import install, packages
 
 ORGANISATION = "Khomas Test"
 VO = "testvo"
@@ -85,7 +85,7 @@ def run(argv: Sequence[str], env: dict[str, str], stdin: bytes = b"") -> bytes:
 @contextmanager
 def running(folder: Path, *, days: int = 30) -> Iterator[VomsBed]:
     """Make the authority and the certificates. Nothing runs: the attributes are signed by the tool."""
-    install.debian("voms-clients", "globus-proxy-utils", "openssl")
+    install.debian(*packages.VOMS)
     folder.mkdir(parents=True, exist_ok=True)
     authorities = folder / "certificates"
     authorities.mkdir()

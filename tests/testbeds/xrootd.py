@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.testbeds import install, voms, web
+from tests.testbeds import install, packages, voms, web
 from tests.testbeds.tokens import AUDIENCE, ISSUER, Issuer
 from tests.testbeds.web import WebServer
 
@@ -87,7 +87,7 @@ class Xrootd:
 @contextmanager
 def running(folder: Path) -> Iterator[Xrootd]:
     """Install, make an issuer, configure, start."""
-    install.debian("xrootd-server", "xrootd-server-plugins", "xrootd-client", "xrootd-scitokens-plugins")
+    install.debian(*packages.XROOTD)
     folder.chmod(0o755)
     issuer = Issuer.new(folder)
     token = issuer.token("all", "storage.read:/ storage.modify:/")
@@ -128,7 +128,7 @@ def _one(folder: Path, issuer: Issuer, token: Path, sibling: WebServer | None) -
 @contextmanager
 def guarded(folder: Path, by: str) -> Iterator[WebServer]:
     """Start a server into which one logs in by `token` or by `proxy`; its file `token` is that token or that proxy."""
-    install.debian("xrootd-server", "xrootd-server-plugins", "xrootd-client", "xrootd-scitokens-plugins")
+    install.debian(*packages.XROOTD)
     folder.chmod(0o755)
     issuer = Issuer.new(folder)
     token = issuer.token("all", "storage.read:/ storage.modify:/")
