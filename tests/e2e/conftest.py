@@ -27,7 +27,8 @@ def own_khomas(tmp_path: Path) -> Iterator[Installation]:
     installation.stop()
 
 
-@pytest.fixture(scope="session")
+# Not for the session: the information systems of ARC take a core between them as long as they run.
+@pytest.fixture(scope="module")
 def systems() -> Iterator[beds.Systems]:
     """Batch and grid systems; whoever stops one starts it again."""
     with beds.running() as running:
