@@ -344,12 +344,19 @@ def test_no_file_is_lost(left: Left) -> None:
 
 @pytest.mark.timeout(2 * PATIENCE)
 def test_nothing_is_left_that_nobody_knows(grid: Grid, left: Left) -> None:
-    known = {(replica.storage_element, replica.path) for file in left.files.values() for replica in file.replicas}
-    # What a process has left behind that died is removed when nobody can be at work on it any more.
+    # What a process has left behind that died is removed when nobody can be at work on it any more. Meanwhile copies
+    # may arrive that waited for room.
     end = time.monotonic() + PATIENCE
-    while unknown := [place for place in _visible(grid.folders) if place not in known]:
+    while unknown := set(_visible(grid.folders)) - asyncio.run(_places(grid, sorted(left.files))):
         assert time.monotonic() < end, unknown
         time.sleep(1)
+
+
+async def _places(grid: Grid, names: Sequence[str]) -> set[tuple[str, str]]:
+    """Where the catalogue says that files are."""
+    async with services(grid.khomas) as (catalog, _):
+        files = await _files(catalog, names)
+    return {(replica.storage_element, replica.path) for file in files.values() for replica in file.replicas}
 
 
 def _visible(folders: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
