@@ -12,5 +12,7 @@ os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
 # system's, and nodes have the latter.
 _SYSTEM = Path("/usr/bin")
 _found = shutil.which("python3")
-if (_SYSTEM / "python3").exists() and _found is not None and Path(_found).read_bytes()[:2] == b"#!":
-    os.environ["PATH"] = f"{_SYSTEM}{os.pathsep}{os.environ['PATH']}"
+if (_SYSTEM / "python3").exists() and _found is not None:
+    with Path(_found).open("rb") as _program:
+        if _program.read(2) == b"#!":
+            os.environ["PATH"] = f"{_SYSTEM}{os.pathsep}{os.environ['PATH']}"
