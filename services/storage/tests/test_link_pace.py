@@ -156,3 +156,10 @@ def test_nobody_gets_more_than_the_rate_in_the_long_run(takes: list[tuple[int, f
         sent += size
 
     assert sent <= 100.0 * now + 50 + 1e-6
+
+
+def test_bucket_fills_at_another_rate_from_its_change_on() -> None:
+    bucket = Bucket(100.0, 0.0)
+    assert bucket.take(150, 0.0) == pytest.approx(1.0)
+    bucket.set_rate(50.0, 1.0)
+    assert bucket.take(50, 1.0) == pytest.approx(1.0)

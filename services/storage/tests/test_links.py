@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -20,6 +21,7 @@ from khomas.api.storage.v1.link_service_pb2_grpc import LinkServiceStub
 from khomas.kit.boundary.status import reason_of
 from khomas.storage import tables
 from khomas.storage.elements.elements import Element
+from khomas.storage.links import bucket
 from khomas.storage.links.choosing import nearest
 from khomas.storage.links.measures import Measure, Measures, Streams
 from khomas.storage.links.rates import Rates
@@ -141,38 +143,37 @@ async def test_bounded_rate_is_what_holds_a_transfer_up(storage: Storage, disk: 
 
 
 async def test_bounded_rate_is_divided_among_the_processes_that_move_on_these_links(
-    storage: Storage, disk: Disk
+    storage: Storage, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await disk("mirror")
-    await disk("other")
-    for name in ("first", "second", "elsewhere"):
-        await storage.store(f"/hess/{name}", os.urandom(8 * MIB))
-    await moved(
-        storage,
-        Transfer(file="/hess/first", destination="mirror"),
-        Transfer(file="/hess/elsewhere", destination="other"),
-    )
+    async def at_once(seconds: float) -> None:
+        """Nobody waits: what is looked at is for how long they would."""
+
+    monkeypatch.setattr(bucket, "asyncio", SimpleNamespace(sleep=at_once))
+    for name in ("mirror", "other"):
+        await disk(name)
+        await storage.store(f"/hess/{name}", b"bytes")
+    await moved(storage, *[Transfer(file=f"/hess/{name}", destination=name) for name in ("mirror", "other")])
     await limit(storage, destination="mirror", max_rate=6 * MIB)
     parts = storage.parts
-    rates = Rates(parts.database, Measures(parts.database, Streams(2, 8)), "another process")
-    elements = await parts.elements.all()
 
-    async def pause_of(size_bytes: int) -> float:
-        """How long a stream to this link has to wait for the next piece when it has just sent one."""
-        await rates.refresh(elements)
+    async def pause_after(size_bytes: int) -> float:
+        rates = Rates(parts.database, Measures(parts.database, Streams(2, 8)), "this process")
+        await rates.refresh(await parts.elements.all())
         throttle = rates.throttle("local", "mirror")
         await throttle(size_bytes)
         return throttle.seconds
 
-    alone = await pause_of(6 * MIB)
+    alone = await pause_after(6000 * MIB)
+    row = tables.transfer.c
     async with parts.database.write() as connection:
-        running = {"state": Transfer.STATE_RUNNING, "lease_owner": "a process"}
-        await connection.execute(update(tables.transfer).values(running))
-    together = await pause_of(3 * MIB)
+        for name in ("mirror", "other"):
+            running = {"state": Transfer.STATE_RUNNING, "lease_owner": f"a process that moves to {name}"}
+            await connection.execute(update(tables.transfer).where(row.destination == name).values(running))
+    together = await pause_after(3000 * MIB)
 
-    # Half of its bytes take as long: the other one, on the same link, has its half too.
-    assert 0.4 < alone < 0.6
-    assert 0.9 < together < 1.1
+    # Half of the bytes take as long: the process on the same link has its half too, the other one has none of it.
+    assert alone == pytest.approx(1000, rel=0.01)
+    assert together == pytest.approx(1000, rel=0.01)
 
 
 async def test_attempt_tells_by_whom_and_how_it_went(storage: Storage, disk: Disk) -> None:
