@@ -12,6 +12,7 @@ from khomas.api.catalog.v1.dataset_pb2 import Dataset
 from khomas.api.catalog.v1.file_pb2 import Replica
 from khomas.catalog.app import service
 from khomas.catalog.testing import create, declare, new_file, request_id, value
+from khomas.kit.boundary.call import current_call
 from khomas.kit.database import Database, count_statements
 from khomas.kit.testing import Served, serve
 
@@ -111,7 +112,7 @@ async def test_a_thousand_items_take_few_statements(served: Served, catalog: Cat
     if act is _undelete:
         await _delete(catalog, names)
 
-    with count_statements(database) as statements:
+    with count_statements(database, current_call) as statements:
         await act(catalog, names)
 
     assert 0 < len(statements) <= MOST[database.dialect], statements
