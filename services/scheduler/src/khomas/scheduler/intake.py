@@ -123,7 +123,7 @@ async def _merger(array: Draft, position: int, uid: str, field: str, principal: 
     draft = await _draft(wire, uid, field, principal, locality, array.job.create_time)
     on_array = Dependency(uid, array.job.uid, WireDependency.CONDITION_SUCCEEDED, merger.min_fraction)
     others = [one for one in draft.dependencies if one.target != array.job.uid]
-    return replace(draft, job=replace(draft.job, merges=array.job.uid), dependencies=[on_array, *others])
+    return replace(draft, job=draft.job._replace(merges=array.job.uid), dependencies=[on_array, *others])
 
 
 # What all jobs have in common that were just submitted.
@@ -182,8 +182,7 @@ def new_job(uid: str, spec_uid: str, blueprint: Blueprint, total: int, owner: st
 
 def child_job(array: Job, index: int, parameters: Mapping[str, str]) -> Job:
     """The row of a child that has its turn, as all unmade children are."""
-    return replace(
-        array,
+    return array._replace(
         uid=f"{array.uid}/{index}",
         parent=array.uid,
         index=index,

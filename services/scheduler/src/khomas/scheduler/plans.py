@@ -1,7 +1,5 @@
 """What would happen to a job, without making it."""
 
-from dataclasses import replace
-
 from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
 from khomas.scheduler.backends.interface import SubmitItem
 from khomas.scheduler.blueprint import Identity
@@ -41,7 +39,7 @@ def _scripts(draft: Draft, sites: Sites, backend: str) -> list[pb.RenderedScript
         jobs = [child_job(draft.job, index, {}) for index in range(min(draft.job.total, _RENDERED_CHILDREN))]
     items = []
     for job in jobs:
-        manifest = rendered(draft.blueprint, replace(job, backend=backend))
+        manifest = rendered(draft.blueprint, job._replace(backend=backend))
         items.append(SubmitItem(manifest["token"], manifest))
     return [
         pb.RenderedScript(path=script.name, content=script.content.encode(), command=["sh", script.name])

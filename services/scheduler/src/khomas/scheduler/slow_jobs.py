@@ -24,7 +24,7 @@ _SIBLINGS, _TIMES = 10, 3.0
 _MOST_SIBLINGS = 10_000
 _INPUT = (Reason.REASON_WAIT_INPUT_DATA, Reason.REASON_WAIT_STAGE_FROM_TAPE)
 _job, _attempt, _slow = tables.job, tables.attempt, tables.slow
-_JOB_COLUMNS = len(fields(Job))
+_JOB_COLUMNS = len(Job._fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class SlowJobs:
         waits = (_job.c.due.is_not(None), _job.c.reason.in_(_INPUT), _job.c.since <= now - self.slow_after)
         rows = (await connection.execute(select(_job).where(*waits))).all()
         cause = SlowJob.CAUSE_WAITS_FOR_INPUT
-        return [self._written(cause, job, job.message, job.since) for job in (Job(*row) for row in rows)]
+        return [self._written(cause, job, job.message, job.since) for job in (Job._make(row) for row in rows)]
 
     async def _over_estimate(self, connection: AsyncConnection, now: datetime) -> list[SlowJob]:
         long = [
@@ -171,7 +171,7 @@ async def _open(connection: AsyncConnection, state: JobState.ValueType) -> list[
 
 
 def _split(row: Sequence[Any]) -> tuple[Job, Attempt]:
-    return Job(*row[:_JOB_COLUMNS]), Attempt(*row[_JOB_COLUMNS:])
+    return Job._make(row[:_JOB_COLUMNS]), Attempt._make(row[_JOB_COLUMNS:])
 
 
 async def _usual_times(connection: AsyncConnection, arrays: Iterable[str]) -> dict[str, list[float]]:

@@ -1,7 +1,6 @@
 """What an ended attempt came to: by the wrapper's exit record first, by the batch system second."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -28,11 +27,10 @@ def judged(attempt: Attempt, seen: Observation, moment: datetime) -> Attempt:
     """The attempt after its end: final, or FINISHING while there are files to bring home."""
     if seen.record is None:
         reason, message = _NATIVE_ENDS[seen.state]
-        failed = replace(attempt, state=JobState.JOB_STATE_FAILED, reason=reason, message=message)
-        return replace(failed, native_state=seen.native_state, end_time=moment)
+        failed = attempt._replace(state=JobState.JOB_STATE_FAILED, reason=reason, message=message)
+        return failed._replace(native_state=seen.native_state, end_time=moment)
     record = seen.record
-    attempt = replace(
-        attempt,
+    attempt = attempt._replace(
         exit_code=record.get("exit_code"),
         signal=record.get("signal"),
         usage=dict(record.get("usage") or {}),
@@ -41,7 +39,7 @@ def judged(attempt: Attempt, seen: Observation, moment: datetime) -> Attempt:
     )
     if record.get("outputs"):
         state = JobState.JOB_STATE_FINISHING
-        return replace(attempt, state=state, reason=Reason.REASON_UNSPECIFIED, message="bringing files home")
+        return attempt._replace(state=state, reason=Reason.REASON_UNSPECIFIED, message="bringing files home")
     return ended(attempt, moment)
 
 
@@ -49,8 +47,7 @@ def ended(attempt: Attempt, moment: datetime) -> Attempt:
     """The attempt after the end that its exit record tells."""
     record = attempt.record
     state = _STATES[record["state"]]
-    return replace(
-        attempt,
+    return attempt._replace(
         state=state,
         reason=_reason(record),
         message=str(record.get("message", "")),
@@ -62,7 +59,7 @@ def ended(attempt: Attempt, moment: datetime) -> Attempt:
 def failed(attempt: Attempt, reason: ReasonCode, message: str, moment: datetime) -> Attempt:
     """The attempt after it failed at our end."""
     state = JobState.JOB_STATE_FAILED
-    return replace(attempt, state=state, reason=reason, message=message, end_time=moment, record={})
+    return attempt._replace(state=state, reason=reason, message=message, end_time=moment, record={})
 
 
 def _reason(record: Mapping[str, Any]) -> ReasonCode:

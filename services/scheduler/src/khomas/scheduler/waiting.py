@@ -1,6 +1,5 @@
 """Why a job waits, and when it is its turn."""
 
-from dataclasses import replace
 from datetime import datetime
 
 from khomas.api.scheduler.v1.state_pb2 import DesiredState, Reason
@@ -11,8 +10,8 @@ def waiting(job: Job, now: datetime) -> Job:
     """The pending job with its reason and the moment of its turn."""
     reason, message, due = why_waiting(now, job.desired, job.waits, job.start_after, job.next_attempt_time, job.message)
     if job.is_array:
-        return replace(job, reason=reason, rest_reason=reason, message=message, due=due)
-    return replace(job, reason=reason, message=message, due=due)
+        return job._replace(reason=reason, rest_reason=reason, message=message, due=due)
+    return job._replace(reason=reason, message=message, due=due)
 
 
 def why_waiting(

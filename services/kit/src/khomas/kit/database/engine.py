@@ -14,6 +14,7 @@ from khomas.kit.database.driver import driver_of, fetch
 from khomas.kit.database.failures import translated
 from khomas.kit.database.insertion import Rows, insert_rows
 from khomas.kit.database.sqlite import sqlite_engine
+from khomas.kit.database.types import json_text, json_value
 from khomas.kit.errors import UpstreamUnavailable
 
 _BEGIN_WRITE = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "BEGIN"}
@@ -155,6 +156,8 @@ def _postgresql_engine(url: str, connections: int) -> AsyncEngine:
         url,
         pool_size=connections,
         max_overflow=0,
+        json_serializer=json_text,
+        json_deserializer=json_value,
         # Transactions are begun and ended here, not by SQLAlchemy.
         isolation_level="AUTOCOMMIT",
         skip_autocommit_rollback=True,

@@ -17,6 +17,8 @@ from sqlalchemy.dialects.sqlite.aiosqlite import (
 )
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from khomas.kit.database.types import json_text, json_value
+
 # NORMAL in WAL mode: what was acknowledged survives a SIGKILL of the process; after a power cut the
 # database is whole but may miss the last moments. FULL would cost two thirds of the commit rate.
 _PRAGMAS: Final = (
@@ -36,6 +38,8 @@ def sqlite_engine(url: str, *, connections: int, read_only: bool = False) -> Asy
         module=_Driver(aiosqlite, sqlite3),
         pool_size=connections,
         max_overflow=0,
+        json_serializer=json_text,
+        json_deserializer=json_value,
         poolclass=AsyncAdaptedQueuePool,
         # Each call is a hop to the driver's thread and back, so nothing is rolled back that never began.
         skip_autocommit_rollback=True,

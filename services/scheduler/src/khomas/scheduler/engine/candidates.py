@@ -87,7 +87,7 @@ async def _due(connection: AsyncConnection, accounting: Accounting, now: datetim
         return await waiting_by_share(connection, accounting.tree.leaves, now, most)
     table = tables.job
     query = select(table).where(table.c.due <= now).order_by(table.c.priority.desc(), table.c.due, table.c.uid)
-    return [Job(*row) for row in (await connection.execute(query.limit(most))).all()]
+    return [Job._make(row) for row in (await connection.execute(query.limit(most))).all()]
 
 
 async def _allotted(

@@ -33,7 +33,7 @@ class Collector:
         before = now() - self._desk.settings.collect_after
         query = select(table).where(tables.LEFT, table.c.end_time < before).order_by(table.c.end_time)
         async with self._desk.database.read() as connection:
-            ended = [Attempt(*row) for row in (await connection.execute(query.limit(_BATCH))).all()]
+            ended = [Attempt._make(row) for row in (await connection.execute(query.limit(_BATCH))).all()]
         collected = [attempt for attempt in ended if await self._collect(attempt)]
         if not collected:
             return

@@ -226,26 +226,25 @@ def _refused_job(no: Refused, before: Job, moment: datetime) -> Job:
         return ended_job(before, moment, JobState.JOB_STATE_FAILED, no.reason, no.message)
     if before.is_array:
         # What its unmade children share.
-        waits = replace(before, reason=no.reason, rest_reason=no.reason, message=no.message, since=moment)
-        return replace(waits, due=moment + no.again, version=before.version + 1, update_time=moment)
+        waits = before._replace(reason=no.reason, rest_reason=no.reason, message=no.message, since=moment)
+        return waits._replace(due=moment + no.again, version=before.version + 1, update_time=moment)
     return moved(before, moment, before.state, no.reason, no.message, due=moment + no.again)
 
 
 def _page_taken(array: Job, number: int) -> Job:
     made = array.made + number
-    return replace(array, made=made, due=array.due if made < array.total else None)
+    return array._replace(made=made, due=array.due if made < array.total else None)
 
 
 def _unknown(job: Job, attempt: Attempt, message: str, moment: datetime) -> Change:
     said = f"whether {attempt.backend} has it is not known: {message}"
     reason = Reason.REASON_INFRA_SUBMIT_UNKNOWN
-    doubtful = replace(attempt, reason=reason, message=said)
+    doubtful = attempt._replace(reason=reason, message=said)
     return Change(job, moved(job, moment, JobState.JOB_STATE_SUBMITTING, reason, said), doubtful)
 
 
 def _rejected(attempt: Attempt, message: str, moment: datetime) -> Attempt:
-    return replace(
-        attempt,
+    return attempt._replace(
         state=JobState.JOB_STATE_FAILED,
         reason=Reason.REASON_INFRA_SUBMIT_REJECTED,
         message=f"{attempt.backend} refused it: {message}",

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 
 from khomas.api.scheduler.v1.state_pb2 import DesiredState, JobState, Reason
@@ -123,15 +122,14 @@ class Doubtful:
 def accepted(job: Job, attempt: Attempt, native_id: str, moment: datetime) -> Change:
     """The step of a job whose attempt the backend has."""
     state = JobState.JOB_STATE_QUEUED
-    accepted = replace(
-        attempt, state=state, native_id=native_id, submit_time=moment, reason=Reason.REASON_UNSPECIFIED, message=""
+    accepted = attempt._replace(
+        state=state, native_id=native_id, submit_time=moment, reason=Reason.REASON_UNSPECIFIED, message=""
     )
     return Change(job, moved(job, moment, state), accepted)
 
 
 def _never_arrived(attempt: Attempt, moment: datetime) -> Attempt:
-    return replace(
-        attempt,
+    return attempt._replace(
         state=JobState.JOB_STATE_CANCELLED,
         reason=Reason.REASON_USER_CANCELLED,
         message="cancelled before the backend had it",

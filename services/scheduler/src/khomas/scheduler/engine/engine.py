@@ -64,7 +64,7 @@ class Engine:
         for observer in self.observers:
             observer.begin_again()
         for row in rows:
-            attempt = Attempt(*row)
+            attempt = Attempt._make(row)
             self._desk.opened(attempt)
             if attempt.state == JobState.JOB_STATE_SUBMITTING:
                 self._desk.open[attempt.uid].find_at = asyncio.get_running_loop().time()

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -82,9 +81,9 @@ def _as_wanted(attempt: Attempt, job: Job) -> Attempt:
     if job.desired == _CANCEL:
         limit = job.reason in _LIMITS
         state = JobState.JOB_STATE_FAILED
-        return replace(attempt, state=state, reason=job.reason, message=job.message) if limit else attempt
+        return attempt._replace(state=state, reason=job.reason, message=job.message) if limit else attempt
     reason, message = Reason.REASON_INFRA_PREEMPTED, f"{attempt.backend} ended it, and nobody had asked for that"
-    return replace(attempt, state=JobState.JOB_STATE_FAILED, reason=reason, message=message)
+    return attempt._replace(state=JobState.JOB_STATE_FAILED, reason=reason, message=message)
 
 
 def _after(job: Job, attempt: Attempt, decision: Decision, moment: datetime) -> Job:
@@ -109,7 +108,7 @@ def _after(job: Job, attempt: Attempt, decision: Decision, moment: datetime) -> 
         memory_factor=job.memory_factor * decision.memory_factor,
         wall_factor=job.wall_factor * decision.wall_factor,
     )
-    return waiting(replace(pending, message=said), moment)
+    return waiting(pending._replace(message=said), moment)
 
 
 def _cancelled(job: Job, moment: datetime) -> Job:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import aiofiles.os
 import grpc
@@ -128,7 +128,7 @@ class Finisher:
             wanted = commits(work.blueprint, attempt, values, await self._key_types())
             files = list(await self._desk.storage.commit(attempt.uid, wanted))
         stored = output_files(attempt, files)
-        return ended(replace(attempt, outputs=stored), now())
+        return ended(attempt._replace(outputs=stored), now())
 
     async def _fetch(self, attempt: Attempt) -> None:
         """Take the sandbox files from the backend; those that are here already stay."""

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import grpc
@@ -42,7 +41,7 @@ class Housekeeping:
         """Tell backends whose end is wanted, once."""
         query = select(tables.job).where(tables.CANCELLING)
         async with self._desk.database.read() as connection:
-            jobs = {row.uid: Job(*row) for row in (await connection.execute(query.limit(10 * _BATCH))).all()}
+            jobs = {row.uid: Job._make(row) for row in (await connection.execute(query.limit(10 * _BATCH))).all()}
             if not jobs:
                 return
             plans = await self._desk.blueprints.of(connection, {one.spec for one in jobs.values()})
@@ -83,7 +82,7 @@ class Housekeeping:
             if (await connection.execute(query.limit(1))).first() is None:
                 return
         async with self._desk.write() as connection:
-            late = [Job(*row) for row in (await connection.execute(query)).all()]
+            late = [Job._make(row) for row in (await connection.execute(query)).all()]
             steps = [(one, await _given_up(one, moment, connection, self._desk.blueprints)) for one in late]
             await self._desk.changes.apply(connection, [Change(before, after) for before, after in steps], moment)
         if late:
@@ -113,7 +112,7 @@ async def _given_up(job: Job, moment: datetime, connection: AsyncConnection, blu
     started = not job.waiting and job.state not in (JobState.JOB_STATE_SUBMITTING, JobState.JOB_STATE_QUEUED)
     finish = limits.finish_before.ToDatetime(UTC) if limits.HasField("finish_before") else None
     if started and (finish is None or finish > moment):
-        return replace(job, deadline=finish)
+        return job._replace(deadline=finish)
     what = "finished" if finish is not None and finish <= moment else "started"
     message = f"not {what} by {(job.deadline or moment).isoformat(timespec='seconds')}"
     reason = Reason.REASON_LIMIT_DEADLINE

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from khomas.scheduler.engine.desk import Desk
 from khomas.scheduler.engine.transcript import Operation
@@ -26,4 +26,4 @@ async def with_accounts(desk: Desk, site: Site, attempts: Sequence[Attempt]) -> 
     except Exception:
         log.exception("usage.failed", extra={"backend": site.name, "jobs": len(lost)})
         return list(attempts)
-    return [replace(one, usage=asdict(known[one.native_id])) if one.native_id in known else one for one in attempts]
+    return [one._replace(usage=asdict(known[one.native_id])) if one.native_id in known else one for one in attempts]

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -184,8 +183,7 @@ def _pause(before: float, shortest: float, changed: int) -> float:
 
 def observed(attempt: Attempt, seen: Observation, moment: datetime) -> Attempt:
     """The attempt after it was seen at its backend."""
-    attempt = replace(
-        attempt,
+    attempt = attempt._replace(
         node=seen.node or attempt.node,
         queue=seen.queue or attempt.queue,
         start_time=attempt.start_time or seen.start_time,
@@ -195,7 +193,7 @@ def observed(attempt: Attempt, seen: Observation, moment: datetime) -> Attempt:
     state = _NATIVE.get(seen.state, attempt.state)
     if state == attempt.state:
         return attempt
-    return replace(attempt, state=state, native_state=seen.native_state, reason=Reason.REASON_UNSPECIFIED, message="")
+    return attempt._replace(state=state, native_state=seen.native_state, reason=Reason.REASON_UNSPECIFIED, message="")
 
 
 def job_after(job: Job, attempt: Attempt, moment: datetime) -> Job:
@@ -216,8 +214,7 @@ def _kept(job: Job, attempt: Attempt) -> dict[str, Any]:
 
 
 def _lost(attempt: Attempt, moment: datetime) -> Attempt:
-    return replace(
-        attempt,
+    return attempt._replace(
         state=JobState.JOB_STATE_FAILED,
         reason=Reason.REASON_INFRA_LOST,
         message=f"{attempt.backend} does not know it any more, and it left no record",
@@ -226,6 +223,6 @@ def _lost(attempt: Attempt, moment: datetime) -> Attempt:
 
 
 def _stalled(attempt: Attempt, message: str) -> Attempt:
-    return replace(
-        attempt, state=JobState.JOB_STATE_STALLED, reason=Reason.REASON_INFRA_HEARTBEAT_LOST, message=message
+    return attempt._replace(
+        state=JobState.JOB_STATE_STALLED, reason=Reason.REASON_INFRA_HEARTBEAT_LOST, message=message
     )

@@ -238,7 +238,7 @@ class Preparation:
         payload = Payload(plan.command, plan.env, plan.inputs, downloads, grant)
         written = manifest(job, spec, plan.attempt_uid, plan.number, payload)
         attempt = known or _attempt(plan, now)
-        attempt = replace(attempt, upload=plan.upload.name if plan.upload else "", script_sha256=_digest(written))
+        attempt = attempt._replace(upload=plan.upload.name if plan.upload else "", script_sha256=_digest(written))
         kind = self._desk.sites[plan.site].backend.capabilities.kind
         native = dict(spec.placement.native[kind]) if kind in spec.placement.native else {}
         return Prepared(plan.candidate, attempt, SubmitItem(attempt.token, written, spec.placement.queue, native))

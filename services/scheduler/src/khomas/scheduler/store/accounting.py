@@ -66,7 +66,7 @@ class Accounting:
         if account is None or share not in mine:
             close = nearest(share, mine) or mine
             raise ShareUnknown(share=share, nearest=", ".join(close) or "none")
-        return replace(draft, job=replace(draft.job, share=share))
+        return replace(draft, job=draft.job._replace(share=share))
 
     def _admits(self, path: str, principal: Principal) -> bool:
         who = {principal.subject, *principal.groups}
@@ -135,7 +135,7 @@ async def waiting_by_share(connection: AsyncConnection, leaves: Iterable[str], n
     for leaf in leaves:
         query = select(tables.job).where(_job.share == leaf, _job.due <= now)
         query = query.order_by(_job.priority.desc(), _job.due, _job.uid).limit(room)
-        found += [Job(*row) for row in (await connection.execute(query)).all()]
+        found += [Job._make(row) for row in (await connection.execute(query)).all()]
     return found
 
 

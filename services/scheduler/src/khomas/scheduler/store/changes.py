@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -92,8 +92,7 @@ def moved(
     """The job after a step at this moment."""
     ended = state in FINAL
     values = {"due": None, "next_attempt_time": None, **({"deadline": None} if ended else {}), **values}
-    return replace(
-        job,
+    return job._replace(
         state=state,
         reason=reason,
         message=message,
@@ -235,7 +234,7 @@ def _dependent_after(
             what = JobState.Name(ended.state).removeprefix("JOB_STATE_")
             return ended_job(waiter, now, state, reason, f"{ended.name} {what}: {ended.message or 'as it was to'}")
     waits = waiter.waits - sum(verdict is Verdict.KEPT for verdict in mine.values())
-    return waiting(replace(waiter, waits=waits, version=waiter.version + 1, update_time=now), now)
+    return waiting(waiter._replace(waits=waits, version=waiter.version + 1, update_time=now), now)
 
 
 def ended_job(job: Job, now: datetime, state: State, reason: ReasonCode, message: str, **values: Any) -> Job:
@@ -249,8 +248,7 @@ def _array_after(array: Job, state: State, counts: Counts, now: datetime) -> Job
     by_end = [(counts.of(end), JobState.Name(end).removeprefix("JOB_STATE_").lower()) for end in sorted(FINAL)]
     said = ", ".join(f"{number} {word}" for number, word in by_end if number)
     ended = state in FINAL
-    return replace(
-        array,
+    return array._replace(
         state=state,
         reason=_commonest(counts, state)
         if ended
@@ -317,12 +315,12 @@ _ATTEMPTS = Prepared(
 async def lock_jobs(connection: AsyncConnection, uids: Iterable[str]) -> list[Job]:
     """Read jobs that are to be changed in this transaction, in one order for everybody."""
     wanted = list(uids)
-    return [Job(*row) for row in await _LOCKED_JOBS.values(connection, uids=wanted)] if wanted else []
+    return [Job._make(row) for row in await _LOCKED_JOBS.values(connection, uids=wanted)] if wanted else []
 
 
 async def read_jobs(connection: AsyncConnection, uids: Iterable[str]) -> list[Job]:
     """Read jobs, those that exist."""
-    return [Job(*row) for row in await _JOBS.values(connection, uids=list(uids))]
+    return [Job._make(row) for row in await _JOBS.values(connection, uids=list(uids))]
 
 
 async def read_counts(connection: AsyncConnection, arrays: Iterable[str]) -> dict[str, Counts]:
@@ -339,6 +337,6 @@ async def read_attempts(connection: AsyncConnection, jobs: Iterable[str]) -> dic
     """Read the attempts of jobs, oldest first."""
     attempts: dict[str, list[Attempt]] = {}
     for row in await _ATTEMPTS.values(connection, jobs=list(jobs)):
-        attempt = Attempt(*row)
+        attempt = Attempt._make(row)
         attempts.setdefault(attempt.job, []).append(attempt)
     return attempts

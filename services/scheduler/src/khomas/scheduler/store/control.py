@@ -1,7 +1,7 @@
 """What people want of jobs: to end, to wait, to go on."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from sqlalchemy import select
@@ -93,7 +93,7 @@ class Control:
             table = tables.job
             query = select(table).where(in_values(table.c.parent, arrays), table.c.end_time.is_(None))
             rows = await connection.execute(query.order_by(table.c.uid).with_for_update())
-            jobs |= {row.uid: Job(*row) for row in rows.all()}
+            jobs |= {row.uid: Job._make(row) for row in rows.all()}
         return list(jobs.values())
 
     async def _ended_children(self, connection: AsyncConnection, jobs: Iterable[Job]) -> int:
@@ -109,8 +109,8 @@ def _array_cancelled(array: Job, message: str, now: datetime) -> Job:
     after = moved(array, now, array.state, array.reason, message, desired=_CANCEL)
     if not array.unmade:
         return after
-    return replace(after, rest_state=JobState.JOB_STATE_CANCELLED, rest_reason=Reason.REASON_USER_CANCELLED)
+    return after._replace(rest_state=JobState.JOB_STATE_CANCELLED, rest_reason=Reason.REASON_USER_CANCELLED)
 
 
 def _wanted(job: Job, desired: Desired, now: datetime) -> Job:
-    return waiting(replace(job, desired=desired, version=job.version + 1, update_time=now, since=now), now)
+    return waiting(job._replace(desired=desired, version=job.version + 1, update_time=now, since=now), now)

@@ -145,7 +145,7 @@ def _draft(old: _Old, plan: Blueprint, request: pb.RetryJobsRequest, uid: str, o
         frozen = replace(frozen, picks=Picks.of([plan.original_index(index) for index in old.indices]))
     blueprint = Blueprint(spec, frozen)
     job = new_job(uid, uid, blueprint, len(blueprint), owner, old.job.uid, now)
-    return Draft(replace(job, merges=old.job.merges, deadline=None), blueprint, (), current_trace_id())
+    return Draft(job._replace(merges=old.job.merges, deadline=None), blueprint, (), current_trace_id())
 
 
 def _grow(spec: JobSpec, request: pb.RetryJobsRequest) -> None:

@@ -1,7 +1,7 @@
 """Makes drafted jobs real, in a constant number of statements."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, fields, replace
+from dataclasses import astuple, fields
 from datetime import datetime
 from operator import attrgetter
 
@@ -22,7 +22,7 @@ from khomas.scheduler.sandboxes import Sandboxes
 from khomas.scheduler.store.changes import Change, Changes, ended_job, lock_jobs, read_counts
 from khomas.scheduler.waiting import waiting
 
-_VARYING = tuple(field.name for field in fields(Job) if field.name not in FRESH)
+_VARYING = tuple(name for name in Job._fields if name not in FRESH)
 _varying = attrgetter(*_VARYING)
 _DEPENDENCY = tuple(field.name for field in fields(Dependency))
 
@@ -47,7 +47,7 @@ class Submission:
         dependencies, doomed = await _judged(connection, drafts)
         waits = _numbers(dependencies)
         jobs = {
-            draft.job.uid: waiting(replace(draft.job, waits=waits[draft.job.uid]), now)
+            draft.job.uid: waiting(draft.job._replace(waits=waits[draft.job.uid]), now)
             if draft.job.uid in waits
             else draft.job
             for draft in drafts
