@@ -5,7 +5,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
@@ -284,3 +284,8 @@ async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 60) -
             if await condition():
                 return
             await asyncio.sleep(pause)
+
+
+def own(statements: Iterable[str]) -> list[str]:
+    """Leave out what StorageElements there are: that is read again every few seconds, by whoever calls then."""
+    return [one for one in statements if "FROM storage_element" not in one]
