@@ -15,7 +15,7 @@ from typing import Any, cast
 from khomas.kit import plugins
 from khomas.scheduler.backends.commands import recording
 from khomas.scheduler.backends.interface import Backend, BackendPlugin, SubmitItem, SubmitOutcome
-from khomas.scheduler.sites import PLUGINS, with_paths
+from khomas.scheduler.placement.sites import PLUGINS, with_paths
 
 KIND = "killing"
 _ROOT = Path(__file__).parents[2]

@@ -23,7 +23,7 @@ from khomas.kit.testing import serve
 from khomas.scheduler.app import service
 from khomas.scheduler.backends.interface import State
 from khomas.scheduler.config import BackendSettings, SchedulerSettings
-from khomas.scheduler.sites import open_sites
+from khomas.scheduler.placement.sites import open_sites
 from khomas.scheduler.testing import Scheduler, shell
 from khomas.scheduler.testing.backend import BatchSystem, memory_scheduler
 

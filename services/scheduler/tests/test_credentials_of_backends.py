@@ -8,13 +8,13 @@ import pytest
 
 from khomas.kit.config import ConfigError
 from khomas.kit.credentials import CredentialSettings, open_all
-from khomas.scheduler import sites
 from khomas.scheduler.backends.arc import plugin as arc
 from khomas.scheduler.backends.slurm import plugin as slurm
 from khomas.scheduler.backends.spool.backend import SpooledBackend
 from khomas.scheduler.backends.ssh import plugin as ssh
 from khomas.scheduler.config import BackendSettings, SchedulerSettings
-from khomas.scheduler.sites import open_sites
+from khomas.scheduler.placement import sites
+from khomas.scheduler.placement.sites import open_sites
 
 
 def _settings(tmp_path: Path, kind: str, credential: Mapping[str, Any], **options: Any) -> SchedulerSettings:

@@ -18,10 +18,10 @@ from khomas.api.scheduler.v1.job_pb2 import Job
 from khomas.api.scheduler.v1.state_pb2 import DesiredState
 from khomas.kit.testing import serve
 from khomas.scheduler.engine.engine import Engine
+from khomas.scheduler.lifecycle.transitions import ALLOWED
 from khomas.scheduler.records import FINAL
 from khomas.scheduler.testing import Scheduler, shell
 from khomas.scheduler.testing.backend import BatchSystem, Handover, memory_scheduler
-from khomas.scheduler.transitions import ALLOWED
 
 _SETTINGS = {"engine": False, "initial_backoff": 0.0, "lost_after": 0.0, "lost_after_polls": 2, "max_attempts": 3}
 

@@ -17,8 +17,8 @@ from khomas.kit.service import Host, Running, Service
 from khomas.kit.testing import serve
 from khomas.scheduler.app import migrate, start_with
 from khomas.scheduler.config import BackendSettings, SchedulerSettings
-from khomas.scheduler.locality import local_share
-from khomas.scheduler.sites import Site, Sites
+from khomas.scheduler.placement.locality import local_share
+from khomas.scheduler.placement.sites import Site, Sites
 from khomas.scheduler.testing import Scheduler, shell
 from khomas.scheduler.testing.backend import BatchSystem
 from khomas.scheduler.testing.files import Files, memory_services

@@ -11,8 +11,8 @@ from google.protobuf.json_format import ParseDict
 
 from khomas.api.scheduler.v1.job_spec_pb2 import JobSpec
 from khomas.scheduler.backends.interface import ComputeResource
-from khomas.scheduler.matching import Match, Needs, Offer, check_placement, match
-from khomas.scheduler.placing import Placing
+from khomas.scheduler.placement.matching import Match, Needs, Offer, check_placement, match
+from khomas.scheduler.placement.placing import Placing
 from khomas.scheduler.ranking import Facts, Rank
 from khomas.scheduler.ranking.weighted import weighted
 

@@ -8,8 +8,8 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 from khomas.api.catalog.v1.dataset_pb2 import MetadataKey
 from khomas.api.scheduler.v1.job_spec_pb2 import JobSpec
 from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
-from khomas.scheduler.blueprint import Blueprint, Identity
-from khomas.scheduler.frozen import Frozen
+from khomas.scheduler.intake.blueprint import Blueprint, Identity
+from khomas.scheduler.intake.frozen import Frozen
 from khomas.scheduler.outputs import MetadataUnfit, commits, typed
 from khomas.scheduler.records import Attempt
 

@@ -13,7 +13,7 @@ from khomas.api.scheduler.v1.job_pb2 import Job
 from khomas.api.scheduler.v1.job_spec_pb2 import JobSpec
 from khomas.api.scheduler.v1.placement_pb2 import RetryRule
 from khomas.api.scheduler.v1.state_pb2 import JobState
-from khomas.scheduler.profiles import Used, bucket_of, filled, kind_of_jobs, quantile
+from khomas.scheduler.intake.profiles import Used, bucket_of, filled, kind_of_jobs, quantile
 from khomas.scheduler.testing import Scheduler, shell
 from khomas.scheduler.testing.backend import BatchSystem
 

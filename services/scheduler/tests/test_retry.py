@@ -8,7 +8,7 @@ from google.protobuf.json_format import ParseDict
 
 from khomas.api.scheduler.v1.placement_pb2 import RetryPolicy, RetryRule
 from khomas.api.scheduler.v1.state_pb2 import Reason
-from khomas.scheduler.retry import Decision, Defaults, Failure, decide
+from khomas.scheduler.lifecycle.retry import Decision, Defaults, Failure, decide
 
 FAIL, RETRY = RetryRule.ACTION_FAIL, RetryRule.ACTION_RETRY
 UNCOUNTED = RetryRule.ACTION_RETRY_UNCOUNTED

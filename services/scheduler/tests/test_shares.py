@@ -16,7 +16,7 @@ from khomas.api.scheduler.v1.job_pb2 import Job
 from khomas.api.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
 from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
 from khomas.scheduler.config import ShareSettings
-from khomas.scheduler.shares import Load, Tree, allot, decayed
+from khomas.scheduler.placement.shares import Load, Tree, allot, decayed
 from khomas.scheduler.testing import Scheduler, shell
 from khomas.scheduler.testing.backend import BatchSystem
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from khomas.scheduler.backends.local import plugin as local
 from khomas.scheduler.backends.slurm_rest import plugin as slurm_rest
-from khomas.scheduler.sites import with_paths
+from khomas.scheduler.placement.sites import with_paths
 
 
 def test_texts_of_a_configuration_become_paths_where_the_plugin_wants_them() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -15,9 +16,9 @@ from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
 from khomas.api.scheduler.v1.job_spec_pb2 import Limits
 from khomas.api.scheduler.v1.slow_job_pb2 import SlowJob
 from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
+from khomas.scheduler.answers.slow_jobs import over_estimate
 from khomas.scheduler.backends.interface import Usage
-from khomas.scheduler.slow import SlowPolicy, Window
-from khomas.scheduler.slow_jobs import over_estimate
+from khomas.scheduler.lifecycle.slow import SlowPolicy, Window
 from khomas.scheduler.testing import Scheduler, shell, states
 from khomas.scheduler.testing.backend import BatchSystem
 
@@ -91,7 +92,7 @@ async def test_slow_job_is_killed_when_nobody_answers(scheduler: Scheduler) -> N
 
 
 async def test_slow_job_runs_on_when_somebody_answers(scheduler: Scheduler) -> None:
-    spec = shell("sleep 3", limits=limits("KILL", slow_answer_time="1s"))
+    spec = shell("sleep 5", limits=limits("KILL", slow_answer_time="3s"))
     [job] = await scheduler.submit(spec)
     await slow_jobs(scheduler)
     request = pb.KeepSlowJobsRequest(names=[job.name], request_id=str(uuid4()))
@@ -108,9 +109,10 @@ async def test_answer_for_a_job_that_is_not_slow_changes_nothing(cancelling: Sch
     assert (answer.kept, answer.unchanged) == (0, 1)
 
 
-async def test_ended_jobs_are_slow_no_more(scheduler: Scheduler) -> None:
-    [job] = await scheduler.submit(shell("sleep 1.5", limits=limits("FLAG")))
+async def test_ended_jobs_are_slow_no_more(scheduler: Scheduler, tmp_path: Path) -> None:
+    [job] = await scheduler.submit(shell(f"until [ -e {tmp_path}/seen ]; do sleep 0.1; done", limits=limits("FLAG")))
     await slow_jobs(scheduler)
+    (tmp_path / "seen").touch()
     await scheduler.wait(job.name)
     assert not (await scheduler.stub.ListSlowJobs(pb.ListSlowJobsRequest())).jobs
 

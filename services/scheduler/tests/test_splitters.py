@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from khomas.api.scheduler.v1.splitter_pb2 import FileSplitter as Wire
-from khomas.scheduler.frozen import Frozen, Groups, Picks
+from khomas.scheduler.intake.frozen import Frozen, Groups, Picks
 from khomas.scheduler.splitters.files import FileSplitter, InputFile, by_site, divide
 
 FILES = [InputFile(0, f"/hess/run_{n}", size, value) for n, (size, value) in enumerate([(5, "b"), (5, "a"), (9, "b")])]

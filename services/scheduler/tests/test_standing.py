@@ -18,8 +18,8 @@ from khomas.api.scheduler.v1.placement_pb2 import Backend
 from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
 from khomas.kit.testing import serve
 from khomas.scheduler.config import BanSettings
-from khomas.scheduler.robot import ROBOT
-from khomas.scheduler.standing import Reputation, Standing, Status, after_probe, judged
+from khomas.scheduler.placement.robot import ROBOT
+from khomas.scheduler.placement.standing import Reputation, Standing, Status, after_probe, judged
 from khomas.scheduler.testing import Scheduler, shell
 from khomas.scheduler.testing.backend import BatchSystem, Handover, memory_scheduler
 

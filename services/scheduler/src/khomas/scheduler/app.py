@@ -14,23 +14,23 @@ from khomas.kit.idempotency import Once
 from khomas.kit.periodic import every
 from khomas.kit.service import Host, Running, Service
 from khomas.scheduler import tables
+from khomas.scheduler.answers.explaining import Explaining
+from khomas.scheduler.answers.job_commands import JobCommands
+from khomas.scheduler.answers.jobs import Jobs
+from khomas.scheduler.answers.logs import Logs
+from khomas.scheduler.answers.slow_jobs import SlowJobs
 from khomas.scheduler.catalog import Catalog
-from khomas.scheduler.closing import Closing
 from khomas.scheduler.config import SchedulerSettings
 from khomas.scheduler.engine.desk import Desk
 from khomas.scheduler.engine.engine import Engine
 from khomas.scheduler.engine.transcript import Transcript
-from khomas.scheduler.explaining import Explaining
-from khomas.scheduler.job_commands import JobCommands
-from khomas.scheduler.jobs import Jobs
-from khomas.scheduler.locality import Locality
-from khomas.scheduler.logs import Logs
+from khomas.scheduler.intake.sandboxes import Sandboxes
 from khomas.scheduler.orders import Orders
-from khomas.scheduler.sandboxes import Sandboxes
+from khomas.scheduler.placement.closing import Closing
+from khomas.scheduler.placement.locality import Locality
+from khomas.scheduler.placement.shares import Tree
+from khomas.scheduler.placement.sites import Sites, open_sites
 from khomas.scheduler.servicer import SchedulerServicer
-from khomas.scheduler.shares import Tree
-from khomas.scheduler.sites import Sites, open_sites
-from khomas.scheduler.slow_jobs import SlowJobs
 from khomas.scheduler.storage import Storage
 from khomas.scheduler.store.accounting import Accounting
 from khomas.scheduler.store.blueprints import Blueprints

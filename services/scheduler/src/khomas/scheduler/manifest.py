@@ -9,9 +9,9 @@ from typing import Any
 from khomas.api.scheduler.v1.job_spec_pb2 import JobSpec, Output
 from khomas.api.storage.v1.grant_pb2 import AccessGrant
 from khomas.api.storage.v1.storage_service_pb2 import Download
-from khomas.scheduler.blueprint import WantedFile
+from khomas.scheduler.intake.blueprint import WantedFile
+from khomas.scheduler.lifecycle.slow import SlowPolicy
 from khomas.scheduler.records import Job, token_of
-from khomas.scheduler.slow import SlowPolicy
 
 _DEFAULT_GRACE_SECONDS = 10.0
 # Signs of life in a window of CPU efficiency, where those of every ten seconds are too few.

@@ -11,16 +11,16 @@ from khomas.kit.boundary.call import current_principal
 from khomas.kit.database import Database, insert_many
 from khomas.kit.idempotency import Once, OnceTogether
 from khomas.scheduler import tables
-from khomas.scheduler.blueprint import Blueprint
-from khomas.scheduler.intake import Draft, Intake, check_rights, take_in
-from khomas.scheduler.locality import Locality
-from khomas.scheduler.matching import Needs, match
-from khomas.scheduler.plans import plan
-from khomas.scheduler.profiles import Used, filled, kind_of_jobs
-from khomas.scheduler.sandboxes import Sandboxes
+from khomas.scheduler.answers.slow_jobs import SlowJobs
+from khomas.scheduler.intake.blueprint import Blueprint
+from khomas.scheduler.intake.drafts import Draft, Intake, check_rights, take_in
+from khomas.scheduler.intake.plans import plan
+from khomas.scheduler.intake.profiles import Used, filled, kind_of_jobs
+from khomas.scheduler.intake.sandboxes import Sandboxes
+from khomas.scheduler.placement.locality import Locality
+from khomas.scheduler.placement.matching import Needs, match
+from khomas.scheduler.placement.sites import Sites
 from khomas.scheduler.signals import Signal
-from khomas.scheduler.sites import Sites
-from khomas.scheduler.slow_jobs import SlowJobs
 from khomas.scheduler.store.accounting import Accounting
 from khomas.scheduler.store.blueprints import Blueprints
 from khomas.scheduler.store.control import Control

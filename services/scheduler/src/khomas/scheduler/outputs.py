@@ -8,7 +8,7 @@ from khomas.api.common.v1.checksum_pb2 import Checksums
 from khomas.api.common.v1.value_pb2 import Value
 from khomas.api.storage.v1.storage_service_pb2 import CommittedFile, UploadCommit
 from khomas.kit.expressions import Scalar
-from khomas.scheduler.blueprint import Blueprint
+from khomas.scheduler.intake.blueprint import Blueprint
 from khomas.scheduler.records import Attempt
 
 _CHECKSUMS = ("adler32", "sha256", "content_digest")

@@ -10,13 +10,13 @@ from khomas.api.scheduler.v1.placement_pb2 import Backend
 from khomas.api.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceServicer
 from khomas.kit.boundary.call import Context
 from khomas.kit.events import EventLog
-from khomas.scheduler.closing import Closing
-from khomas.scheduler.explaining import Explaining
-from khomas.scheduler.job_commands import JobCommands
-from khomas.scheduler.jobs import Jobs
-from khomas.scheduler.logs import Logs
+from khomas.scheduler.answers.explaining import Explaining
+from khomas.scheduler.answers.job_commands import JobCommands
+from khomas.scheduler.answers.jobs import Jobs
+from khomas.scheduler.answers.logs import Logs
+from khomas.scheduler.answers.slow_jobs import SlowJobs
 from khomas.scheduler.orders import Orders
-from khomas.scheduler.slow_jobs import SlowJobs
+from khomas.scheduler.placement.closing import Closing
 
 
 class SchedulerServicer(SchedulerServiceServicer):

@@ -248,7 +248,7 @@ backend_tally = Table(
     Column("number", BigInteger, nullable=False),
 )
 
-# What jobs of a kind used, as numbers of jobs by size (see profiles.py).
+# What jobs of a kind used, as numbers of jobs by size (see intake/profiles.py).
 usage_profile = Table(
     "usage_profile",
     metadata,

@@ -10,11 +10,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.scheduler.v1.state_pb2 import JobState
 from khomas.scheduler import tables
-from khomas.scheduler.blueprint import Blueprint
 from khomas.scheduler.errors import ExpressionInvalid
-from khomas.scheduler.intake import child_job
+from khomas.scheduler.intake.blueprint import Blueprint
+from khomas.scheduler.intake.drafts import child_job
+from khomas.scheduler.placement.shares import Allotment, allot
 from khomas.scheduler.records import Counts, Job
-from khomas.scheduler.shares import Allotment, allot
 from khomas.scheduler.store.accounting import Accounting, waiting_by_share
 from khomas.scheduler.store.blueprints import Blueprints
 from khomas.scheduler.store.changes import read_counts, read_jobs

@@ -12,17 +12,17 @@ from khomas.api.scheduler.v1.state_pb2 import DesiredState, JobState, Reason
 from khomas.kit.events import EventLog
 from khomas.kit.ids import new_uids
 from khomas.scheduler import tables
-from khomas.scheduler.blueprint import Blueprint
-from khomas.scheduler.closing import read_into, tell
 from khomas.scheduler.engine.desk import Desk, now
-from khomas.scheduler.frozen import Frozen
-from khomas.scheduler.intake import Draft, new_job
-from khomas.scheduler.profiles import Used, kind_of_jobs, uses
+from khomas.scheduler.intake.blueprint import Blueprint
+from khomas.scheduler.intake.drafts import Draft, new_job
+from khomas.scheduler.intake.frozen import Frozen
+from khomas.scheduler.intake.profiles import Used, kind_of_jobs, uses
+from khomas.scheduler.placement.closing import read_into, tell
+from khomas.scheduler.placement.robot import ROBOT, test_spec
+from khomas.scheduler.placement.sites import Site
+from khomas.scheduler.placement.standing import Standing, Status, after_probe, brought_to_end, judged
 from khomas.scheduler.ranking.interface import span
 from khomas.scheduler.records import Attempt, Job
-from khomas.scheduler.robot import ROBOT, test_spec
-from khomas.scheduler.sites import Site
-from khomas.scheduler.standing import Standing, Status, after_probe, brought_to_end, judged
 from khomas.scheduler.store.changes import Change, ended_job, lock_jobs, moved, read_jobs
 from khomas.scheduler.store.profiles import write_uses
 from khomas.scheduler.store.standings import write_standing, write_tallies

@@ -15,12 +15,12 @@ from khomas.scheduler.backends.interface import Usage
 from khomas.scheduler.catalog import Catalog
 from khomas.scheduler.config import SchedulerSettings
 from khomas.scheduler.engine.transcript import Transcript
-from khomas.scheduler.locality import Locality
+from khomas.scheduler.intake.sandboxes import Sandboxes
+from khomas.scheduler.lifecycle.retry import Defaults
+from khomas.scheduler.placement.locality import Locality
+from khomas.scheduler.placement.sites import Sites
 from khomas.scheduler.records import Attempt
-from khomas.scheduler.retry import Defaults
-from khomas.scheduler.sandboxes import Sandboxes
 from khomas.scheduler.signals import Signal
-from khomas.scheduler.sites import Sites
 from khomas.scheduler.storage import Storage
 from khomas.scheduler.store.accounting import Accounting
 from khomas.scheduler.store.blueprints import Blueprints

@@ -17,9 +17,9 @@ from khomas.scheduler.engine.failing import after_failures
 from khomas.scheduler.engine.preparation import Preparation, Prepared, Refused
 from khomas.scheduler.engine.recalling import Recalling
 from khomas.scheduler.engine.transcript import Operation
-from khomas.scheduler.locality import inputs_of
+from khomas.scheduler.placement.locality import inputs_of
+from khomas.scheduler.placement.sites import Site, Sites
 from khomas.scheduler.records import Attempt, Job
-from khomas.scheduler.sites import Site, Sites
 from khomas.scheduler.store.changes import Change, ended_job, lock_jobs, moved
 
 log = logging.getLogger(__name__)

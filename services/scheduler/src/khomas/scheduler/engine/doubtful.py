@@ -12,8 +12,8 @@ from khomas.scheduler.engine.desk import Desk, now
 from khomas.scheduler.engine.failing import after_failures
 from khomas.scheduler.engine.preparation import Preparation, Prepared
 from khomas.scheduler.engine.transcript import Operation
+from khomas.scheduler.placement.sites import Site
 from khomas.scheduler.records import Attempt, Job, uid_of_token
-from khomas.scheduler.sites import Site
 from khomas.scheduler.store.bulk import update_many
 from khomas.scheduler.store.changes import Change, lock_jobs, moved
 

@@ -10,10 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from khomas.api.scheduler.v1.placement_pb2 import RetryRule
 from khomas.api.scheduler.v1.state_pb2 import DesiredState, JobState, Reason
 from khomas.scheduler.engine.desk import Desk
+from khomas.scheduler.lifecycle.retry import Decision, Failure, decide, needs_log
+from khomas.scheduler.lifecycle.waiting import waiting
 from khomas.scheduler.records import Attempt, Job
-from khomas.scheduler.retry import Decision, Failure, decide, needs_log
 from khomas.scheduler.store.changes import Change, lock_jobs, moved, read_jobs
-from khomas.scheduler.waiting import waiting
 
 log = logging.getLogger(__name__)
 

@@ -10,15 +10,15 @@ import grpc
 
 from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
 from khomas.kit.errors import DomainError
-from khomas.scheduler.blueprint import Blueprint, Identity
 from khomas.scheduler.engine.desk import Desk, now
 from khomas.scheduler.engine.failing import after_failures, read_logs
 from khomas.scheduler.engine.observe import job_after
 from khomas.scheduler.engine.transcript import Operation
+from khomas.scheduler.intake.blueprint import Blueprint, Identity
+from khomas.scheduler.lifecycle.verdicts import ended, failed
 from khomas.scheduler.outputs import MetadataUnfit, catalogued, commits, kept, output_files
 from khomas.scheduler.records import Attempt, Job
 from khomas.scheduler.store.changes import Change, lock_jobs, read_jobs
-from khomas.scheduler.verdicts import ended, failed
 
 log = logging.getLogger(__name__)
 

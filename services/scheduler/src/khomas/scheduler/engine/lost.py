@@ -7,8 +7,8 @@ from dataclasses import asdict
 
 from khomas.scheduler.engine.desk import Desk
 from khomas.scheduler.engine.transcript import Operation
+from khomas.scheduler.placement.sites import Site
 from khomas.scheduler.records import Attempt
-from khomas.scheduler.sites import Site
 
 log = logging.getLogger(__name__)
 

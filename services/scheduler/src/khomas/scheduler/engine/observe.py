@@ -13,10 +13,10 @@ from khomas.scheduler.engine.desk import Desk, Open, now
 from khomas.scheduler.engine.failing import after_failures, read_logs
 from khomas.scheduler.engine.lost import with_accounts
 from khomas.scheduler.engine.transcript import Operation
+from khomas.scheduler.lifecycle.verdicts import judged
+from khomas.scheduler.placement.sites import Site
 from khomas.scheduler.records import Attempt, Job, State
-from khomas.scheduler.sites import Site
 from khomas.scheduler.store.changes import Change, lock_jobs, moved
-from khomas.scheduler.verdicts import judged
 
 log = logging.getLogger(__name__)
 

@@ -19,17 +19,17 @@ from khomas.kit.errors import DomainError
 from khomas.kit.expressions import Scalar
 from khomas.kit.ids import new_uids
 from khomas.scheduler.backends.interface import SubmitItem
-from khomas.scheduler.blueprint import Blueprint, Identity, WantedFile
 from khomas.scheduler.engine.candidates import Candidate
 from khomas.scheduler.engine.desk import Desk
 from khomas.scheduler.engine.produced import produced_files
 from khomas.scheduler.engine.recalling import Recalling
-from khomas.scheduler.locality import Local, inputs_of
+from khomas.scheduler.intake.blueprint import Blueprint, Identity, WantedFile
 from khomas.scheduler.manifest import Payload, is_sandbox, manifest, most_files, needs_upload
-from khomas.scheduler.matching import Match, Needs, Offer
-from khomas.scheduler.placing import Placing
+from khomas.scheduler.placement.locality import Local, inputs_of
+from khomas.scheduler.placement.matching import Match, Needs, Offer
+from khomas.scheduler.placement.placing import Placing
+from khomas.scheduler.placement.robot import ROBOT
 from khomas.scheduler.records import Attempt, Job, ReasonCode
-from khomas.scheduler.robot import ROBOT
 from khomas.scheduler.splitters import Child
 
 log = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ from khomas.api.scheduler.v1.job_spec_pb2 import Input, JobSpec
 from khomas.api.scheduler.v1.state_pb2 import JobState
 from khomas.kit.database import in_values
 from khomas.scheduler import tables
-from khomas.scheduler.blueprint import Blueprint, WantedFile, matches, place
 from khomas.scheduler.engine.desk import Desk
-from khomas.scheduler.mergers import LISTING
+from khomas.scheduler.intake.blueprint import Blueprint, WantedFile, matches, place
+from khomas.scheduler.intake.mergers import LISTING
 from khomas.scheduler.records import Job
 from khomas.scheduler.store.changes import read_jobs
 from khomas.scheduler.store.workflow import lineage

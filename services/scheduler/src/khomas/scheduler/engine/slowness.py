@@ -11,10 +11,10 @@ from khomas.api.scheduler.v1.state_pb2 import DesiredState, JobState, Reason
 from khomas.kit.database import in_values, insert_many
 from khomas.kit.events import NewEvent
 from khomas.scheduler import tables
+from khomas.scheduler.answers.slow_jobs import Marked, low_efficiency
 from khomas.scheduler.engine.desk import Desk, Open, now
+from khomas.scheduler.lifecycle.slow import SlowPolicy, Window
 from khomas.scheduler.records import Job
-from khomas.scheduler.slow import SlowPolicy, Window
-from khomas.scheduler.slow_jobs import Marked, low_efficiency
 from khomas.scheduler.store.changes import Change, lock_jobs, moved, read_jobs
 
 _table = tables.slow

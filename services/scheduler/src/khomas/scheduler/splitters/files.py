@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from khomas.api.scheduler.v1 import splitter_pb2 as pb
-from khomas.scheduler.frozen import Groups
+from khomas.scheduler.intake.frozen import Groups
 from khomas.scheduler.splitters.child import Child
 
 _OWN_KEYS = frozenset({"input", "input_stem"})

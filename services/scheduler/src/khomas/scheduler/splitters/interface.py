@@ -5,7 +5,7 @@ from typing import Protocol
 from khomas.api.scheduler.v1 import splitter_pb2 as pb
 from khomas.kit.expressions import ExpressionError
 from khomas.scheduler.errors import ExpressionInvalid
-from khomas.scheduler.frozen import Frozen
+from khomas.scheduler.intake.frozen import Frozen
 from khomas.scheduler.splitters.args import ArgSplitter
 from khomas.scheduler.splitters.child import Child
 from khomas.scheduler.splitters.count import CountSplitter

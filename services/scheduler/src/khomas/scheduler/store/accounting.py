@@ -15,11 +15,11 @@ from khomas.kit.auth.principal import Principal
 from khomas.kit.filtering.fields import nearest
 from khomas.scheduler import tables
 from khomas.scheduler.errors import QuotaExceeded, ShareUnknown
+from khomas.scheduler.placement.shares import ROOT, Load, Tree, decayed
 from khomas.scheduler.records import Attempt, Job
-from khomas.scheduler.shares import ROOT, Load, Tree, decayed
 
 if TYPE_CHECKING:
-    from khomas.scheduler.intake import Draft
+    from khomas.scheduler.intake.drafts import Draft
 
 _job, _attempt, _use = tables.job.c, tables.attempt.c, tables.share_use.c
 _HOUR = 3600

@@ -9,8 +9,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from khomas.api.scheduler.v1.job_spec_pb2 import JobSpec
 from khomas.kit.database import in_values
 from khomas.scheduler import tables
-from khomas.scheduler.blueprint import Blueprint
-from khomas.scheduler.frozen import Frozen
+from khomas.scheduler.intake.blueprint import Blueprint
+from khomas.scheduler.intake.frozen import Frozen
 
 _KEPT = 4096
 

@@ -12,14 +12,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
 from khomas.kit.database import Prepared, in_values, insert_many, values_param
 from khomas.kit.events import EventLog, NewEvent
-from khomas.scheduler import tables, transitions
-from khomas.scheduler.dependencies import Verdict, judge
-from khomas.scheduler.intake import child_job
+from khomas.scheduler import tables
+from khomas.scheduler.intake.drafts import child_job
+from khomas.scheduler.lifecycle import transitions
+from khomas.scheduler.lifecycle.dependencies import Verdict, judge
+from khomas.scheduler.lifecycle.waiting import waiting
 from khomas.scheduler.messages import job_message
 from khomas.scheduler.records import FINAL, Attempt, Counts, Dependency, Job, ReasonCode, State
 from khomas.scheduler.store.accounting import charges
 from khomas.scheduler.store.bulk import add_many, update_many
-from khomas.scheduler.waiting import waiting
 
 # What of a job may change after it was made.
 _CHANGING = (

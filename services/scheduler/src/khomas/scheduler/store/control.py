@@ -11,11 +11,11 @@ from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
 from khomas.api.scheduler.v1.state_pb2 import DesiredState, JobState, Reason
 from khomas.kit.database import in_values
 from khomas.scheduler import tables
+from khomas.scheduler.lifecycle.waiting import waiting
 from khomas.scheduler.names import uids_of
 from khomas.scheduler.records import FINAL, Desired, Job
 from khomas.scheduler.store.changes import Change, Changes, moved, read_counts
 from khomas.scheduler.store.lookup import Lookup
-from khomas.scheduler.waiting import waiting
 
 _HOLD, _RUN, _CANCEL = (
     DesiredState.DESIRED_STATE_HOLD,

@@ -9,7 +9,7 @@ from khomas.kit.database import insert_many
 from khomas.scheduler import tables
 from khomas.scheduler.engine.candidates import children
 from khomas.scheduler.errors import JobNotFound
-from khomas.scheduler.intake import child_job
+from khomas.scheduler.intake.drafts import child_job
 from khomas.scheduler.names import split
 from khomas.scheduler.records import Job
 from khomas.scheduler.store.blueprints import Blueprints

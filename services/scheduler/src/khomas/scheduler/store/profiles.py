@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.kit.database import in_values
 from khomas.scheduler import tables
-from khomas.scheduler.profiles import Used
+from khomas.scheduler.intake.profiles import Used
 from khomas.scheduler.store.bulk import add_many
 
 _KEYS = ("profile", "backend", "what", "bucket")

@@ -14,10 +14,10 @@ from khomas.kit.database import in_values
 from khomas.kit.ids import new_uids
 from khomas.kit.telemetry.trace import current_trace_id
 from khomas.scheduler import tables
-from khomas.scheduler.blueprint import Blueprint
 from khomas.scheduler.errors import JobStateForbids
-from khomas.scheduler.frozen import Picks
-from khomas.scheduler.intake import Draft, new_job
+from khomas.scheduler.intake.blueprint import Blueprint
+from khomas.scheduler.intake.drafts import Draft, new_job
+from khomas.scheduler.intake.frozen import Picks
 from khomas.scheduler.messages import state_name
 from khomas.scheduler.names import split, uids_of
 from khomas.scheduler.records import Job, State

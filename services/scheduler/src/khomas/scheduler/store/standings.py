@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from khomas.api.scheduler.v1.state_pb2 import JobState
 from khomas.kit.database import insert_many
 from khomas.scheduler import tables
-from khomas.scheduler.standing import Record, Standing, Status
+from khomas.scheduler.placement.standing import Record, Standing, Status
 from khomas.scheduler.store.bulk import add_many
 
 _HOUR = 3600

@@ -12,15 +12,15 @@ from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
 from khomas.kit.database import Rows, insert_rows
 from khomas.kit.events import EventLog, NewEvent
 from khomas.scheduler import tables
-from khomas.scheduler.dependencies import Verdict, judge
 from khomas.scheduler.errors import DependencyInvalid, SandboxNotFound
-from khomas.scheduler.intake import FRESH, Draft
+from khomas.scheduler.intake.drafts import FRESH, Draft
+from khomas.scheduler.intake.sandboxes import Sandboxes
+from khomas.scheduler.lifecycle.dependencies import Verdict, judge
+from khomas.scheduler.lifecycle.waiting import waiting
 from khomas.scheduler.messages import job_message
 from khomas.scheduler.names import split
 from khomas.scheduler.records import Dependency, Job
-from khomas.scheduler.sandboxes import Sandboxes
 from khomas.scheduler.store.changes import Change, Changes, ended_job, lock_jobs, read_counts
-from khomas.scheduler.waiting import waiting
 
 _VARYING = tuple(name for name in Job._fields if name not in FRESH)
 _varying = attrgetter(*_VARYING)

@@ -27,8 +27,8 @@ from khomas.scheduler.backends.interface import (
     Usage,
 )
 from khomas.scheduler.config import BackendSettings, SchedulerSettings
-from khomas.scheduler.credentials import Wallet
-from khomas.scheduler.sites import Site, Sites
+from khomas.scheduler.placement.credentials import Wallet
+from khomas.scheduler.placement.sites import Site, Sites
 
 
 class Handover(Enum):

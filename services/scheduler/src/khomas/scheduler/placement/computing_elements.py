@@ -9,11 +9,11 @@ from google.protobuf.duration_pb2 import Duration
 from khomas.api.scheduler.v1.placement_pb2 import Backend, Closure
 from khomas.api.scheduler.v1.placement_pb2 import ComputeResource as Row
 from khomas.scheduler.backends.interface import ComputeResource
-from khomas.scheduler.matching import USUAL_LENGTH
+from khomas.scheduler.placement.matching import USUAL_LENGTH
+from khomas.scheduler.placement.sites import Site, Sites
+from khomas.scheduler.placement.standing import Status
 from khomas.scheduler.ranking import Facts, Rank
 from khomas.scheduler.ranking.weighted import success_rate
-from khomas.scheduler.sites import Site, Sites
-from khomas.scheduler.standing import Status
 
 # Running and waiting, by backend and queue.
 Ours = Mapping[tuple[str, str], tuple[int, int]]

@@ -10,15 +10,15 @@ from khomas.api.common.v1.explanation_pb2 import Explanation
 from khomas.api.scheduler.v1.state_pb2 import JobState
 from khomas.kit.database import Database
 from khomas.scheduler import tables
+from khomas.scheduler.answers.explanations import Facts, explain
+from khomas.scheduler.answers.logs import Logs
 from khomas.scheduler.errors import JobNotFound
-from khomas.scheduler.explanations import Facts, explain
-from khomas.scheduler.locality import Locality, inputs_of
-from khomas.scheduler.logs import Logs
-from khomas.scheduler.matching import Match, Needs, match
 from khomas.scheduler.messages import state_name
 from khomas.scheduler.names import uid_of
+from khomas.scheduler.placement.locality import Locality, inputs_of
+from khomas.scheduler.placement.matching import Match, Needs, match
+from khomas.scheduler.placement.sites import Sites
 from khomas.scheduler.records import Attempt, Job
-from khomas.scheduler.sites import Sites
 from khomas.scheduler.store.changes import read_attempts, read_counts
 from khomas.scheduler.store.lookup import Lookup
 

@@ -14,8 +14,8 @@ from khomas.kit.database import Database
 from khomas.scheduler.errors import JobNotFound
 from khomas.scheduler.messages import write_job
 from khomas.scheduler.names import uid_of
+from khomas.scheduler.placement.sites import Sites
 from khomas.scheduler.records import Attempt, Counts, Job, Summary
-from khomas.scheduler.sites import Sites
 from khomas.scheduler.store.accounting import Accounting
 from khomas.scheduler.store.changes import read_attempts, read_counts
 from khomas.scheduler.store.listing import Listing

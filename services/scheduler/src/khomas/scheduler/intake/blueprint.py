@@ -10,7 +10,7 @@ from khomas.api.scheduler.v1.job_spec_pb2 import Input, JobSpec, Output
 from khomas.kit.expressions import ExpressionError, Scalar
 from khomas.kit.templating import Template, TemplateError, parse_template, scalar_text
 from khomas.scheduler.errors import ExpressionInvalid, InputPathConflict
-from khomas.scheduler.frozen import Frozen
+from khomas.scheduler.intake.frozen import Frozen
 from khomas.scheduler.splitters import Child, Splitter, make_splitter
 
 _JOB_KEYS = frozenset({"job", "index", "attempt"})

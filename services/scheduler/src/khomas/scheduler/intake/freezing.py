@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 
 from khomas.api.scheduler.v1.job_spec_pb2 import JobSpec
 from khomas.api.scheduler.v1.splitter_pb2 import FileSplitter
-from khomas.scheduler.blueprint import Blueprint, Identity, matches
 from khomas.scheduler.catalog import Catalog, Found, names_of
 from khomas.scheduler.errors import InputNotFound, NoMatch
-from khomas.scheduler.frozen import Frozen
-from khomas.scheduler.locality import Locality
+from khomas.scheduler.intake.blueprint import Blueprint, Identity, matches
+from khomas.scheduler.intake.frozen import Frozen
+from khomas.scheduler.placement.locality import Locality
 from khomas.scheduler.splitters.files import InputFile, divide
 
 # Names of an array's inputs that are looked up at the submission; the others are when their turn comes.

@@ -2,12 +2,12 @@
 
 from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
 from khomas.scheduler.backends.interface import SubmitItem
-from khomas.scheduler.blueprint import Identity
 from khomas.scheduler.engine.preparation import rendered
-from khomas.scheduler.intake import Draft, child_job
-from khomas.scheduler.matching import Needs, match
+from khomas.scheduler.intake.blueprint import Identity
+from khomas.scheduler.intake.drafts import Draft, child_job
+from khomas.scheduler.placement.matching import Needs, match
+from khomas.scheduler.placement.sites import Sites
 from khomas.scheduler.records import Job
-from khomas.scheduler.sites import Sites
 
 _RENDERED_CHILDREN = 10
 

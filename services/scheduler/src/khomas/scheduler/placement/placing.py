@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from khomas.api.scheduler.v1.job_spec_pb2 import JobSpec
-from khomas.scheduler.credentials import Lack
-from khomas.scheduler.matching import Match, Needs, Offer, match, standing_in_line
+from khomas.scheduler.placement.credentials import Lack
+from khomas.scheduler.placement.matching import Match, Needs, Offer, match, standing_in_line
 from khomas.scheduler.ranking import Ranking
 
 _Line = tuple[tuple[bool, float, float, str], int]

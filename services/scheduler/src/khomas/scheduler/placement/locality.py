@@ -9,8 +9,8 @@ from typing import TypeAlias
 import grpc
 
 from khomas.kit.errors import DomainError
-from khomas.scheduler.blueprint import Blueprint, Identity
 from khomas.scheduler.catalog import Catalog, Placed
+from khomas.scheduler.intake.blueprint import Blueprint, Identity
 from khomas.scheduler.storage import Storage
 
 log = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
 from khomas.kit.database import Database, in_values
 from khomas.scheduler import tables
 from khomas.scheduler.names import uids_of
+from khomas.scheduler.placement.sites import Sites
 from khomas.scheduler.records import Attempt, Job
-from khomas.scheduler.sites import Sites
 
 _MAX_PAGE, _DEFAULT_PAGE = 10_000, 1000
 # A child of an array is compared with its siblings when so many have succeeded, and is slow from so many medians on.

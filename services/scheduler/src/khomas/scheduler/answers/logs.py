@@ -11,10 +11,10 @@ import aiofiles.os
 from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
 from khomas.kit.database import Database
 from khomas.scheduler.errors import AttemptNotFound, JobNotFound, LogNotFound, SandboxMissing
+from khomas.scheduler.intake.sandboxes import Sandboxes
 from khomas.scheduler.names import uid_of
+from khomas.scheduler.placement.sites import Sites
 from khomas.scheduler.records import Attempt, Job
-from khomas.scheduler.sandboxes import Sandboxes
-from khomas.scheduler.sites import Sites
 from khomas.scheduler.store.changes import read_attempts
 from khomas.scheduler.store.lookup import Lookup
 

@@ -9,8 +9,8 @@ from google.protobuf.duration_pb2 import Duration
 from khomas.api.scheduler.v1.job_spec_pb2 import Input, JobSpec, Output
 from khomas.kit.auth.paths import odd_path
 from khomas.kit.errors import FieldInvalid, FieldViolation
-from khomas.scheduler.blueprint import Blueprint, Identity
 from khomas.scheduler.errors import NoJobs, TooManyJobs
+from khomas.scheduler.intake.blueprint import Blueprint, Identity
 from khomas.scheduler.manifest import is_sandbox
 
 _DEFAULT_MAX_JOBS = 10_000_000

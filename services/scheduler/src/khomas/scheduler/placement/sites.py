@@ -16,12 +16,12 @@ from khomas.kit.credentials import CredentialProvider, Credentials, open_all
 from khomas.kit.filtering.fields import nearest
 from khomas.scheduler.backends.interface import Backend, BackendPlugin, ComputeResource
 from khomas.scheduler.config import BackendSettings, SchedulerSettings
-from khomas.scheduler.credentials import Lack, Wallet
-from khomas.scheduler.matching import Offer
+from khomas.scheduler.placement.credentials import Lack, Wallet
+from khomas.scheduler.placement.matching import Offer
+from khomas.scheduler.placement.standing import Record, Reputation, Standing
 from khomas.scheduler.ranking import Ranking, load_ranking
 from khomas.scheduler.ranking.weighted import weighted
 from khomas.scheduler.signals import Signal
-from khomas.scheduler.standing import Record, Reputation, Standing
 
 log = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ from khomas.kit.database import Database
 from khomas.kit.events import EventLog, NewEvent
 from khomas.kit.filtering.fields import nearest
 from khomas.kit.idempotency import Once
-from khomas.scheduler.computing_elements import backend_messages
 from khomas.scheduler.errors import BackendNotFound
+from khomas.scheduler.placement.computing_elements import backend_messages
+from khomas.scheduler.placement.sites import Sites
+from khomas.scheduler.placement.standing import Standing, Status
 from khomas.scheduler.signals import Signal
-from khomas.scheduler.sites import Sites
-from khomas.scheduler.standing import Standing, Status
 from khomas.scheduler.store.standings import forget_old, our_jobs, read_records, read_standings, write_standing
 
 EVENT = "scheduler.backend.changed"

@@ -7,9 +7,9 @@ from datetime import datetime
 from khomas.api.common.v1.explanation_pb2 import Explanation, Remedy
 from khomas.api.scheduler.v1.job_spec_pb2 import JobSpec
 from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
-from khomas.scheduler.credentials import Lack
-from khomas.scheduler.matching import Match
 from khomas.scheduler.messages import reason_name, state_name
+from khomas.scheduler.placement.credentials import Lack
+from khomas.scheduler.placement.matching import Match
 from khomas.scheduler.records import Attempt, Counts, Job
 
 _NOBODY = "nobody: it resolves itself"

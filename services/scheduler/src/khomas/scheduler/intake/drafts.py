@@ -15,16 +15,16 @@ from khomas.kit.boundary.call import current_call
 from khomas.kit.errors import FieldInvalid
 from khomas.kit.ids import new_uids
 from khomas.kit.telemetry.trace import current_trace_id
-from khomas.scheduler import rights
-from khomas.scheduler.blueprint import Blueprint
-from khomas.scheduler.freezing import check_files, freeze, frozen_names, wanted_names
-from khomas.scheduler.frozen import Frozen
-from khomas.scheduler.locality import Locality
-from khomas.scheduler.matching import Offer, check_placement
-from khomas.scheduler.mergers import merger_spec
+from khomas.scheduler.intake import rights
+from khomas.scheduler.intake.blueprint import Blueprint
+from khomas.scheduler.intake.freezing import check_files, freeze, frozen_names, wanted_names
+from khomas.scheduler.intake.frozen import Frozen
+from khomas.scheduler.intake.mergers import merger_spec
+from khomas.scheduler.intake.specs import check_size, check_spec, try_out
+from khomas.scheduler.lifecycle.waiting import why_waiting
+from khomas.scheduler.placement.locality import Locality
+from khomas.scheduler.placement.matching import Offer, check_placement
 from khomas.scheduler.records import FINAL, Dependency, Job
-from khomas.scheduler.specs import check_size, check_spec, try_out
-from khomas.scheduler.waiting import why_waiting
 
 _NO_REASON = Reason.REASON_UNSPECIFIED
 
