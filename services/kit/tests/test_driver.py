@@ -98,6 +98,16 @@ async def test_values_of_a_prepared_statement_are_those_of_sqlalchemy(database: 
         assert found[0][2].tzinfo is UTC
 
 
+@pytest.mark.parametrize("facts", [{}, [], {"a": [1, {}]}, "", 0, False, "{}", "[]"])
+async def test_json_comes_back_as_it_went(database: Database, facts: object) -> None:
+    async with database.write() as connection:
+        await insert_rows(connection, Rows(thing, ("id", "name", "facts"), [(1, "a", facts)]))
+        [by_driver] = await ALL.values(connection, names=["a"])
+        by_sqlalchemy = (await connection.execute(select(thing.c.facts))).scalar_one()
+    assert (by_driver[4], by_sqlalchemy) == (facts, facts)
+    assert type(by_driver[4]) is type(by_sqlalchemy) is type(facts)
+
+
 async def test_what_many_rows_have_in_common_is_in_each_of_them(database: Database) -> None:
     rows = [(n, f"n{n}", NOON, b"same", {"a": 1}, (0.0, -0.0)[n % 2]) for n in range(1, 201)]
     async with database.write() as connection:
