@@ -44,7 +44,7 @@ SchedulerParameters=batch_sched_delay=0,bf_interval=5,default_queue_depth=500,sc
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 MaxArraySize=10001
-MaxJobCount=50000
+MaxJobCount=200000
 MinJobAge=60
 KillWait=5
 JobAcctGatherType=jobacct_gather/linux

@@ -70,6 +70,8 @@ class Template:
 
 def parse_template(source: str) -> Template:
     """Check a template."""
+    if "{" not in source and "}" not in source:
+        return Template(source, (source,) if source else ())
     parts: list[str | _Field] = []
     end = 0
     for found in _PIECE.finditer(source):
