@@ -1,6 +1,6 @@
 """From rows to messages: two statements for any number of files, straight from what the driver gives."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -9,8 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import NullType
 
 from khomas.api.catalog.v1 import catalog_service_pb2 as pb
-from khomas.api.catalog.v1.file_pb2 import Deletion, File
-from khomas.api.common.v1.checksum_pb2 import Checksums
+from khomas.api.catalog.v1.file_pb2 import File
 from khomas.catalog.names import default_path
 from khomas.catalog.tables import file, file_value, metadata_key, parent, replica
 from khomas.catalog.values import set_value, timestamp_of
@@ -64,9 +63,14 @@ def _whole(with_replicas: bool) -> Prepared:
 _METADATA_AND_PARENTS, _EVERYTHING = _whole(with_replicas=False), _whole(with_replicas=True)
 
 
-async def complete(connection: AsyncConnection, rows: Iterable[Sequence[Any]], view: int) -> list[File]:
-    """Return files, of rows that begin with FILE, with what the view asks for; unset = everything."""
-    found = {row[0]: file_proto(row) for row in rows}
+async def complete(
+    connection: AsyncConnection, rows: Iterable[Sequence[Any]], view: int, new: Callable[[], File] = File
+) -> list[File]:
+    """Return files, of rows that begin with FILE, with what the view asks for; unset = everything.
+
+    `new` makes the messages: those of an answer need not be copied into it.
+    """
+    found = {row[0]: file_proto(row, new()) for row in rows}
     ids = list(found)
     if view == pb.FILE_VIEW_REPLICAS and found:
         for row in await _REPLICAS.rows(connection, ids=ids):
@@ -102,37 +106,43 @@ def _add(found: dict[int, File], rows: Iterable[Sequence[Any]]) -> None:
 
 def add_replica(one: File, storage_element: str, path: str | None, state: Any, verify_time: Any) -> None:
     """Add a replica to its file."""
-    one.replicas.add(
-        storage_element=storage_element,
-        path=default_path(one.name) if path is None else path,
-        state=state,
-        verify_time=None if verify_time is None else timestamp_of(verify_time),
-    )
+    copy = one.replicas.add()
+    copy.storage_element = storage_element
+    copy.path = default_path(one.name) if path is None else path
+    copy.state = state
+    if verify_time is not None:
+        copy.verify_time.CopyFrom(timestamp_of(verify_time))
     if one.state == File.STATE_DELETING:
         one.deletion.remaining_replicas += 1
 
 
-def file_proto(row: Sequence[Any]) -> File:
-    """Return a row that begins with FILE as a message with the BASIC fields."""
-    message = File(
-        name=row[2],
-        size_bytes=row[4],
-        checksums=Checksums(adler32=row[5], sha256=row[6], md5=row[7], content_digest=row[8]),
-        origin=row[9],
-        uid=row[1],
-        state=row[11],
-        create_time=timestamp_of(row[12]),
-        update_time=timestamp_of(row[13]),
-        owner=row[10],
-        etag=str(row[14]),
-    )
+def file_proto(row: Sequence[Any], message: File | None = None) -> File:
+    """Write a row that begins with FILE into a new message: the BASIC fields.
+
+    Fields set one by one take half the time of those given to the constructor.
+    """
+    message = File() if message is None else message
+    message.uid = row[1]
+    message.name = row[2]
+    message.size_bytes = row[4]
+    checksums = message.checksums
+    checksums.adler32 = row[5]
+    if row[6]:
+        checksums.sha256 = row[6]
+    if row[7]:
+        checksums.md5 = row[7]
+    if row[8]:
+        checksums.content_digest = row[8]
+    message.origin = row[9]
+    message.owner = row[10]
+    message.state = row[11]
+    message.create_time.CopyFrom(timestamp_of(row[12]))
+    message.update_time.CopyFrom(timestamp_of(row[13]))
+    message.etag = str(row[14])
     if row[17] is not None:
-        message.deletion.CopyFrom(
-            Deletion(
-                requester=row[15],
-                reason=row[16],
-                request_time=timestamp_of(row[17]),
-                purge_time=timestamp_of(row[18]),
-            )
-        )
+        deletion = message.deletion
+        deletion.requester = row[15]
+        deletion.reason = row[16]
+        deletion.request_time.CopyFrom(timestamp_of(row[17]))
+        deletion.purge_time.CopyFrom(timestamp_of(row[18]))
     return message

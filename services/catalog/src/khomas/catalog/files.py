@@ -70,7 +70,9 @@ class Files:
         async with self._database.snapshot() as connection:
             query, order = await self._search(connection, request)
             async for rows in all_pages(connection, query, request, order, size=_STREAM_PAGE):
-                yield pb.ListFilesResponse(files=await complete(connection, rows, request.view))
+                answer = pb.ListFilesResponse()
+                await complete(connection, rows, request.view, answer.files.add)
+                yield answer
 
     async def list_directory(self, request: pb.ListDirectoryRequest) -> pb.ListDirectoryResponse:
         """List what lies directly in a directory, files and directories together by name."""
@@ -111,8 +113,9 @@ async def _page(
     connection: AsyncConnection, query: Select[*tuple[Any, ...]], request: pb.ListFilesRequest, order: Ordering
 ) -> pb.ListFilesResponse:
     page = await list_page(connection, query, request, order, default_size=1000, max_size=10_000)
-    files = await complete(connection, page.rows, request.view)
-    return pb.ListFilesResponse(files=files, next_page_token=page.next_page_token)
+    answer = pb.ListFilesResponse(next_page_token=page.next_page_token)
+    await complete(connection, page.rows, request.view, answer.files.add)
+    return answer
 
 
 async def _in_dataset(connection: AsyncConnection, request: pb.ListFilesRequest) -> Any:
