@@ -1,7 +1,6 @@
 """Column types that mean the same on SQLite and PostgreSQL."""
 
 import json
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from typing import cast as seen_as
@@ -27,34 +26,21 @@ class UtcTime(TypeDecorator[datetime]):
             return dialect.type_descriptor(postgresql.TIMESTAMP(timezone=True))
         return dialect.type_descriptor(BigInteger())
 
-    # Below SQLAlchemy's `process_bind_param` and `process_result_value`: rows have many moments, and those two calls
-    # that SQLAlchemy makes of each take as long as the rest.
-    def bind_processor(self, dialect: Dialect) -> Callable[[datetime | None], object]:
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> object:
         """Refuse naive moments; they mean something else on every machine."""
-        return _aware if dialect.name == "postgresql" else _microseconds
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"the moment {value} has no time zone")
+        return value if dialect.name == "postgresql" else (value - _EPOCH) // _MICROSECOND
 
-    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], datetime | None]:
+    def process_result_value(self, value: object, dialect: Dialect) -> datetime | None:
         """Give UTC."""
-        return _in_utc
-
-
-def _aware(value: datetime | None) -> datetime | None:
-    if value is not None and value.tzinfo is None:
-        raise ValueError(f"the moment {value} has no time zone")
-    return value
-
-
-def _microseconds(value: datetime | None) -> int | None:
-    moment = _aware(value)
-    return None if moment is None else (moment - _EPOCH) // _MICROSECOND
-
-
-def _in_utc(value: object) -> datetime | None:
-    if isinstance(value, int):
-        return _EPOCH + timedelta(microseconds=value)
-    if not isinstance(value, datetime) or value.tzinfo is UTC:
-        return seen_as(datetime | None, value)
-    return value.astimezone(UTC)
+        if isinstance(value, int):
+            return _EPOCH + timedelta(microseconds=value)
+        if not isinstance(value, datetime) or value.tzinfo is UTC:
+            return seen_as(datetime | None, value)
+        return value.astimezone(UTC)
 
 
 def json_text(value: object) -> str:
