@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sysconfig
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from tests.testbeds.processes import Processes, end, free_ports, until
 from tests.testbeds.users import unprivileged
 
 DOMAIN = "localhost"
+_STOP_SECONDS = 30.0
 _CONFIG = """
 RELEASE_DIR = /usr
 BIN = /usr/bin
@@ -142,7 +143,11 @@ class Htcondor:
         master = self.master.pop()
         # SIGQUIT: at once.
         master.send_signal(signal.SIGQUIT)
+        with suppress(subprocess.TimeoutExpired):
+            master.wait(_STOP_SECONDS)
         end(master)
+        # A master that had to be killed leaves its daemons, and a schedd its shadows.
+        self.processes.end_left()
 
     def freeze(self) -> None:
         """Let collector and schedd answer no more; jobs go on."""

@@ -9,12 +9,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 if TYPE_CHECKING:
     from tests.testbeds.namespace import Namespace
 
 _STOP_SECONDS = 10.0
 _TAIL = 2000
+# A variable of the environment by which daemons are known that left the session of who started them.
+_MARK = "KHOMAS_TEST_BED"
 
 
 class NotReadyError(Exception):
@@ -28,6 +31,7 @@ class Processes:
         self.logs = logs
         self.logs.mkdir(parents=True, exist_ok=True)
         self._started: list[subprocess.Popen[bytes]] = []
+        self._mark = uuid4().hex
 
     def __enter__(self) -> "Processes":
         return self
@@ -56,7 +60,7 @@ class Processes:
                 stdout=log,
                 stderr=log,
                 cwd=cwd,
-                env={**os.environ, **(env or {})},
+                env={**os.environ, **(env or {}), _MARK: self._mark},
                 start_new_session=True,
             )
         self._started.append(process)
@@ -77,6 +81,16 @@ class Processes:
         for process in reversed(self._started):
             end(process)
         self._started.clear()
+        self.end_left()
+
+    def end_left(self, seconds: float = _STOP_SECONDS) -> None:
+        """End daemons whose parents have ended without them, and wait until they write no more."""
+        deadline = time.monotonic() + seconds
+        while (left := _with(f"{_MARK}={self._mark}".encode())) and time.monotonic() < deadline:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
 
     def tail(self) -> str:
         """The ends of all logs, for an error message."""
@@ -95,6 +109,17 @@ def end(process: "subprocess.Popen[bytes]", seconds: float = _STOP_SECONDS) -> N
             break
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def _with(mark: bytes) -> list[int]:
+    """Processes with something in the environment that they were started with."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        # Another one's, or gone.
+        with contextlib.suppress(OSError):
+            if mark in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+    return found
 
 
 def until(check: Callable[[], object], seconds: float, what: str, processes: Processes | None = None) -> None:

@@ -22,8 +22,12 @@ _READ_AHEAD: Final = 4 * 1024 * 1024
 
 # What can be asked again when nobody knows whether it was done.
 _REPEATABLE: Final = frozenset({"stat", "checksum", "unlink", "mkdir"})
-# Of the same request, when the process dies of it: the libraries behind gfal2 crash now and then.
+# Of the same request, when the process dies of it.
 TRIES: Final = 3
+# Two threads that run callbacks, as is its default, take a connection from each other when a transfer is aborted, as
+# each range is that does not begin at 0: globus_i_ftp_client_response_callback waits for a lock and finds its target
+# released by globus_i_ftp_client_force_close_callback, and the process dies. One thread takes them one by one.
+_ENVIRONMENT: Final = {"GLOBUS_CALLBACK_POLLING_THREADS": "1"}
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -186,7 +190,7 @@ class _Running:
             process = await asyncio.create_subprocess_exec(
                 python, "-I", program, str(at_once),
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-                limit=_LINE, env={**_clean(os.environ), **environment},
+                limit=_LINE, env={**_clean(os.environ), **_ENVIRONMENT, **environment},
             )  # fmt: skip
         except OSError as error:
             raise ProtocolFault(Problem.CONFIGURATION, f"{python} cannot be started: {error}") from error
