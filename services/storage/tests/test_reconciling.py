@@ -15,10 +15,7 @@ from khomas.api.storage.v1 import storage_element_pb2, storage_service_pb2
 from khomas.api.storage.v1.incident_pb2 import (
     REPAIR_COPY,
     REPAIR_DECLARE_LOST,
-    REPAIR_DELETE,
     REPAIR_DISMISS,
-    REPAIR_QUARANTINE,
-    REPAIR_REGISTER,
     Incident,
 )
 from khomas.api.storage.v1.reconciliation_pb2 import Reconciliation
@@ -113,71 +110,6 @@ async def test_last_copy_is_never_replaced_or_deleted_by_itself(place: Place) ->
     (found,) = await place.incidents()
     assert (found.state, found.proposed_repair) == (Incident.STATE_OPEN, REPAIR_DECLARE_LOST)
     assert (place.mirror / "hess/only").read_bytes() == b"/hess/Only"
-
-
-@BOTH
-@pytest.mark.parametrize("settings", [{"repair_automatically": False}])
-async def test_declared_lost_bytes_are_moved_aside_and_the_decision_is_kept(place: Place) -> None:
-    await place.stored("/hess/good", "/hess/flipped")
-    place.lay("hess/flipped", b"/hess/Flipped")
-    await place.compared(Reconciliation.MODE_FULL)
-
-    assert await place.apply('kind = CHECKSUM AND storage_element = "mirror"', REPAIR_DECLARE_LOST) == 1
-    await place.settled()
-
-    (found,) = await place.incidents()
-    assert (found.state, found.requester, found.reason) == (Incident.STATE_RESOLVED, "tester", "a test says so")
-    assert (place.mirror / found.quarantine_path).read_bytes() == b"/hess/Flipped"
-    assert await place.replica("/hess/flipped") is None
-    assert await place.replica("/hess/flipped", "local") is not None
-
-
-@BOTH
-async def test_dark_files_are_moved_aside_or_deleted_when_somebody_says_so(place: Place) -> None:
-    await place.stored("/hess/good")
-    place.lay("dark/one", b"1")
-    place.lay("dark/two", b"2")
-    await place.compared()
-    assert await place.kinds("state = OPEN") == {"dark/one": "DARK", "dark/two": "DARK"}
-
-    assert await place.apply('path = "dark/one"') == 1
-    assert await place.apply('path = "dark/two"', REPAIR_DELETE) == 1
-    await place.settled()
-
-    one, two = await place.incidents()
-    assert (one.repair, (place.mirror / one.quarantine_path).read_bytes()) == (REPAIR_QUARANTINE, b"1")
-    assert two.state == Incident.STATE_RESOLVED
-    assert place.lies() == ["hess/good"]
-
-
-async def test_dark_file_that_changed_since_is_not_deleted(place: Place) -> None:
-    await place.stored("/hess/good")
-    place.lay("dark", b"old")
-    await place.compared()
-    place.lay("dark", b"something new")
-
-    await place.apply("kind = DARK", REPAIR_DELETE)
-    await place.settled()
-
-    (found,) = await place.incidents()
-    assert (found.state, "changed" in found.message) == (Incident.STATE_OPEN, True)
-    assert (place.mirror / "dark").read_bytes() == b"something new"
-
-
-async def test_dark_copy_of_a_known_file_becomes_a_replica(place: Place) -> None:
-    await place.stored("/hess/good")
-    await place.storage.store("/hess/other", b"other bytes")
-    place.lay("hess/other", b"other bytes")
-    await place.compared()
-    (found,) = await place.incidents()
-    assert found.proposed_repair == REPAIR_REGISTER
-
-    await place.apply("kind = DARK")
-    await place.settled()
-
-    replica = await place.replica("/hess/other")
-    assert replica is not None
-    assert (replica.path, replica.state) == ("hess/other", Replica.STATE_AVAILABLE)
 
 
 async def test_young_and_hidden_files_are_no_finding(place: Place) -> None:
@@ -351,6 +283,11 @@ async def test_explanation_names_what_is_wrong_and_the_command_that_helps(place:
 
     assert (answer.state, answer.reason) == ("OPEN", "DARK")
     assert answer.remedies[0].command == f"khomas incident apply {found.name} --repair QUARANTINE --reason WHY"
+
+    await place.apply("kind = DARK")
+    await place.settled()
+    answer = await place.integrity.ExplainIncident(pb.ExplainIncidentRequest(name=found.name))
+    assert [one.command.split()[-3] for one in answer.remedies] == ["RESTORE", "DISCARD"]
 
 
 async def test_one_comparison_runs_at_a_time_for_a_storage_element(place: Place) -> None:

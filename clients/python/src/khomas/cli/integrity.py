@@ -11,7 +11,7 @@ from khomas.cli.running import Ticker, with_client
 if TYPE_CHECKING:
     from khomas.client.async_client import AsyncClient
 
-_REPAIRS = ("VERIFY", "COPY", "REGISTER", "QUARANTINE", "DELETE", "DECLARE_LOST", "DISMISS")
+_REPAIRS = ("VERIFY", "COPY", "REGISTER", "QUARANTINE", "DELETE", "DECLARE_LOST", "DISMISS", "RESTORE", "DISCARD")
 _MODES = ("QUICK", "CHECKSUM", "FULL")
 
 
@@ -327,7 +327,7 @@ async def _shown(client: "AsyncClient", name: str) -> tuple[Any, Any]:
 def incident_apply(
     names: tuple[str, ...], filter_text: str, repair: str | None, reason: str, dry_run: bool, as_json: bool
 ) -> None:
-    """Accept repairs of open incidents, all or nothing."""
+    """Accept repairs of open incidents, all or nothing; RESTORE and DISCARD are for what was moved aside."""
     accepted = with_client(
         lambda client: client.integrity.apply_repairs(
             names, filter_text=filter_text, repair=repair or "UNSPECIFIED", reason=reason, validate_only=dry_run

@@ -16,9 +16,12 @@ _DONE: Mapping[int, str] = {
     pb.REPAIR_DELETE: "Delete it, if it is still the same and still unknown.",
     pb.REPAIR_DECLARE_LOST: "Take the replica out of the catalogue; what lies there is moved aside.",
     pb.REPAIR_DISMISS: "Leave it as it is.",
+    pb.REPAIR_RESTORE: "Move it back to where it was; the next comparison judges it anew.",
+    pb.REPAIR_DISCARD: "Delete it from the quarantine.",
 }
 _KNOWN = (pb.REPAIR_VERIFY, pb.REPAIR_COPY, pb.REPAIR_DECLARE_LOST, pb.REPAIR_DISMISS)
 _UNKNOWN = (pb.REPAIR_REGISTER, pb.REPAIR_QUARANTINE, pb.REPAIR_DELETE, pb.REPAIR_DISMISS)
+_ASIDE = (pb.REPAIR_RESTORE, pb.REPAIR_DISCARD)
 
 
 def explanation(incident: pb.Incident) -> explanation_pb2.Explanation:
@@ -63,6 +66,8 @@ def _details(incident: pb.Incident) -> Sequence[str]:
         details.append(f"{incident.requester} has decided: {repair}. {incident.reason}".rstrip())
     if incident.transfer:
         details.append(f"{incident.transfer} brings a copy: khomas why {incident.transfer}")
+    if incident.quarantine_path:
+        details.append(f"It lies at {incident.quarantine_path}.")
     return details
 
 
@@ -70,7 +75,7 @@ def _remedies(incident: pb.Incident) -> Sequence[Remedy]:
     if incident.state == pb.Incident.STATE_REPAIRING:
         return [_ITSELF]
     if incident.state != pb.Incident.STATE_OPEN:
-        return []
+        return [_remedy(incident, repair) for repair in _ASIDE] if incident.quarantine_path else []
     proposal = incident.proposed_repair
     rest = _UNKNOWN if incident.kind == pb.Incident.KIND_DARK else _KNOWN
     order = [proposal, *(repair for repair in rest if repair != proposal)]

@@ -15,6 +15,8 @@ NOTHING: Final = -1
 # What fits what was found. A repair that is not here fits everything.
 _UNKNOWN_FILES = frozenset({pb.REPAIR_REGISTER, pb.REPAIR_QUARANTINE, pb.REPAIR_DELETE})
 _KNOWN_FILES = frozenset({pb.REPAIR_VERIFY, pb.REPAIR_COPY, pb.REPAIR_DECLARE_LOST})
+# What becomes of bytes that were moved aside.
+ASIDE: Final = frozenset({pb.REPAIR_RESTORE, pb.REPAIR_DISCARD})
 # What changes nothing but for the better, so that a policy may decide it.
 SAFE: Final = frozenset({pb.REPAIR_VERIFY, pb.REPAIR_COPY})
 

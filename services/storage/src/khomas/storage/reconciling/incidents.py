@@ -19,7 +19,7 @@ from khomas.kit.idempotency import Once
 from khomas.kit.paging import Ordering, list_page
 from khomas.storage.reconciling.errors import IncidentNotFound, RepairUnfit
 from khomas.storage.reconciling.explaining import explanation
-from khomas.storage.reconciling.findings import fits
+from khomas.storage.reconciling.findings import ASIDE, fits
 from khomas.storage.reconciling.recording import PREFIX, incident_event, incident_proto
 from khomas.storage.reconciling.tables import incident
 from khomas.storage.rows import mapping, mappings
@@ -34,9 +34,11 @@ _FIELDS = {
     "file": fields.text(incident.c.file),
     "proposed_repair": fields.enum(incident.c.proposed_repair, pb.Repair),
     "repair": fields.enum(incident.c.repair, pb.Repair),
+    "quarantine_path": fields.text(incident.c.quarantine_path),
     "origin": fields.text(incident.c.origin),
     "create_time": fields.time(incident.c.create_time),
     "seen_time": fields.time(incident.c.seen_time),
+    "end_time": fields.time(incident.c.end_time),
 }
 _ORDER = Ordering({"create_time": incident.c.create_time, "path": incident.c.path}, incident.c.uid, "create_time desc")
 _CHUNK: Final = 5000
@@ -77,8 +79,8 @@ class Incidents:
         which = in_values(incident.c.uid, uids) if uids else where(request.filter, _FIELDS)
 
         async def work(connection: AsyncConnection) -> service_pb.ApplyRepairsResponse:
-            decided = 0 if not uids else await self._decided(connection, uids)
-            rows = (await connection.execute(_chosen(which))).all()
+            decided = 0 if not uids else await self._decided(connection, uids, request.repair)
+            rows = (await connection.execute(_chosen(which, request.repair))).all()
             accepted = [_accepted(row, request.repair) for row in rows]
             if not request.validate_only:
                 await self._accept(connection, accepted, request.reason)
@@ -86,12 +88,17 @@ class Incidents:
 
         return await self._once(request, service_pb.ApplyRepairsResponse, work)
 
-    async def _decided(self, connection: AsyncConnection, uids: set[str]) -> int:
-        query = select(incident.c.uid, incident.c.state).where(in_values(incident.c.uid, uids))
-        found = {row.uid: row.state for row in (await connection.execute(query)).all()}
-        if missing := uids - found.keys():
+    async def _decided(self, connection: AsyncConnection, uids: set[str], repair: pb.Repair.ValueType) -> int:
+        columns = (incident.c.uid, incident.c.kind, incident.c.state, incident.c.quarantine_path)
+        rows = (await connection.execute(select(*columns).where(in_values(incident.c.uid, uids)))).all()
+        if missing := uids - {row.uid for row in rows}:
             raise IncidentNotFound(name=PREFIX + min(missing))
-        return sum(state != State.STATE_OPEN for state in found.values())
+        if repair not in ASIDE:
+            return sum(row.state != State.STATE_OPEN for row in rows)
+        for row in rows:
+            if row.state in (State.STATE_OPEN, State.STATE_DISMISSED):
+                raise _unfit(row.uid, row.kind, repair)
+        return sum(not row.quarantine_path or row.state != State.STATE_RESOLVED for row in rows)
 
     async def _accept(self, connection: AsyncConnection, accepted: Sequence[Sequence[Any]], reason: str) -> None:
         now = datetime.now(UTC)
@@ -101,7 +108,7 @@ class Incidents:
             new = rows_table(connection, types, accepted[start : start + _CHUNK])
             statement = (
                 update(incident)
-                .where(incident.c.uid == new.c.uid, incident.c.state == State.STATE_OPEN)
+                .where(incident.c.uid == new.c.uid)
                 .values(state=new.c.state, repair=new.c.repair, **values)
                 .returning(incident)
             )
@@ -117,16 +124,22 @@ class Incidents:
         return mapping(row)
 
 
-def _chosen(which: ColumnElement[bool]) -> Any:
+def _chosen(which: ColumnElement[bool], repair: pb.Repair.ValueType) -> Any:
     columns = (incident.c.uid, incident.c.kind, incident.c.proposed_repair)
-    return select(*columns).where(which, incident.c.state == State.STATE_OPEN).with_for_update()
+    aside = (incident.c.state == State.STATE_RESOLVED, incident.c.quarantine_path != "")
+    ready = aside if repair in ASIDE else (incident.c.state == State.STATE_OPEN,)
+    return select(*columns).where(which, *ready).with_for_update()
 
 
 def _accepted(row: Row[Any], wanted: pb.Repair.ValueType) -> tuple[str, int, int]:
     """Return uid, new state and repair; raise RepairUnfit."""
     repair = wanted or pb.Repair.ValueType(row.proposed_repair)
     if not repair or not fits(repair, row.kind):
-        kind, name = pb.Incident.Kind.Name(row.kind), pb.Repair.Name(repair)
-        raise RepairUnfit(name=PREFIX + row.uid, repair=name.removeprefix("REPAIR_"), kind=kind.removeprefix("KIND_"))
+        raise _unfit(row.uid, row.kind, repair)
     state = State.STATE_DISMISSED if repair == pb.REPAIR_DISMISS else State.STATE_REPAIRING
     return row.uid, state, repair
+
+
+def _unfit(uid: str, kind: pb.Incident.Kind.ValueType, repair: pb.Repair.ValueType) -> RepairUnfit:
+    said, word = pb.Incident.Kind.Name(kind), pb.Repair.Name(repair)
+    return RepairUnfit(name=PREFIX + uid, repair=word.removeprefix("REPAIR_"), kind=said.removeprefix("KIND_"))

@@ -1,4 +1,4 @@
-"""What nobody knows, and what nobody can mend: made a replica, moved aside, deleted after a last look, or given up."""
+"""What nobody knows, and what nobody can mend: made a replica, moved aside and back, deleted, or given up."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ _NOT_DARK = "It is not there any more, or the catalogue knows it now."
 
 @dataclass(frozen=True, slots=True)
 class MovingAside:
-    """The repairs REGISTER, QUARANTINE, DELETE and DECLARE_LOST."""
+    """The repairs REGISTER, QUARANTINE, DELETE, DECLARE_LOST, and of what is aside RESTORE and DISCARD."""
 
     catalog: Catalog
     protocols: Protocols
@@ -45,14 +45,22 @@ class MovingAside:
         steps, dark = await self._still_dark(element, rows)
         same = [row for row, found in dark if _same(row, found)]
         steps += [undecided(row, "It has changed since it was found.") for row, found in dark if not _same(row, found)]
+        return [*steps, *await self._deleted(element, same, [row.path for row in same])]
+
+    async def discard(self, element: Element, rows: Sequence[Row[Any]]) -> list[Step]:
+        """Delete what was moved aside."""
+        if element.read_only:
+            return [resolved(row, f"{element.id} is read-only") for row in rows]
+        return await self._deleted(element, rows, [row.quarantine_path for row in rows])
+
+    async def restore(self, element: Element, rows: Sequence[Row[Any]]) -> list[Step]:
+        """Move back what was moved aside; it overwrites nothing."""
+        if element.read_only:
+            return [resolved(row, f"{element.id} is read-only") for row in rows]
         protocol = self.protocols.of(element)
-        faults = await protocol.delete([row.path for row in same]) if same else []
-        left = await protocol.stat([row.path for row in same]) if same else []
-        for row, fault, entry in zip(same, faults, left, strict=True):
-            gone = isinstance(entry, ProtocolFault) and entry.problem is Problem.ABSENT
-            message = fault.message if fault else "It is still there after its deletion."
-            steps.append(resolved(row, "It is deleted.") if gone and not fault else again(row, message))
-        return steps
+        await protocol.make_folders([folder for row in rows if (folder := row.path.rpartition("/")[0])])
+        faults = await protocol.rename([(row.quarantine_path, row.path) for row in rows])
+        return [_back_step(row, fault) for row, fault in zip(rows, faults, strict=True)]
 
     async def register(self, element: Element, rows: Sequence[Row[Any]]) -> list[Step]:
         """Make unknown files replicas of what the catalogue knows by their names, if they are that."""
@@ -93,6 +101,18 @@ class MovingAside:
         steps = [resolved(row, _NOT_DARK) for row in rows if row.path not in found]
         return steps, [(row, found[row.path]) for row in rows if row.path in found]
 
+    async def _deleted(self, element: Element, rows: Sequence[Row[Any]], paths: Sequence[str]) -> list[Step]:
+        if not rows:
+            return []
+        protocol = self.protocols.of(element)
+        faults, left = await protocol.delete(paths), await protocol.stat(paths)
+        steps = []
+        for row, fault, entry in zip(rows, faults, left, strict=True):
+            gone = isinstance(entry, ProtocolFault) and entry.problem is Problem.ABSENT
+            message = fault.message if fault else "It is still there after its deletion."
+            steps.append(resolved(row, "It is deleted.", "") if gone and not fault else again(row, message))
+        return steps
+
     async def _moved(self, element: Element, rows: Sequence[Row[Any]], *, missing_is_fine: bool = False) -> list[Step]:
         if not rows:
             return []
@@ -115,6 +135,17 @@ def _moved_step(row: Row[Any], target: str, fault: ProtocolFault | None, *, miss
     if missing_is_fine and fault.problem is Problem.ABSENT:
         return resolved(row, "Nothing lies there.")
     return again(row, f"It cannot be moved aside: {fault.message}")
+
+
+def _back_step(row: Row[Any], fault: ProtocolFault | None) -> Step:
+    if fault is None:
+        return resolved(row, "It is back where it was.", "")
+    if fault.problem is Problem.ABSENT:
+        # Also when the reply to an earlier try was lost.
+        return resolved(row, "It does not lie in the quarantine any more.", "")
+    if fault.problem is Problem.TAKEN:
+        return resolved(row, "It stays aside: something else lies where it was.")
+    return again(row, f"It cannot be moved back: {fault.message}")
 
 
 def _same(row: Row[Any], found: Finding) -> bool:

@@ -83,6 +83,8 @@ class Repairing:
             pb.REPAIR_REGISTER: self.moving_aside.register,
             pb.REPAIR_QUARANTINE: self.moving_aside.quarantine,
             pb.REPAIR_DELETE: self.moving_aside.delete,
+            pb.REPAIR_RESTORE: self.moving_aside.restore,
+            pb.REPAIR_DISCARD: self.moving_aside.discard,
         }
 
     async def _settle(self, steps: Sequence[Step]) -> None:
@@ -113,7 +115,8 @@ class Repairing:
                 one.message,
                 one.row.transfer if one.transfer is None else one.transfer,
             ),
-            *(one.quarantine_path or one.row.quarantine_path, attempts, now + pause, now if final else None),
+            one.row.quarantine_path if one.quarantine_path is None else one.quarantine_path,
+            *(attempts, now + pause, now if final else None),
         )
 
 

@@ -19,7 +19,8 @@ class Step:
     failed: bool = False
     # None = as before.
     transfer: str | None = None
-    quarantine_path: str = ""
+    # None = as before.
+    quarantine_path: str | None = None
 
 
 def again(row: Row[Any], message: str) -> Step:
@@ -37,7 +38,7 @@ def waiting(row: Row[Any], message: str, transfer: str | None = None) -> Step:
     return Step(row, pb.Incident.STATE_REPAIRING, message, transfer=transfer)
 
 
-def resolved(row: Row[Any], message: str, quarantine_path: str = "") -> Step:
+def resolved(row: Row[Any], message: str, quarantine_path: str | None = None) -> Step:
     """End it."""
     return Step(row, pb.Incident.STATE_RESOLVED, message, quarantine_path=quarantine_path)
 

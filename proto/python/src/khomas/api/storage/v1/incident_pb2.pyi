@@ -40,6 +40,12 @@ class _RepairEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Repair.ValueTy
     """Take the replica out of the catalogue; what lies there is moved aside, never deleted."""
     REPAIR_DISMISS: _Repair.ValueType  # 7
     """Do nothing. The next comparison does not ask again."""
+    REPAIR_RESTORE: _Repair.ValueType  # 8
+    """RESOLVED with a quarantine_path only: move it back to where it was, unless something else lies there now. The next
+    comparison judges it anew.
+    """
+    REPAIR_DISCARD: _Repair.ValueType  # 9
+    """RESOLVED with a quarantine_path only: delete it from there."""
 
 class Repair(_Repair, metaclass=_RepairEnumTypeWrapper):
     """What can be done about an incident."""
@@ -60,6 +66,12 @@ REPAIR_DECLARE_LOST: Repair.ValueType  # 6
 """Take the replica out of the catalogue; what lies there is moved aside, never deleted."""
 REPAIR_DISMISS: Repair.ValueType  # 7
 """Do nothing. The next comparison does not ask again."""
+REPAIR_RESTORE: Repair.ValueType  # 8
+"""RESOLVED with a quarantine_path only: move it back to where it was, unless something else lies there now. The next
+comparison judges it anew.
+"""
+REPAIR_DISCARD: Repair.ValueType  # 9
+"""RESOLVED with a quarantine_path only: delete it from there."""
 Global___Repair: _TypeAlias = Repair  # noqa: Y015
 
 @_typing.final
@@ -199,7 +211,7 @@ class Incident(_message.Message):
     transfer: _builtins.str
     """"transfers/{uid}" that brings a good copy."""
     quarantine_path: _builtins.str
-    """Where the bytes were moved to, relative to the root of the StorageElement."""
+    """Where the bytes were moved to, relative to the root of the StorageElement; empty when none lie there."""
     attempts: _builtins.int
     """Tries of the repair."""
     origin: _builtins.str

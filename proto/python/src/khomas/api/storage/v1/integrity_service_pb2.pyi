@@ -219,8 +219,8 @@ class ListIncidentsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     filter: _builtins.str
-    """AIP-160 over uid, kind, state, storage_element, path, file, proposed_repair, repair, origin, create_time, seen_time:
-    `storage_element = "dcache" AND kind = LOST AND state = OPEN`.
+    """AIP-160 over uid, kind, state, storage_element, path, file, proposed_repair, repair, quarantine_path, origin,
+    create_time, seen_time, end_time: `storage_element = "dcache" AND kind = LOST AND state = OPEN`.
     """
     order_by: _builtins.str
     """"create_time" (default, newest first), "path"."""
@@ -307,7 +307,7 @@ class ApplyRepairsRequest(_message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     filter: _builtins.str
-    """Instead of names; as in ListIncidents. Those that are not OPEN are left out."""
+    """Instead of names; as in ListIncidents. Those that are not OPEN, or not aside, are left out."""
     repair: _incident_pb2.Repair.ValueType
     """What to do with all of them. UNSPECIFIED = what is proposed for each."""
     reason: _builtins.str
@@ -349,7 +349,7 @@ class ApplyRepairsResponse(_message.Message):
     accepted: _builtins.int
     """How many repairs are accepted."""
     already_decided: _builtins.int
-    """Named ones that were not OPEN any more."""
+    """Named ones that were not OPEN, or not aside, any more."""
     def __init__(
         self,
         *,

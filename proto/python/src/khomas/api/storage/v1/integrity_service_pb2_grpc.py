@@ -175,8 +175,9 @@ class IntegrityServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ApplyRepairs(self, request, context):
-        """Accepts repairs of OPEN incidents, all or nothing: by name, or all that match a filter at this moment. A repair that
-        does not fit one of them is FAILED_PRECONDITION. The work is done afterwards; see the state of the incidents.
+        """Accepts repairs of OPEN incidents, all or nothing: by name, or all that match a filter at this moment. RESTORE and
+        DISCARD are for RESOLVED ones whose bytes were moved aside. A repair that does not fit one of them is
+        FAILED_PRECONDITION. The work is done afterwards; see the state of the incidents.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

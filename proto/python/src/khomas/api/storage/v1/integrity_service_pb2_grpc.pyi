@@ -42,8 +42,9 @@ class IntegrityServiceStub:
     ExplainIncident: _aio.UnaryUnaryMultiCallable[_integrity_service_pb2.ExplainIncidentRequest, _explanation_pb2.Explanation]
     """Why an incident is open or its repair waits, what would change it and who can."""
     ApplyRepairs: _aio.UnaryUnaryMultiCallable[_integrity_service_pb2.ApplyRepairsRequest, _integrity_service_pb2.ApplyRepairsResponse]
-    """Accepts repairs of OPEN incidents, all or nothing: by name, or all that match a filter at this moment. A repair that
-    does not fit one of them is FAILED_PRECONDITION. The work is done afterwards; see the state of the incidents.
+    """Accepts repairs of OPEN incidents, all or nothing: by name, or all that match a filter at this moment. RESTORE and
+    DISCARD are for RESOLVED ones whose bytes were moved aside. A repair that does not fit one of them is
+    FAILED_PRECONDITION. The work is done afterwards; see the state of the incidents.
     """
     GetCarePolicy: _aio.UnaryUnaryMultiCallable[_integrity_service_pb2.GetCarePolicyRequest, _care_pb2.CarePolicy]
     """Reads how a StorageElement is looked after."""
@@ -132,8 +133,9 @@ class IntegrityServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _integrity_service_pb2.ApplyRepairsRequest,
         context: _aio.ServicerContext[_integrity_service_pb2.ApplyRepairsRequest, _abc.Awaitable[_integrity_service_pb2.ApplyRepairsResponse]],
     ) -> _abc.Awaitable[_integrity_service_pb2.ApplyRepairsResponse]:
-        """Accepts repairs of OPEN incidents, all or nothing: by name, or all that match a filter at this moment. A repair that
-        does not fit one of them is FAILED_PRECONDITION. The work is done afterwards; see the state of the incidents.
+        """Accepts repairs of OPEN incidents, all or nothing: by name, or all that match a filter at this moment. RESTORE and
+        DISCARD are for RESOLVED ones whose bytes were moved aside. A repair that does not fit one of them is
+        FAILED_PRECONDITION. The work is done afterwards; see the state of the incidents.
         """
 
     @_abc_1.abstractmethod
