@@ -170,7 +170,7 @@ def check_files(khomas: Installation, folder: Path) -> None:
 
 
 # 55 s where nothing else runs.
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(700)
 def test_a_production_survives_ten_kills_without_loss_or_repetition(own_khomas: Installation, tmp_path: Path) -> None:
     # A failure shows when to kill again.
     sys.stderr.write(f"seed {SEED}\n")
@@ -185,7 +185,7 @@ def test_a_production_survives_ten_kills_without_loss_or_repetition(own_khomas: 
         merged = own_khomas.state / "services/storage/local/hess/out/merged.txt"
         assert not merged.exists(), f"the production was over before kill {number + 1}"
         own_khomas.start()
-    own_khomas.run("prod", "wait", "killed", "--timeout", "170s")
+    own_khomas.run("prod", "wait", "killed", "--timeout", "400s")
     (production,) = own_khomas.rows("prod", "show", "killed")
     assert production["state"] == "STATE_COMPLETED"
     check_jobs(own_khomas)

@@ -139,6 +139,29 @@ async def test_waiting_watcher_is_woken_by_a_commit(
     assert [one.subject for one in batch.events] == ["a"]
 
 
+async def test_idle_watcher_asks_for_no_events(
+    database: Database, log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(log_module._POLL_SECONDS, database.dialect, 0.01)
+    await add(database, log, "old")
+    async with aclosing(log.watch(pb.WatchEventsRequest())) as watching:
+        batch = await anext(watching)
+        while not batch.events:
+            batch = await anext(watching)
+        waiting = asyncio.ensure_future(anext(watching))
+        await asyncio.sleep(0.1)
+        with count_statements(database) as statements:
+            async with asyncio.timeout(60):
+                while len(statements) < 10:
+                    await asyncio.sleep(0.01)
+        await add(database, log, "new")
+        async with asyncio.timeout(60):
+            found = await waiting
+    # Any transaction on PostgreSQL moves the end of the log, one of its own housekeeping too.
+    assert 4 * len([one for one in statements if "FROM event" in one]) < len(statements)
+    assert [one.subject for one in found.events] == ["new"]
+
+
 async def test_pruned_cursor_is_out_of_range_and_the_empty_one_is_not(database: Database) -> None:
     log = EventLog(database, event, retention=timedelta(milliseconds=50))
     await add(database, log, "a")

@@ -4,14 +4,23 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sqlalchemy import Table, func, select, text
+from sqlalchemy import Table, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from khomas.kit.database.driver import Prepared, fetch
 from khomas.kit.errors import FieldInvalid
 from khomas.kit.events.table import xid_number
 
 _WRITTEN = re.compile(r"([0-9a-f]{1,15})\.([0-9a-f]{1,15})")
 _MAX_ID = 2**59
+# The sequence remembers the newest id when its row is pruned.
+_NEWEST = "SELECT max(seq) FROM sqlite_sequence WHERE name = ?"
+_SNAPSHOT = Prepared(
+    select(
+        xid_number(func.pg_snapshot_xmin(func.pg_current_snapshot())),
+        xid_number(func.pg_snapshot_xmax(func.pg_current_snapshot())),
+    )
+)
 
 
 class Position(NamedTuple):
@@ -50,18 +59,8 @@ class Horizon:
 async def horizon(connection: AsyncConnection, table: Table) -> Horizon:
     """Look where the log ends now, with one statement."""
     if connection.dialect.name == "sqlite":
-        # The sequence remembers the newest id when its row is pruned.
-        newest = await connection.execute(
-            text("SELECT max(seq) FROM sqlite_sequence WHERE name = :name"), {"name": table.name}
-        )
-        position = Position(0, newest.scalar() or 0)
+        ((newest,),) = await fetch(connection, _NEWEST, (table.name,))
+        position = Position(0, newest or 0)
         return Horizon(position, position)
-    snapshot = func.pg_current_snapshot()
-    row = await connection.execute(
-        select(
-            xid_number(func.pg_snapshot_xmin(snapshot)),
-            xid_number(func.pg_snapshot_xmax(snapshot)),
-        )
-    )
-    oldest_running, next_one = row.one()
+    ((oldest_running, next_one),) = await _SNAPSHOT.rows(connection)
     return Horizon(Position(oldest_running - 1, _MAX_ID), Position(next_one - 1, _MAX_ID))

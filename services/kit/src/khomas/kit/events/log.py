@@ -56,10 +56,10 @@ class EventLog:
         if position > start.end:
             # The database was restored to an older state: the log no longer has what the cursor means.
             raise CursorExpired(oldest_cursor=str(START))
-        answered = 0.0
+        answered, read = 0.0, START
         while True:
             appended = self._appended
-            settled, rows = await self._read(position, matches)
+            settled, rows = await self._read(position, read, matches)
             _check_kept(position, rows)
             if rows:
                 position = Position(rows[-1].xid, rows[-1].id)
@@ -72,6 +72,7 @@ class EventLog:
             if done:
                 return
             if not full:
+                read = settled
                 await self._wait(appended)
 
     async def prune(self) -> None:
@@ -80,8 +81,13 @@ class EventLog:
         while await self._prune_batch(cutoff):
             pass
 
-    async def _read(self, position: Position, matches: ColumnElement[bool]) -> tuple[Position, Sequence[AnyRow]]:
-        """Return rows after the position, and up to where none can appear any more."""
+    async def _read(
+        self, position: Position, read: Position, matches: ColumnElement[bool]
+    ) -> tuple[Position, Sequence[AnyRow]]:
+        """Return rows after the position, and up to where none can appear any more.
+
+        All up to `read` has been read: nothing is asked for while nothing more is settled.
+        """
         columns = self._table.c
         query = (
             select(
@@ -96,6 +102,8 @@ class EventLog:
         )
         async with self._database.read() as connection:
             settled = (await horizon(connection, self._table)).settled
+            if settled <= read:
+                return settled, []
             query = query.where(columns.xid <= settled.xid)
             return settled, (await connection.execute(query)).all()
 
