@@ -21,7 +21,7 @@ from tests.e2e.installation import Installation
 from tests.testbeds import storages
 from tests.testbeds.storages import NAMES, Store
 
-# Files that begin on each store, and the size of the largest one. By hand: 50 and 1 << 30.
+# Files that begin on each store, and the size of the largest one. By hand: 39 and 1 << 30, with KHOMAS_TEST_ON_DISK=1.
 FILES = int(os.environ.get("KHOMAS_TEST_PAIR_FILES", "6"))
 LARGEST = int(os.environ.get("KHOMAS_TEST_PAIR_LARGEST", str(64 << 20)))
 BLOCK = 1 << 20

@@ -11,8 +11,10 @@ from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
 from khomas.api.catalog.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from khomas.api.scheduler.v1.job_pb2 import Job, OutputFile
 from khomas.bookkeeping.testing import Client, FakeScheduler, request_id, shower_grid, template, until
+from khomas.bookkeeping.trace import outside, start
 from khomas.catalog.testing import create, new_file
 from khomas.kit.boundary.status import reason_of
+from khomas.kit.ids import new_uid
 
 FORWARD = pb.GetTraceRequest.DIRECTION_FORWARD
 
@@ -109,6 +111,28 @@ async def test_max_depth_ends_the_walk(client: Client, catalog: CatalogServiceSt
     near = await client.stub.GetTrace(pb.GetTraceRequest(id="/c", max_depth=1))
     assert "/b" in kinds(near)
     assert "/a" not in kinds(near)
+
+
+async def test_a_production_of_more_files_than_are_followed_says_so(
+    client: Client, catalog: CatalogServiceStub, scheduler: FakeScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await reduce(client, catalog, scheduler)
+    request = pb.GetTraceRequest(id="productions/crab")
+    whole = await client.stub.GetTrace(request)
+    monkeypatch.setattr(start, "_FILES_OF_PRODUCTION", 0)
+    cut = await client.stub.GetTrace(request)
+    assert (list(whole.cut_short), "/out/1.fits" in kinds(whole)) == ([], True)
+    assert (list(cut.cut_short), "/out/1.fits" in kinds(cut)) == (["productions/crab"], False)
+
+
+async def test_more_files_of_one_origin_than_are_followed_are_told(
+    catalog: CatalogServiceStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin, asked = new_uid(), outside.Outside(catalog, None)  # type: ignore[arg-type]  # the scheduler is not asked
+    await catalog.BatchCreateFiles(create(*[new_file(f"/raw/{number}", origin=origin) for number in range(3)]))
+    assert await asked.files_of_origin(origin) == (["/raw/0", "/raw/1", "/raw/2"], False)
+    monkeypatch.setattr(outside, "_OF_ORIGIN", 2)
+    assert await asked.files_of_origin(origin) == (["/raw/0", "/raw/1"], True)
 
 
 async def test_a_job_that_made_nothing_leads_to_its_cell(client: Client, scheduler: FakeScheduler) -> None:

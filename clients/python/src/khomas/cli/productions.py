@@ -322,6 +322,8 @@ def trace(id_: str, forward: bool, depth: int, as_json: bool) -> None:
         start, end = (edge.to, getattr(edge, "from")) if forward else (getattr(edge, "from"), edge.to)
         following.setdefault(start, []).append((edge.relation, end))
     _tree(nodes, following, found.subject, "", set())
+    for name in found.cut_short:
+        talk(f"{name} has more files than are followed here; ask for one of them")
 
 
 def _tree(

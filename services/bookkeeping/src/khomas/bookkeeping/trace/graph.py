@@ -12,6 +12,7 @@ class Graph:
     def __init__(self) -> None:
         self._nodes: dict[str, TraceNode] = {}
         self._edges: dict[tuple[str, str, str], None] = {}
+        self._cut_short: dict[str, None] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._nodes
@@ -40,6 +41,10 @@ class Graph:
         """Relate two things."""
         self._edges[start, end, relation] = None
 
+    def cut_short(self, name: str) -> None:
+        """Note that a thing has more files than are followed."""
+        self._cut_short[name] = None
+
     def names(self, kind: str) -> list[str]:
         """Return the things of a kind."""
         return [node.name for node in self._nodes.values() if node.kind == kind]
@@ -49,4 +54,4 @@ class Graph:
         first = [self._nodes[subject]] if subject in self._nodes else []
         rest = [node for node in self._nodes.values() if node.name != subject]
         edges = [TraceEdge(**{"from": start, "to": end}, relation=relation) for start, end, relation in self._edges]
-        return Trace(subject=subject, nodes=[*first, *rest], edges=edges)
+        return Trace(subject=subject, nodes=[*first, *rest], edges=edges, cut_short=self._cut_short)

@@ -34,12 +34,13 @@ class Outside:
             found += [result.file for result in results if result.HasField("file")]
         return found
 
-    async def files_of_origin(self, uid: str) -> list[str]:
-        """Return files that something made."""
+    async def files_of_origin(self, uid: str) -> tuple[list[str], bool]:
+        """Return files that something made, and whether there are more."""
         request = catalog_pb.ListFilesRequest(
             filter=f'origin = "{uid}"', page_size=_OF_ORIGIN, view=catalog_pb.FILE_VIEW_BASIC
         )
-        return [file.name for file in (await self._catalog.ListFiles(request)).files]
+        answer = await self._catalog.ListFiles(request)
+        return [file.name for file in answer.files], bool(answer.next_page_token)
 
     async def children(self, names: Sequence[str]) -> list[tuple[str, str]]:
         """Return pairs of parent and child that the catalogue knows, one step down."""

@@ -59,7 +59,10 @@ async def _production(connection: AsyncConnection, graph: Graph, name: str) -> S
         return None
     summary = nodes.production_summary(row.state, row.description)
     graph.node(row.name, "production", uid=row.uid, summary=summary, time=row.create_time)
-    return Start(row.name, await stored.files_of_production(connection, row.id, _FILES_OF_PRODUCTION))
+    files = await stored.files_of_production(connection, row.id, _FILES_OF_PRODUCTION + 1)
+    if len(files) > _FILES_OF_PRODUCTION:
+        graph.cut_short(row.name)
+    return Start(row.name, files[:_FILES_OF_PRODUCTION])
 
 
 async def _run(connection: AsyncConnection, graph: Graph, name: str) -> Start | None:

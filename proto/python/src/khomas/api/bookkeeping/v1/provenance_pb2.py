@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*khomas/api/bookkeeping/v1/provenance.proto\x12\x19khomas.api.bookkeeping.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x82\x03\n\x08\x41\x63tivity\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04used\x18\x06 \x03(\t\x12\x11\n\tgenerated\x18\x07 \x03(\t\x12\r\n\x05\x61gent\x18\x08 \x01(\t\x12G\n\nattributes\x18\t \x03(\x0b\x32\x33.khomas.api.bookkeeping.v1.Activity.AttributesEntry\x12\x0e\n\x06origin\x18\n \x01(\t\x12+\n\x08\x63pu_time\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x82\x01\n\x05Trace\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x33\n\x05nodes\x18\x02 \x03(\x0b\x32$.khomas.api.bookkeeping.v1.TraceNode\x12\x33\n\x05\x65\x64ges\x18\x03 \x03(\x0b\x32$.khomas.api.bookkeeping.v1.TraceEdge\"\xdd\x01\n\tTraceNode\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0b\n\x03uid\x18\x03 \x01(\t\x12\x0f\n\x07summary\x18\x04 \x01(\t\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12>\n\x05\x66\x61\x63ts\x18\x06 \x03(\x0b\x32/.khomas.api.bookkeeping.v1.TraceNode.FactsEntry\x1a,\n\nFactsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"7\n\tTraceEdge\x12\x0c\n\x04\x66rom\x18\x01 \x01(\t\x12\n\n\x02to\x18\x02 \x01(\t\x12\x10\n\x08relation\x18\x03 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*khomas/api/bookkeeping/v1/provenance.proto\x12\x19khomas.api.bookkeeping.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x82\x03\n\x08\x41\x63tivity\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04used\x18\x06 \x03(\t\x12\x11\n\tgenerated\x18\x07 \x03(\t\x12\r\n\x05\x61gent\x18\x08 \x01(\t\x12G\n\nattributes\x18\t \x03(\x0b\x32\x33.khomas.api.bookkeeping.v1.Activity.AttributesEntry\x12\x0e\n\x06origin\x18\n \x01(\t\x12+\n\x08\x63pu_time\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x95\x01\n\x05Trace\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x33\n\x05nodes\x18\x02 \x03(\x0b\x32$.khomas.api.bookkeeping.v1.TraceNode\x12\x33\n\x05\x65\x64ges\x18\x03 \x03(\x0b\x32$.khomas.api.bookkeeping.v1.TraceEdge\x12\x11\n\tcut_short\x18\x04 \x03(\t\"\xdd\x01\n\tTraceNode\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0b\n\x03uid\x18\x03 \x01(\t\x12\x0f\n\x07summary\x18\x04 \x01(\t\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12>\n\x05\x66\x61\x63ts\x18\x06 \x03(\x0b\x32/.khomas.api.bookkeeping.v1.TraceNode.FactsEntry\x1a,\n\nFactsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"7\n\tTraceEdge\x12\x0c\n\x04\x66rom\x18\x01 \x01(\t\x12\n\n\x02to\x18\x02 \x01(\t\x12\x10\n\x08relation\x18\x03 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,11 +42,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACTIVITY_ATTRIBUTESENTRY']._serialized_start=476
   _globals['_ACTIVITY_ATTRIBUTESENTRY']._serialized_end=525
   _globals['_TRACE']._serialized_start=528
-  _globals['_TRACE']._serialized_end=658
-  _globals['_TRACENODE']._serialized_start=661
-  _globals['_TRACENODE']._serialized_end=882
-  _globals['_TRACENODE_FACTSENTRY']._serialized_start=838
-  _globals['_TRACENODE_FACTSENTRY']._serialized_end=882
-  _globals['_TRACEEDGE']._serialized_start=884
-  _globals['_TRACEEDGE']._serialized_end=939
+  _globals['_TRACE']._serialized_end=677
+  _globals['_TRACENODE']._serialized_start=680
+  _globals['_TRACENODE']._serialized_end=901
+  _globals['_TRACENODE_FACTSENTRY']._serialized_start=857
+  _globals['_TRACENODE_FACTSENTRY']._serialized_end=901
+  _globals['_TRACEEDGE']._serialized_start=903
+  _globals['_TRACEEDGE']._serialized_end=958
 # @@protoc_insertion_point(module_scope)

@@ -123,6 +123,7 @@ class Trace(_message.Message):
     SUBJECT_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
     EDGES_FIELD_NUMBER: _builtins.int
+    CUT_SHORT_FIELD_NUMBER: _builtins.int
     subject: _builtins.str
     """Name of the thing that was asked for."""
     @_builtins.property
@@ -133,16 +134,23 @@ class Trace(_message.Message):
     def edges(self) -> _containers.RepeatedCompositeFieldContainer[Global___TraceEdge]:
         """How they hang together."""
 
+    @_builtins.property
+    def cut_short(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of productions and adoptions that have more files than are followed here, 1000 of each. Ask for one of their
+        files to see what is missing.
+        """
+
     def __init__(
         self,
         *,
         subject: _builtins.str = ...,
         nodes: _abc.Iterable[Global___TraceNode] | None = ...,
         edges: _abc.Iterable[Global___TraceEdge] | None = ...,
+        cut_short: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["edges", b"edges", "nodes", b"nodes", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cut_short", b"cut_short", "edges", b"edges", "nodes", b"nodes", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
