@@ -1,5 +1,6 @@
 """What the tests of `davs` against each server have in common."""
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -8,9 +9,10 @@ from uuid import uuid4
 import pytest
 
 from khomas.kit.credentials.bearer import BearerOptions, BearerToken
-from khomas.storage.conformance import CredentialConformance, ProtocolConformance, ServerConformance
+from khomas.storage.conformance import MIB, CredentialConformance, ProtocolConformance, ServerConformance, write
+from khomas.storage.conformance.content import content
 from khomas.storage.protocols.dav.protocol import plugin
-from khomas.storage.protocols.interface import Access, StorageProtocol
+from khomas.storage.protocols.interface import Access, Entry, StorageProtocol
 from tests.testbeds.tokens import Issuer
 from tests.testbeds.web import WebServer
 
@@ -66,3 +68,10 @@ class DavSuite(ProtocolConformance, ServerConformance, CredentialConformance):
         protocol = opened(server, "", Issuer.new(tmp_path).token("expired", "storage.modify:/", seconds=-60))
         yield protocol
         await protocol.close()
+
+    async def test_upload_ends_wherever_its_last_tls_record_lies(self, protocol: StorageProtocol) -> None:
+        """With the head of the request, some of these end just behind where a buffer of 1 MiB is full."""
+        bodies = {f"file{left}": content(MIB + left) for left in range(15_600, 16_600, 100)}
+        await asyncio.gather(*(write(protocol, name, body) for name, body in bodies.items()))
+        found = await protocol.stat(list(bodies))
+        assert [one.size_bytes for one in found if isinstance(one, Entry)] == [len(body) for body in bodies.values()]

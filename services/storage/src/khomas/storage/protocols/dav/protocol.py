@@ -68,8 +68,13 @@ class _Body:
                 yield piece
             ahead = block
         # Sent when the source is known to be at its end, and right: an answer may come as soon as this is there.
-        for piece in _sliced(ahead):
+        for piece in _sliced(ahead[:-1]):
             yield piece
+        # In a TLS record of its own. XrdHttp 5.5.3 reads records into a buffer of 1 MiB, and waits for the socket when
+        # that is full. When the last record lies across its end, the rest has been received and waits in OpenSSL, and
+        # the server waits for ever: for one size in 1500. One byte lies across nothing.
+        if last := ahead[-1:]:
+            yield last
 
     async def close(self) -> None:
         """Return when nobody asks for blocks any more; the library sends in a task of its own, and leaves it alone."""
