@@ -23,6 +23,17 @@ from khomas.storage.reconciling.testing import Place
 BOTH = pytest.mark.parametrize("place_url", ["sqlite", "postgresql"], indirect=True)
 
 
+async def moved_aside(place: Place, content: bytes) -> Incident:
+    """Let an unknown file `dark` be found and moved aside."""
+    await place.stored("/hess/good")
+    place.lay("dark", content)
+    await place.compared()
+    await place.apply("kind = DARK")
+    await place.settled()
+    (found,) = await place.incidents()
+    return found
+
+
 @BOTH
 @pytest.mark.parametrize("settings", [{"repair_automatically": False}])
 async def test_declared_lost_bytes_are_moved_aside_and_the_decision_is_kept(place: Place) -> None:
@@ -83,11 +94,7 @@ async def test_what_was_moved_aside_comes_back_or_is_deleted_when_somebody_says_
 
 
 async def test_what_comes_back_from_the_quarantine_overwrites_nothing(place: Place) -> None:
-    await place.stored("/hess/good")
-    place.lay("dark", b"old")
-    await place.compared()
-    await place.apply("kind = DARK")
-    await place.settled()
+    await moved_aside(place, b"old")
     place.lay("dark", b"new")
 
     await place.apply("kind = DARK", REPAIR_RESTORE)
@@ -100,12 +107,7 @@ async def test_what_comes_back_from_the_quarantine_overwrites_nothing(place: Pla
 
 
 async def test_what_somebody_took_out_of_the_quarantine_is_told(place: Place) -> None:
-    await place.stored("/hess/good")
-    place.lay("dark", b"1")
-    await place.compared()
-    await place.apply("kind = DARK")
-    await place.settled()
-    (found,) = await place.incidents()
+    found = await moved_aside(place, b"1")
     (place.mirror / found.quarantine_path).unlink()
 
     await place.apply("kind = DARK", REPAIR_RESTORE)
@@ -113,6 +115,23 @@ async def test_what_somebody_took_out_of_the_quarantine_is_told(place: Place) ->
 
     (found,) = await place.incidents()
     assert (found.quarantine_path, "any more" in found.message) == ("", True)
+
+
+async def test_folder_that_cannot_be_made_again_leaves_the_file_aside(place: Place) -> None:
+    await place.stored("/hess/good")
+    place.lay("old/dark", b"1")
+    await place.compared()
+    await place.apply("kind = DARK")
+    await place.settled()
+    (place.mirror / "old").rmdir()
+    place.lay("old", b"a file where the folder was")
+
+    await place.apply("kind = DARK", REPAIR_RESTORE)
+    await place.settled()
+
+    (found,) = await place.incidents()
+    assert found.state == Incident.STATE_RESOLVED
+    assert (place.mirror / found.quarantine_path).read_bytes() == b"1"
 
 
 async def test_only_what_lies_aside_can_come_back(place: Place) -> None:

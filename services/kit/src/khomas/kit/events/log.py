@@ -89,22 +89,21 @@ class EventLog:
         All up to `read` has been read: nothing is asked for while nothing more is settled.
         """
         columns = self._table.c
-        query = (
-            select(
-                *[column for column in columns if column.key != "resource"],
-                # Only what the watcher wants leaves the database.
-                case((matches, columns.resource), else_=b"").label("resource"),
-                (matches & (columns.kind != PRUNED)).label("matches"),
-            )
-            .where(self._position() > tuple_(*position))
-            .order_by(columns.xid, columns.id)
-            .limit(_BATCH)
-        )
         async with self._database.read() as connection:
             settled = (await horizon(connection, self._table)).settled
             if settled <= read:
                 return settled, []
-            query = query.where(columns.xid <= settled.xid)
+            query = (
+                select(
+                    *[column for column in columns if column.key != "resource"],
+                    # Only what the watcher wants leaves the database.
+                    case((matches, columns.resource), else_=b"").label("resource"),
+                    (matches & (columns.kind != PRUNED)).label("matches"),
+                )
+                .where(self._position() > tuple_(*position), columns.xid <= settled.xid)
+                .order_by(columns.xid, columns.id)
+                .limit(_BATCH)
+            )
             return settled, (await connection.execute(query)).all()
 
     async def _prune_batch(self, cutoff: datetime) -> bool:

@@ -79,26 +79,25 @@ class Incidents:
         which = in_values(incident.c.uid, uids) if uids else where(request.filter, _FIELDS)
 
         async def work(connection: AsyncConnection) -> service_pb.ApplyRepairsResponse:
-            decided = 0 if not uids else await self._decided(connection, uids, request.repair)
+            if uids:
+                await self._check_named(connection, uids, request.repair)
             rows = (await connection.execute(_chosen(which, request.repair))).all()
             accepted = [_accepted(row, request.repair) for row in rows]
             if not request.validate_only:
                 await self._accept(connection, accepted, request.reason)
+            decided = len(uids) - len(rows) if uids else 0
             return service_pb.ApplyRepairsResponse(accepted=len(accepted), already_decided=decided)
 
         return await self._once(request, service_pb.ApplyRepairsResponse, work)
 
-    async def _decided(self, connection: AsyncConnection, uids: set[str], repair: pb.Repair.ValueType) -> int:
-        columns = (incident.c.uid, incident.c.kind, incident.c.state, incident.c.quarantine_path)
+    async def _check_named(self, connection: AsyncConnection, uids: set[str], repair: pb.Repair.ValueType) -> None:
+        columns = (incident.c.uid, incident.c.kind, incident.c.state)
         rows = (await connection.execute(select(*columns).where(in_values(incident.c.uid, uids)))).all()
         if missing := uids - {row.uid for row in rows}:
             raise IncidentNotFound(name=PREFIX + min(missing))
-        if repair not in ASIDE:
-            return sum(row.state != State.STATE_OPEN for row in rows)
         for row in rows:
-            if row.state in (State.STATE_OPEN, State.STATE_DISMISSED):
+            if repair in ASIDE and row.state in (State.STATE_OPEN, State.STATE_DISMISSED):
                 raise _unfit(row.uid, row.kind, repair)
-        return sum(not row.quarantine_path or row.state != State.STATE_RESOLVED for row in rows)
 
     async def _accept(self, connection: AsyncConnection, accepted: Sequence[Sequence[Any]], reason: str) -> None:
         now = datetime.now(UTC)

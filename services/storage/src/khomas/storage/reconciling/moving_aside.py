@@ -57,9 +57,7 @@ class MovingAside:
         """Move back what was moved aside; it overwrites nothing."""
         if element.read_only:
             return [resolved(row, f"{element.id} is read-only") for row in rows]
-        protocol = self.protocols.of(element)
-        await protocol.make_folders([folder for row in rows if (folder := row.path.rpartition("/")[0])])
-        faults = await protocol.rename([(row.quarantine_path, row.path) for row in rows])
+        faults = await self._renamed(element, [(row.quarantine_path, row.path) for row in rows])
         return [_back_step(row, fault) for row, fault in zip(rows, faults, strict=True)]
 
     async def register(self, element: Element, rows: Sequence[Row[Any]]) -> list[Step]:
@@ -119,14 +117,21 @@ class MovingAside:
         if element.read_only:
             message = f"{element.id} is read-only"
             return [resolved(row, message) if missing_is_fine else undecided(row, message) for row in rows]
-        protocol = self.protocols.of(element)
         targets = [f"{QUARANTINE}/{row.uid}/{row.path.rpartition('/')[2]}" for row in rows]
-        await protocol.make_folders([target.rpartition("/")[0] for target in targets])
-        faults = await protocol.rename([(row.path, target) for row, target in zip(rows, targets, strict=True)])
+        faults = await self._renamed(element, [(row.path, target) for row, target in zip(rows, targets, strict=True)])
         return [
             _moved_step(row, target, fault, missing_is_fine=missing_is_fine)
             for row, target, fault in zip(rows, targets, faults, strict=True)
         ]
+
+    async def _renamed(self, element: Element, pairs: Sequence[tuple[str, str]]) -> list[ProtocolFault | None]:
+        """Rename into folders that are made first; one that cannot be made does not make the file ABSENT."""
+        protocol = self.protocols.of(element)
+        wanted = [target.rpartition("/")[0] for _, target in pairs]
+        folders = [folder for folder in dict.fromkeys(wanted) if folder]
+        unmade = dict(zip(folders, await protocol.make_folders(folders), strict=True)) if folders else {}
+        faults = await protocol.rename(pairs)
+        return [fault and (unmade.get(folder) or fault) for folder, fault in zip(wanted, faults, strict=True)]
 
 
 def _moved_step(row: Row[Any], target: str, fault: ProtocolFault | None, *, missing_is_fine: bool) -> Step:
