@@ -1,5 +1,6 @@
 """What people do with productions that exist, through the wire."""
 
+import asyncio
 from collections.abc import Awaitable
 from typing import Any
 
@@ -10,10 +11,13 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from khomas.api.bookkeeping.v1 import bookkeeping_service_pb2 as pb
 from khomas.api.bookkeeping.v1.production_pb2 import Cell, DataSource, Production, Stage, WorkItem
 from khomas.api.catalog.v1.catalog_service_pb2_grpc import CatalogServiceStub
+from khomas.api.common.v1.event_pb2 import WatchEventsRequest
 from khomas.api.scheduler.v1.state_pb2 import Reason
 from khomas.bookkeeping.testing import Client, FakeScheduler, request_id, shower_grid, template, until
+from khomas.catalog.files import Files
 from khomas.catalog.testing import create, new_file
 from khomas.kit.boundary.status import reason_of
+from khomas.kit.errors import UpstreamUnavailable
 
 NAME = "productions/showers"
 
@@ -73,6 +77,23 @@ async def test_a_cancelled_production_cancels_its_jobs_and_stays_so(client: Clie
     assert await refusal(client.stub.ResumeProduction(resume())) == "PRODUCTION_STATE"
 
 
+async def test_watchers_are_told_that_the_work_items_of_a_cancelled_production_are_skipped(
+    client: Client, catalog: CatalogServiceStub, scheduler: FakeScheduler
+) -> None:
+    await catalog.BatchCreateFiles(create(new_file("/raw/1"), new_file("/raw/2")))
+    await client.begin(two_files())
+    await client.waiting(scheduler, 2)
+    await client.stub.CancelProduction(cancel("productions/crab"))
+    request = WatchEventsRequest(filter='kind = "bookkeeping.item.changed"', until_now=True)
+    last = {}
+    async for batch in client.stub.WatchEvents(request):
+        for event in batch.events:
+            item = WorkItem()
+            event.resource.Unpack(item)
+            last[item.name] = item.state
+    assert list(last.values()) == [WorkItem.STATE_SKIPPED] * 2
+
+
 async def test_resuming_gives_new_tries_to_work_items(
     client: Client, catalog: CatalogServiceStub, scheduler: FakeScheduler
 ) -> None:
@@ -82,6 +103,24 @@ async def test_resuming_gives_new_tries_to_work_items(
     await client.in_state("productions/crab", Production.STATE_PAUSED)
     await client.stub.ResumeProduction(resume("productions/crab"))
     await client.waiting(scheduler, 1)
+
+
+async def test_a_stage_that_is_flushed_before_its_files_were_listed_takes_them_first(
+    client: Client, catalog: CatalogServiceStub, scheduler: FakeScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await catalog.BatchCreateFiles(create(new_file("/raw/1"), new_file("/raw/2")))
+    monkeypatch.setattr(Files, "stream", away)
+    await client.begin(two_files(group_by="*", min_files=5))
+    await client.stub.FlushStage(pb.FlushStageRequest(name="productions/crab", stage="reduce", request_id=request_id()))
+    await asyncio.sleep(0.5)
+    assert (await client.get("productions/crab")).state == Production.STATE_ACTIVE
+    monkeypatch.undo()
+    (job,) = await client.waiting(scheduler, 1)
+    assert len(job.spec.inputs) == 2
+
+
+def away(self: Files, request: Any) -> Any:
+    raise UpstreamUnavailable(service="database")
 
 
 async def test_a_flushed_stage_ends_with_what_is_there(

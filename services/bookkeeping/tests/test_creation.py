@@ -71,6 +71,14 @@ async def test_a_filter_that_the_catalogue_refuses_is_refused(client: Client) ->
     assert (await refusal(client, wanted))[0] == "FILTER_INVALID"
 
 
+async def test_a_filter_that_leaves_no_room_to_ask_for_new_files_is_refused(client: Client) -> None:
+    wanted = chain(a=[])
+    wanted.stages[0].data.filter = " OR ".join(f'name = "/raw/{number}"' for number in range(280))
+    reason, message = await refusal(client, wanted)
+    assert reason == "FIELD_INVALID"
+    assert "put the files into a dataset" in message
+
+
 async def test_a_retry_with_the_same_request_id_returns_the_first_answer(client: Client) -> None:
     wanted = shower_grid(20, requested="100", each="10")
     request = pb.CreateProductionRequest(production=wanted, request_id=request_id())

@@ -1,7 +1,10 @@
 """Productions beside the real catalogue, storage and scheduler."""
 
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -13,14 +16,18 @@ from khomas.api.catalog.v1.adoption_pb2 import Adoption
 from khomas.api.catalog.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from khomas.api.scheduler.v1.job_spec_pb2 import Command, JobSpec, Output
 from khomas.api.scheduler.v1.splitter_pb2 import Axis, GridSplitter
+from khomas.archive import tables as archive_tables
 from khomas.archive.app import service as archive_service
 from khomas.archive.testing import Archive
 from khomas.bookkeeping.app import service
 from khomas.bookkeeping.testing import Client, request_id, until
 from khomas.catalog.app import service as catalog_service
 from khomas.kit.boundary.status import reason_of
+from khomas.kit.events import EventLog
+from khomas.kit.service import Service
 from khomas.kit.testing import Served, serve
 from khomas.scheduler.app import service as scheduler_service
+from khomas.storage import tables as storage_tables
 from khomas.storage.app import service as storage_service
 
 FAST = {"poll": 0.05}
@@ -133,3 +140,41 @@ async def test_events_are_simulated_merged_and_traced(served: Served) -> None:
     assert by_kind["production"] == ["productions/sim"]
     assert len(by_kind["cell"]) == 2
     assert all(node.summary for node in trace.nodes)
+
+
+async def test_provenance_goes_on_after_events_were_missed(tmp_path: Path) -> None:
+    """Bookkeeping is away for longer than the others keep their events."""
+    others = (catalog_service, storage_service, scheduler_service, archive_service)
+    settings = {one.name: FAST for one in (*others, service)}
+    content = tmp_path / "1.dat"
+    content.write_text("1")
+
+    def serving(*services: Service[Any]) -> AbstractAsyncContextManager[Served]:
+        return serve(*services, state=tmp_path / "state", settings={one.name: settings[one.name] for one in services})
+
+    async with serving(*others, service) as served:
+        await released(Archive(served), "first", content)
+        await until(lambda: recorded(served, "upload", 1))
+        await until(lambda: recorded(served, "release", 1))
+    async with serving(*others) as served:
+        await released(Archive(served), "missed", content)
+        for name, tables in (("storage", storage_tables), ("archive", archive_tables)):
+            await EventLog(served.services[name].parts.database, tables.event, retention=timedelta()).prune()
+    async with serving(*others, service) as served:
+        await until(lambda: recorded(served, "release", 2))
+        await released(Archive(served), "last", content)
+        await until(lambda: recorded(served, "upload", 2))
+        await until(lambda: recorded(served, "release", 3))
+
+
+async def released(archive: Archive, name: str, content: Path) -> None:
+    """Upload a file and release it."""
+    await archive.store(f"datasets/{name}", {f"/{name}/1.dat": content})
+    await archive.create(f"releases/{name}/1", f"datasets/{name}")
+    await archive.settled(f"releases/{name}/1")
+
+
+async def recorded(served: Served, kind: str, count: int) -> bool | None:
+    """Tell whether so many activities of a kind are known."""
+    request = pb.ListActivitiesRequest(filter=f"kind = {kind}")
+    return len((await Client(served.channel).stub.ListActivities(request)).activities) == count or None

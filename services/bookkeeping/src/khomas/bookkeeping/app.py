@@ -23,6 +23,7 @@ from khomas.bookkeeping.engine import Engine, optional
 from khomas.bookkeeping.explaining import Explaining
 from khomas.bookkeeping.intake import Intake
 from khomas.bookkeeping.items import Items
+from khomas.bookkeeping.pausing import Pausing
 from khomas.bookkeeping.planner import Planner
 from khomas.bookkeeping.productions import Productions
 from khomas.bookkeeping.releases import Releases
@@ -59,9 +60,10 @@ async def start(settings: BookkeepingSettings, host: Host) -> Running:
     once = Once(database, tables.answer)
     catalog = CatalogServiceStub(host.channel("catalog"))
     scheduler = SchedulerServiceStub(host.channel("scheduler"))
-    arrivals = Arrivals(database, log, catalog)
-    intake, planner = Intake(database, log, catalog), Planner(database, log)
-    submitting = Submitting(database, log, scheduler)
+    pausing = Pausing(database, log)
+    arrivals = Arrivals(database, log, catalog, pausing)
+    intake, planner = Intake(database, log, catalog, pausing), Planner(database, log)
+    submitting = Submitting(database, log, scheduler, pausing)
     activities = Activities(database, log)
     archive = ArchiveServiceStub(host.channel("archive"))
     releases = Releases(database, activities, archive)
@@ -114,8 +116,8 @@ async def start(settings: BookkeepingSettings, host: Host) -> Running:
             "engine": engine.run,
             "catalog": lambda: files.run(engine.catalog_events, engine.relist),
             "scheduler": lambda: jobs.run(engine.scheduler_events, catching_up.work),
-            "storage": optional(lambda: uploads.run(engine.storage_events)),
-            "archive": optional(lambda: published.run(engine.archive_events)),
+            "storage": optional(lambda: uploads.run(engine.storage_events, engine.missed_uploads)),
+            "archive": optional(lambda: published.run(engine.archive_events, releases.relist)),
             "housekeeping": every(timedelta(hours=1), once.prune, log.prune),
         },
         close=database.close,

@@ -8,17 +8,19 @@ import grpc
 from sqlalchemy import delete, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from khomas.api.bookkeeping.v1.production_pb2 import DataSource, Production, Stage, WorkItem
+from khomas.api.bookkeeping.v1.production_pb2 import DataSource, Production, Stage
 from khomas.api.catalog.v1 import catalog_service_pb2 as pb
 from khomas.api.catalog.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from khomas.api.catalog.v1.dataset_pb2 import Dataset
 from khomas.api.catalog.v1.file_pb2 import File
 from khomas.api.common.v1.event_pb2 import Event
 from khomas.bookkeeping.items import items_changed
+from khomas.bookkeeping.losing import bring_back, lose
+from khomas.bookkeeping.pausing import Pausing
 from khomas.bookkeeping.progress import complete_by_name
 from khomas.bookkeeping.records import Listing
 from khomas.bookkeeping.stages import takes_outputs, upstream_complete
-from khomas.bookkeeping.tables import arrival, item_file, production, stage, work_item
+from khomas.bookkeeping.tables import arrival, production, stage
 from khomas.kit.database import AnyRow, Database, in_values, insert_many
 from khomas.kit.events import EventLog
 
@@ -56,20 +58,25 @@ def _below(source: DataSource, file: str) -> bool:
 class Arrivals:
     """Follows the catalogue for the stages that work on files."""
 
-    def __init__(self, database: Database, log: EventLog, catalog: CatalogServiceStub) -> None:
+    def __init__(self, database: Database, log: EventLog, catalog: CatalogServiceStub, pausing: Pausing) -> None:
         self._database = database
         self._log = log
         self._catalog = catalog
+        self._pausing = pausing
 
     async def handle(self, connection: AsyncConnection, events: Sequence[Event]) -> None:
         """Take in events of the catalogue."""
         stages = await data_stages(connection)
         rows: list[dict[str, object]] = []
-        gone: list[str] = []
+        # The last event of a file says whether it is there.
+        there: dict[str, bool] = {}
         for event in events:
             match event.kind:
                 case "catalog.file.created":
                     rows += _of_directory(stages, event)
+                case "catalog.file.undeleted":
+                    rows += _of_directory(stages, event)
+                    there[event.subject_uid] = True
                 case "catalog.file.updated":
                     # Its metadata may match by now; whoever has it already does not take it twice.
                     rows += _of_directory([one for one in stages if one[1].data.filter], event)
@@ -78,25 +85,12 @@ class Arrivals:
                 case "catalog.dataset.closed":
                     await _list_again(connection, stages, event.subject)
                 case "catalog.file.deleting" | "catalog.file.deleted":
-                    gone.append(event.subject_uid)
+                    there[event.subject_uid] = False
         await insert_many(connection, arrival, rows, skip_existing=True)
-        if gone:
-            await self._lose(connection, gone)
-
-    async def _lose(self, connection: AsyncConnection, file_uids: Sequence[str]) -> None:
-        """Give up the work items whose files were deleted before a job got them."""
-        of_files = select(item_file.c.item_id).where(in_values(item_file.c.file_uid, file_uids))
-        losing = (
-            update(work_item)
-            .values(state=WorkItem.STATE_MISSING, message="A file was deleted.", update_time=datetime.now(UTC))
-            .where(
-                work_item.c.id.in_(of_files),
-                work_item.c.state.in_([WorkItem.STATE_GROUPED, WorkItem.STATE_READY]),
-            )
-            .returning(*work_item.c)
-        )
-        rows = (await connection.execute(losing)).all()
-        await self._log.append(connection, await items_changed(connection, rows))
+        lost = await lose(connection, [uid for uid, is_there in there.items() if not is_there])
+        returned = [uid for uid, is_there in there.items() if is_there]
+        found = await bring_back(connection, [row.id for row, _ in stages], returned)
+        await self._log.append(connection, await items_changed(connection, [*lost, *found]))
 
     async def relist(self) -> None:
         """Look at everything again, because events were missed."""
@@ -110,13 +104,15 @@ class Arrivals:
             of_productions = {row.production_id for row, _ in stages}
             query = select(stage).where(in_values(stage.c.production_id, of_productions))
             siblings = (await connection.execute(query)).all()
-        for row, wanted in stages:
-            if row.listing == Listing.FINAL or takes_outputs(wanted):
-                continue
+
+        async def look(row: AnyRow, wanted: Stage) -> None:
             others = [one for one in siblings if one.production_id == row.production_id]
             ended = bool(wanted.after) and upstream_complete(wanted, complete_by_name(others))
             if ended or row.listing in (Listing.NEEDED, Listing.RUNNING):
                 await self._list(row, wanted.data, ended=ended)
+
+        listed = [one for one in stages if one[0].listing != Listing.FINAL and not takes_outputs(one[1])]
+        await self._pausing.each(listed, look)
 
     async def _list(self, row: AnyRow, source: DataSource, *, ended: bool) -> None:
         """Note all files that lie there now; the last time if nothing can come after it."""

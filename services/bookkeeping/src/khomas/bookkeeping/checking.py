@@ -13,11 +13,15 @@ from khomas.api.scheduler.v1.job_pb2 import Job
 from khomas.api.scheduler.v1.job_spec_pb2 import JobSpec
 from khomas.api.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
 from khomas.bookkeeping.errors import TemplateInvalid
+from khomas.bookkeeping.filters import room
 from khomas.bookkeeping.planning import PlannedCell
 from khomas.bookkeeping.templates import array_of, job_of, labelled
 from khomas.kit.boundary.status import reason_of
+from khomas.kit.errors import FieldInvalid
 from khomas.kit.templating import TemplateError
 
+# Files that are asked for at a time.
+_LEAST_ROOM = 50
 _REFUSALS = (
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
@@ -37,6 +41,7 @@ class Checking:
         """Raise for the first stage that could never run."""
         for stage in wanted.stages:
             if stage.data.filter:
+                _check_room(stage)
                 await self._catalog.ListFiles(
                     catalog_pb.ListFilesRequest(filter=stage.data.filter, page_size=1, view=catalog_pb.FILE_VIEW_BASIC)
                 )
@@ -53,6 +58,13 @@ class Checking:
                 raise
             message = f"The scheduler refuses the jobs of the stage {stage.name}: {error.details()}"
             raise TemplateInvalid(message, stage=stage.name, reason=reason_of(error)) from error
+
+
+def _check_room(stage: Stage) -> None:
+    """Raise unless the filter leaves room to ask for files that arrive."""
+    if room(stage.data.filter) < _LEAST_ROOM:
+        problem = "is too long to be asked of every file that comes; put the files into a dataset, or take fewer terms"
+        raise FieldInvalid.of("production.stages.data.filter", problem)
 
 
 def _example(wanted: Production, stage: Stage, cell: PlannedCell | None) -> JobSpec:

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from khomas.api.bookkeeping.v1 import bookkeeping_service_pb2 as pb
 from khomas.api.bookkeeping.v1.production_pb2 import Production, Stage, WorkItem
 from khomas.bookkeeping.errors import ProductionState, StageMissing
+from khomas.bookkeeping.items import items_changed
 from khomas.bookkeeping.productions import found
 from khomas.bookkeeping.progress import changed, shown
 from khomas.bookkeeping.tables import production, stage, work_item
@@ -69,7 +70,7 @@ class Control:
             return (await shown(connection, [row]))[0]
         await connection.execute(update(stage).values(outcomes="").where(stage.c.production_id == row.id))
         again = {"state": WorkItem.STATE_READY, "tries": 0, "update_time": datetime.now(UTC)}
-        await _change_items(connection, row.id, [WorkItem.STATE_MAX_TRIES], again)
+        await self._change_items(connection, row.id, [WorkItem.STATE_MAX_TRIES], again)
         return await self._changed(connection, row.id, {"state": _ACTIVE, "message": ""})
 
     async def cancel(self, request: pb.CancelProductionRequest) -> Production:
@@ -82,9 +83,18 @@ class Control:
             return (await shown(connection, [row]))[0]
         now = datetime.now(UTC)
         skipped = {"state": WorkItem.STATE_SKIPPED, "message": "The production was cancelled.", "update_time": now}
-        await _change_items(connection, row.id, _UNFINISHED, skipped)
+        await self._change_items(connection, row.id, _UNFINISHED, skipped)
         values = {"state": _CANCELLED, "message": request.reason, "end_time": now, "cancelling": True}
         return await self._changed(connection, row.id, values)
+
+    async def _change_items(
+        self, connection: AsyncConnection, production_id: int, states: Sequence[int], values: dict[str, Any]
+    ) -> None:
+        stages = select(stage.c.id).where(stage.c.production_id == production_id)
+        changing = update(work_item).values(**values).returning(*work_item.c)
+        changing = changing.where(work_item.c.stage_id.in_(stages), work_item.c.state.in_(states))
+        rows = (await connection.execute(changing)).all()
+        await self._log.append(connection, await items_changed(connection, rows))
 
     async def flush(self, request: pb.FlushStageRequest) -> Production:
         """Submit what is there, and end the stage with it."""
@@ -120,11 +130,3 @@ async def _in_state(connection: AsyncConnection, name: str, *states: int) -> Any
         state = Production.State.Name(row.state).removeprefix("STATE_")
         raise ProductionState(name=name, state=state)
     return row
-
-
-async def _change_items(
-    connection: AsyncConnection, production_id: int, states: Sequence[int], values: dict[str, Any]
-) -> None:
-    stages = select(stage.c.id).where(stage.c.production_id == production_id)
-    changing = update(work_item).values(**values)
-    await connection.execute(changing.where(work_item.c.stage_id.in_(stages), work_item.c.state.in_(states)))

@@ -64,6 +64,10 @@ class Engine:
         """Take in what people uploaded."""
         await self._activities.record(connection, of_uploads(events))
 
+    async def missed_uploads(self) -> None:
+        """Go on with what is uploaded from now on: nobody can be asked for the uploads whose events are gone."""
+        log.warning("uploads.missed")
+
     async def archive_events(self, connection: AsyncConnection, events: Sequence[Event]) -> None:
         """Take in what was released."""
         await self._releases.handle(connection, events)

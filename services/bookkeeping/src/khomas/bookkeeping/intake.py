@@ -11,8 +11,10 @@ from khomas.api.catalog.v1 import catalog_service_pb2 as pb
 from khomas.api.catalog.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from khomas.api.catalog.v1.file_pb2 import File
 from khomas.bookkeeping.arrivals import data_stages, forget
+from khomas.bookkeeping.filters import room
 from khomas.bookkeeping.grouping import Arrived, Group, gather, group_value
 from khomas.bookkeeping.items import items_changed
+from khomas.bookkeeping.pausing import Pausing
 from khomas.bookkeeping.stages import ALL, max_files
 from khomas.bookkeeping.tables import arrival, item_file, stage, work_item
 from khomas.kit.database import AnyRow, Database, in_values, insert_many, insert_new, rows_table
@@ -20,26 +22,26 @@ from khomas.kit.events import EventLog
 from khomas.kit.ids import new_uids
 
 _BATCH = 2000
-# The longest filter that the catalogue takes, and what one uid adds to it.
-_FILTER_LENGTH = 8000
-_UID_LENGTH = 48
 
 
 class Intake:
     """Looks at arrived files once and puts them into groups."""
 
-    def __init__(self, database: Database, log: EventLog, catalog: CatalogServiceStub) -> None:
+    def __init__(self, database: Database, log: EventLog, catalog: CatalogServiceStub, pausing: Pausing) -> None:
         self._database = database
         self._log = log
         self._catalog = catalog
+        self._pausing = pausing
 
     async def work(self) -> None:
         """Take in everything that is there."""
         async with self._database.read() as connection:
             stages = await data_stages(connection)
-        for row, wanted in stages:
-            while await self._take_in(row, wanted):
-                pass
+        await self._pausing.each(stages, self._take_all)
+
+    async def _take_all(self, row: AnyRow, wanted: Stage) -> None:
+        while await self._take_in(row, wanted):
+            pass
 
     async def _take_in(self, row: AnyRow, wanted: Stage) -> bool:
         query = select(arrival).where(arrival.c.stage_id == row.id).order_by(arrival.c.file).limit(_BATCH)
@@ -71,9 +73,8 @@ class Intake:
 
     async def _fitting(self, filter_text: str, uids: Sequence[str]) -> set[str]:
         """Return which files match the filter."""
-        size = max(1, (_FILTER_LENGTH - len(filter_text)) // _UID_LENGTH)
         fitting: set[str] = set()
-        for some in _chunks(uids, size):
+        for some in _chunks(uids, max(1, room(filter_text))):
             either = " OR ".join(f'uid = "{uid}"' for uid in some)
             request = pb.ListFilesRequest(
                 filter=f"({filter_text}) AND ({either})", page_size=len(some), view=pb.FILE_VIEW_BASIC

@@ -23,6 +23,8 @@ from khomas.bookkeeping.tables import arrival, cell, production, stage, work_ite
 from khomas.kit.database import AnyRow, Database
 from khomas.kit.events import EventLog
 
+# What was there before is known, so that a flush takes it.
+_LISTED = (Listing.DONE, Listing.FINAL)
 _UNFINISHED = (WorkItem.STATE_GROUPED, WorkItem.STATE_READY, WorkItem.STATE_ASSIGNED)
 
 
@@ -81,7 +83,8 @@ class Planner:
             ripe = await _ripen(connection, row, rule)
             ordered = await order_items(connection, row.id, free, owner.priority)
             await self._log.append(connection, await items_changed(connection, _latest(ripe, ordered)))
-            closes = row.flushed or (ended and (wanted.data.complete_when_drained or takes_outputs(wanted)))
+            flushed = row.flushed and (takes_outputs(wanted) or row.listing in _LISTED)
+            closes = flushed or (ended and (wanted.data.complete_when_drained or takes_outputs(wanted)))
             done = closes and await _items_at_rest(connection, row.id)
         if done:
             await connection.execute(update(stage).values(complete=True).where(stage.c.id == row.id))
@@ -155,7 +158,7 @@ async def _cells_at_rest(connection: AsyncConnection, stage_id: int) -> bool:
 async def _verdict(connection: AsyncConnection, stages: Sequence[AnyRow], complete: dict[str, bool]) -> tuple[int, str]:
     """Say how a production stands after its stages were planned."""
     if all(complete.values()):
-        return Production.STATE_COMPLETED, ""
+        return Production.STATE_COMPLETED, await _lost(connection, stages)
     for row in stages:
         wanted = Stage.FromString(row.wanted)
         at_rest = row.jobs_total == row.jobs_succeeded + row.jobs_failed
@@ -174,6 +177,15 @@ async def _verdict(connection: AsyncConnection, stages: Sequence[AnyRow], comple
             message = f"{given_up[row.id]} work items of {row.name} failed too often; resume to try them again."
             return Production.STATE_PAUSED, message
     return Production.STATE_ACTIVE, ""
+
+
+async def _lost(connection: AsyncConnection, stages: Sequence[AnyRow]) -> str:
+    """Say how many files no job got, because they were deleted first."""
+    query = select(func.sum(work_item.c.file_count)).where(
+        work_item.c.stage_id.in_([row.id for row in stages]), work_item.c.state == WorkItem.STATE_MISSING
+    )
+    count = (await connection.execute(query)).scalar()
+    return f"{count} files were deleted before a job got them." if count else ""
 
 
 async def _any_item(connection: AsyncConnection, stage_id: int, states: Sequence[int]) -> bool:

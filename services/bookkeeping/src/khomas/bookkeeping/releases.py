@@ -14,6 +14,8 @@ from khomas.bookkeeping.activities import Activities, of_release
 from khomas.bookkeeping.tables import pending_release
 from khomas.kit.database import Database, insert_many
 
+_PAGE = 1000
+_CALL_SECONDS = 60.0
 _MADE = (Release.STATE_READY, Release.STATE_PUBLISHED)
 
 
@@ -33,6 +35,18 @@ class Releases:
             if event.resource.Unpack(release) and release.state in _MADE:
                 names.add(release.name)
         await insert_many(connection, pending_release, [{"name": name} for name in names], skip_existing=True)
+
+    async def relist(self) -> None:
+        """Note all releases, because events were missed; one that is recorded already is not recorded twice."""
+        request = pb.ListReleasesRequest(page_size=_PAGE)
+        while True:
+            page = await self._archive.ListReleases(request, timeout=_CALL_SECONDS)
+            rows = [{"name": release.name} for release in page.releases if release.state in _MADE]
+            async with self._database.write() as connection:
+                await insert_many(connection, pending_release, rows, skip_existing=True)
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
 
     async def work(self) -> None:
         """Record the noted ones with their products."""

@@ -1,6 +1,5 @@
 """Asks the scheduler for what is recorded; a repeated call makes nothing twice."""
 
-import logging
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,7 +13,7 @@ from khomas.api.scheduler.v1.job_pb2 import Job
 from khomas.api.scheduler.v1.job_spec_pb2 import JobSpec
 from khomas.api.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
 from khomas.bookkeeping.items import files_of, items_changed
-from khomas.bookkeeping.progress import changed
+from khomas.bookkeeping.pausing import AWAY, REFUSALS, Pausing
 from khomas.bookkeeping.tables import cell, production, stage, submission, work_item
 from khomas.bookkeeping.templates import array_of, job_of, labelled
 from khomas.kit.boundary.status import reason_of
@@ -22,30 +21,21 @@ from khomas.kit.database import AnyRow, Database, rows_table
 from khomas.kit.events import EventLog
 from khomas.kit.templating import TemplateError
 
-log = logging.getLogger(__name__)
-
 _AT_ONCE = 100
 _CALL_SECONDS = 120.0
 _PAGE = 10_000
 # The scheduler knows a request_id for 24 h; after this time it is better to look what is there.
 _REMEMBERED = timedelta(hours=20)
-_REFUSALS = (
-    grpc.StatusCode.INVALID_ARGUMENT,
-    grpc.StatusCode.NOT_FOUND,
-    grpc.StatusCode.FAILED_PRECONDITION,
-    grpc.StatusCode.PERMISSION_DENIED,
-    grpc.StatusCode.OUT_OF_RANGE,
-)
-_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 class Submitting:
     """Hands recorded submissions to the scheduler."""
 
-    def __init__(self, database: Database, log: EventLog, scheduler: SchedulerServiceStub) -> None:
+    def __init__(self, database: Database, log: EventLog, scheduler: SchedulerServiceStub, pausing: Pausing) -> None:
         self._database = database
         self._log = log
         self._scheduler = scheduler
+        self._pausing = pausing
 
     async def work(self) -> None:
         """Submit everything that active productions wait for; one that goes wrong holds up no other."""
@@ -57,10 +47,10 @@ class Submitting:
                 try:
                     await self._submit(row)
                 except (TemplateError, grpc.aio.AioRpcError) as error:
-                    if isinstance(error, grpc.aio.AioRpcError) and error.code() in _AWAY:
+                    if isinstance(error, grpc.aio.AioRpcError) and error.code() in AWAY:
                         raise
                     left[row.production_id] = error
-                    if isinstance(error, TemplateError) or error.code() in _REFUSALS:
+                    if isinstance(error, TemplateError) or error.code() in REFUSALS:
                         await self._pause(row, error)
         if unexpected := [error for error in left.values() if _unexpected(error)]:
             raise ExceptionGroup("some jobs could not be submitted", unexpected)
@@ -151,24 +141,9 @@ class Submitting:
     async def _pause(self, row: AnyRow, error: TemplateError | grpc.aio.AioRpcError) -> None:
         """A person has to look at what the scheduler refuses."""
         said = str(error) if isinstance(error, TemplateError) else f"{reason_of(error)}: {error.details()}"
-        log.warning("submission.refused", extra={"production": row.production, "refusal": said})
         stage_name = Stage.FromString(row.wanted).name
-        message = f"The scheduler refuses the jobs of {stage_name}: {said}"
-        pausing = (
-            update(production)
-            .values(
-                state=Production.STATE_PAUSED,
-                message=message,
-                update_time=datetime.now(UTC),
-                version=production.c.version + 1,
-            )
-            .where(production.c.id == row.production_id, production.c.state == Production.STATE_ACTIVE)
-            .returning(*production.c)
-        )
-        async with self._database.write() as connection:
-            rows = (await connection.execute(pausing)).all()
-            await self._log.append(connection, await changed(connection, rows))
+        await self._pausing.pause(row.production_id, f"The scheduler refuses the jobs of {stage_name}: {said}")
 
 
 def _unexpected(error: Exception) -> bool:
-    return isinstance(error, grpc.aio.AioRpcError) and error.code() not in _REFUSALS
+    return isinstance(error, grpc.aio.AioRpcError) and error.code() not in REFUSALS

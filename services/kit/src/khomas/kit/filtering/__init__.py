@@ -3,6 +3,6 @@
 from khomas.kit.filtering import fields
 from khomas.kit.filtering.compiler import Fields, where
 from khomas.kit.filtering.fields import Field
-from khomas.kit.filtering.parser import parse
+from khomas.kit.filtering.parser import MAX_COMPARISONS, comparisons, parse
 
-__all__ = ["Field", "Fields", "fields", "parse", "where"]
+__all__ = ["MAX_COMPARISONS", "Field", "Fields", "comparisons", "fields", "parse", "where"]

@@ -9,7 +9,7 @@ from khomas.kit.errors import FilterInvalid
 from khomas.kit.filtering.ast import And, Comparison, Node, Not, Operator, Or, Value
 
 # SQLite takes expressions 1000 deep; a person needs a handful.
-_MAX_COMPARISONS = 300
+MAX_COMPARISONS = 300
 _MAX_DEPTH = 40
 
 _SPACE = re.compile(r"\s*")
@@ -34,12 +34,20 @@ def parse(text: str) -> Node | None:
     return node
 
 
+def comparisons(text: str) -> int:
+    """Return how many comparisons a filter has, of `MAX_COMPARISONS` that are possible."""
+    parser = _Parser(text)
+    if not parser.at_end():
+        parser.expression()
+    return parser.comparisons
+
+
 class _Parser:
     def __init__(self, text: str) -> None:
         self._text = text
         self._position = 0
         self._depth = 0
-        self._comparisons = 0
+        self.comparisons = 0
 
     def at_end(self) -> bool:
         self._skip_space()
@@ -81,9 +89,9 @@ class _Parser:
         return node
 
     def _comparison(self) -> Comparison:
-        self._comparisons += 1
-        if self._comparisons > _MAX_COMPARISONS:
-            raise self.error(f"there are more than {_MAX_COMPARISONS} comparisons")
+        self.comparisons += 1
+        if self.comparisons > MAX_COMPARISONS:
+            raise self.error(f"there are more than {MAX_COMPARISONS} comparisons")
         start = self._position
         path = [self._name()]
         while self._take(".", spaced=False):

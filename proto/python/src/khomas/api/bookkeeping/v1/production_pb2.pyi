@@ -559,7 +559,7 @@ class WorkItem(_message.Message):
         STATE_MAX_TRIES: WorkItem._State.ValueType  # 21
         """Final: max_tries jobs failed."""
         STATE_MISSING: WorkItem._State.ValueType  # 22
-        """Final: a file was deleted before it was processed."""
+        """Its files were deleted before a job got them; taken in again when that is undone."""
         STATE_SKIPPED: WorkItem._State.ValueType  # 23
         """Final: the production ended first."""
 
@@ -579,7 +579,7 @@ class WorkItem(_message.Message):
     STATE_MAX_TRIES: WorkItem.State.ValueType  # 21
     """Final: max_tries jobs failed."""
     STATE_MISSING: WorkItem.State.ValueType  # 22
-    """Final: a file was deleted before it was processed."""
+    """Its files were deleted before a job got them; taken in again when that is undone."""
     STATE_SKIPPED: WorkItem.State.ValueType  # 23
     """Final: the production ended first."""
 
