@@ -13,6 +13,8 @@ from typing import Any
 
 BIN = Path(sys.executable).parent
 PATIENCE = 180
+# How every JWT begins: base64 of `{"`.
+TOKEN = "eyJ"
 
 
 @dataclass(slots=True)
@@ -67,7 +69,7 @@ class Installation:
         self.process.wait(PATIENCE)
 
     def stop(self) -> None:
-        """End it gracefully, and the runner of jobs with it."""
+        """End it gracefully, and the runner of jobs with it; whatever ran, its log holds no token."""
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             self.process.wait(PATIENCE)
@@ -76,6 +78,7 @@ class Installation:
             with suppress(FileNotFoundError, ProcessLookupError):  # it may have ended by itself
                 if pid and "khomas_runner" in Path(f"/proc/{pid}/cmdline").read_text():
                     os.kill(pid, signal.SIGTERM)
+        assert TOKEN not in (self.state / "services.log").read_text(errors="replace")
 
     @staticmethod
     def _clean() -> dict[str, str]:
