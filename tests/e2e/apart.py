@@ -32,6 +32,8 @@ class Apart:
     settings: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     ports: Mapping[str, int] = field(default_factory=dict)
     processes: "dict[str, subprocess.Popen[bytes]]" = field(default_factory=dict)
+    # Holds tls.crt, tls.key and ca.crt: they serve with these, and ask whoever calls for a certificate.
+    tls: Path | None = None
 
     def start(self) -> None:
         """Bring the databases up to date and start all."""
@@ -50,6 +52,10 @@ class Apart:
             self.processes[area] = subprocess.Popen(
                 self._command(area, "serve"), env=self._environment(area), stdout=log, stderr=log
             )
+
+    def address(self, area: str) -> str:
+        """Where one is. Plain addresses on loopback are spoken to without TLS."""
+        return f"{'ipv4:' if self.tls else ''}127.0.0.1:{self.ports[area]}"
 
     def kill(self, area: str) -> None:
         """End one as a power cut does to a process."""
@@ -83,7 +89,7 @@ class Apart:
         return [sys.executable, "-m", f"khomas.{area}", what]
 
     def _environment(self, area: str) -> dict[str, str]:
-        peers = ", ".join(f'"{other}": "127.0.0.1:{self.ports[other]}"' for other in self.areas if other != area)
+        peers = ", ".join(f'"{other}": "{self.address(other)}"' for other in self.areas if other != area)
         values = {
             "PROFILE": "development",
             "STATE": str(self.folder / "state"),
@@ -93,6 +99,13 @@ class Apart:
             "SERVER__DRAIN_PAUSE": "PT0S",
             "HTTP__LISTEN": f"127.0.0.1:{self.ports[f'{area} http']}",
         }
+        if self.tls is not None:
+            values |= {
+                "SERVER__TLS__CERTIFICATE": str(self.tls / "tls.crt"),
+                "SERVER__TLS__KEY": str(self.tls / "tls.key"),
+                "SERVER__TLS__CLIENT_CA": str(self.tls / "ca.crt"),
+                "PEERS_CA": str(self.tls / "ca.crt"),
+            }
         ours = {f"KHOMAS_{area.upper()}_{key}": value for key, value in values.items()}
         return {**os.environ, **ours, **self.settings}
 

@@ -58,6 +58,7 @@ def test_settings_are_printed_without_secrets(
         ("AUTH__ISSUERS", f'[{{"url": "https://{DEVELOPMENT_HOST}/x", "vo": "hess"}}]', "development issuer"),
         ("SERVER__MAX_CALLS", "0", "max_calls"),
         ("PROFILE", "prod", "profile"),
+        ("PEERS_CERTIFICATE", "/etc/khomas/peers/tls.crt", "peers_key"),
     ],
 )
 def test_settings_unfit_for_production_are_refused_by_name(

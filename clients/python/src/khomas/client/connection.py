@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 
-from khomas.client.errors import UNREACHABLE, KhomasError, from_call, retry_pause
+from khomas.client.errors import UNREACHABLE, KhomasError, UsageError, from_call, retry_pause
 from khomas.client.token import find_token
 
 DEFAULT_ENDPOINT = "127.0.0.1:7443"
@@ -116,9 +116,7 @@ class Connection:
             if _is_loopback(self.endpoint):
                 self._channel = grpc.aio.insecure_channel(self.endpoint, options=_OPTIONS)
             else:
-                ca = os.environ.get("KHOMAS_CA")
-                credentials = grpc.ssl_channel_credentials(Path(ca).read_bytes() if ca else None)
-                self._channel = grpc.aio.secure_channel(self.endpoint, credentials, options=_OPTIONS)
+                self._channel = grpc.aio.secure_channel(self.endpoint, _credentials(), options=_OPTIONS)
         return self._channel
 
 
@@ -139,6 +137,15 @@ def _worth_it(error: grpc.aio.AioRpcError, asked: float | None) -> bool:
     if error.code() is grpc.StatusCode.UNAVAILABLE:
         return True
     return error.code() in _RETRIED and asked is not None
+
+
+def _credentials() -> grpc.ChannelCredentials:
+    """Whom we believe, and what we show to services that ask for a certificate."""
+    files = [os.environ.get(name) for name in ("KHOMAS_CA", "KHOMAS_KEY", "KHOMAS_CERT")]
+    ca, key, certificate = (Path(file).read_bytes() if file else None for file in files)
+    if (key is None) != (certificate is None):
+        raise UsageError("KHOMAS_CERT and KHOMAS_KEY are only good together.")
+    return grpc.ssl_channel_credentials(ca, key, certificate)
 
 
 def _is_loopback(endpoint: str) -> bool:

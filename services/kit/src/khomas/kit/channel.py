@@ -30,11 +30,19 @@ OPTIONS: list[tuple[str, Any]] = [
 ]
 
 
-def open_channel(target: str, ca: Path | None = None, *, plaintext: bool = False) -> grpc.aio.Channel:
-    """Open a channel with our keepalive, limits and balancing."""
+def open_channel(
+    target: str,
+    ca: Path | None = None,
+    certificate: Path | None = None,
+    key: Path | None = None,
+    *,
+    plaintext: bool = False,
+) -> grpc.aio.Channel:
+    """Open a channel with our keepalive, limits and balancing; the certificate is for servers that ask for one."""
     if plaintext:
         return grpc.aio.insecure_channel(target, options=OPTIONS)
-    credentials = grpc.ssl_channel_credentials(ca.read_bytes() if ca else None)
+    authorities, own_key, own = (file.read_bytes() if file else None for file in (ca, key, certificate))
+    credentials = grpc.ssl_channel_credentials(authorities, own_key, own)
     return grpc.aio.secure_channel(target, credentials, options=OPTIONS)
 
 

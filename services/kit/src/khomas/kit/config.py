@@ -116,6 +116,9 @@ class ServiceSettings(BaseSettings):
     # Area to gRPC target of the other services: {"storage": "dns:///storage:7443"}.
     peers: dict[str, str] = {}
     peers_ca: Path | None = None
+    # What we show to those who ask for a certificate; without these the one of our own gRPC port.
+    peers_certificate: Path | None = None
+    peers_key: Path | None = None
     server: ServerSettings = ServerSettings()
     http: HttpSettings = HttpSettings()
     auth: AuthSettings = AuthSettings()

@@ -48,6 +48,8 @@ def check(settings: ServiceSettings) -> None:
     """Raise ConfigError for settings that are not fit for their profile."""
     if not settings.database_url.get_secret_value():
         raise ConfigError("Set database_url: postgresql+asyncpg://user@host/database")
+    if (settings.peers_certificate is None) != (settings.peers_key is None):
+        raise ConfigError("Set peers_certificate and peers_key, or neither.")
     if settings.profile is Profile.DEVELOPMENT:
         return
     if not settings.auth.issuers:
@@ -137,6 +139,9 @@ def _channels(
     settings: ServiceSettings, tokens: TokenSource, stack: AsyncExitStack
 ) -> Callable[[str], grpc.aio.Channel]:
     """Return what opens a channel to the service of an area; the stack closes them."""
+    certificate, key = settings.peers_certificate, settings.peers_key
+    if certificate is None and settings.server.tls is not None:
+        certificate, key = settings.server.tls.certificate, settings.server.tls.key
 
     def channel(area: str) -> grpc.aio.Channel:
         target = settings.peers.get(area)
@@ -145,7 +150,7 @@ def _channels(
         plaintext = target.startswith("unix:") or target.removeprefix("dns:///").startswith(
             ("127.0.0.1:", "localhost:")
         )
-        connection = open_channel(target, settings.peers_ca, plaintext=plaintext)
+        connection = open_channel(target, settings.peers_ca, certificate, key, plaintext=plaintext)
         stack.push_async_callback(connection.close)
         return ServiceChannel(connection, area, tokens)
 
