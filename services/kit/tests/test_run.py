@@ -57,6 +57,7 @@ def test_settings_are_printed_without_secrets(
         ("AUTH__AUDIENCES", "[]", "auth.audiences"),
         ("AUTH__ISSUERS", f'[{{"url": "https://{DEVELOPMENT_HOST}/x", "vo": "hess"}}]', "development issuer"),
         ("SERVER__MAX_CALLS", "0", "max_calls"),
+        ("HTTP__LISTEN", "0.0.0.0:8443", "http.public_url"),
         ("PROFILE", "prod", "profile"),
         ("PEERS_CERTIFICATE", "/etc/khomas/peers/tls.crt", "peers_key"),
     ],

@@ -25,6 +25,8 @@ from khomas.kit.service import Host, Service
 from khomas.kit.telemetry.logs import log_to
 from khomas.kit.telemetry.setup import recording
 
+_EVERYWHERE = ("0.0.0.0", "[::]")  # noqa: S104  nothing is bound here
+
 
 def run(service: Service[Any], arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says; the body of a service's `__main__.py`."""
@@ -50,6 +52,8 @@ def check(settings: ServiceSettings) -> None:
         raise ConfigError("Set database_url: postgresql+asyncpg://user@host/database")
     if (settings.peers_certificate is None) != (settings.peers_key is None):
         raise ConfigError("Set peers_certificate and peers_key, or neither.")
+    if settings.http.listen.rpartition(":")[0] in _EVERYWHERE and not settings.http.public_url:
+        raise ConfigError(f"Set http.public_url: {settings.http.listen} is no address by which others reach the door.")
     if settings.profile is Profile.DEVELOPMENT:
         return
     if not settings.auth.issuers:
