@@ -177,3 +177,7 @@ def test_a_job_file_survives_export(khomas: Installation, tmp_path: Path) -> Non
     document.write_text(khomas.run("export", job))
     again = khomas.submit(document)
     assert khomas.rows("show", again)[0]["spec"] == khomas.rows("show", job)[0]["spec"]
+
+
+def test_the_token_in_use_is_explained_without_options(khomas: Installation) -> None:
+    assert json.loads(khomas.run("auth", "explain"))["accepted"] is True

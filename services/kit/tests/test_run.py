@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import jwt
@@ -100,6 +101,31 @@ async def test_production_server_trusts_the_configured_issuer_alone(tmp_path: Pa
             with pytest.raises(grpc.aio.AioRpcError, match="issuer"):
                 await untrusted(Request(), timeout=10)
         await _stop(server)
+
+
+@pytest.mark.parametrize(
+    ("audience", "rule"), [("grpcs://khomas.example", None), ("grpcs://other.example", "audience")]
+)
+async def test_token_is_judged_as_the_server_would(tmp_path: Path, audience: str, rule: str | None) -> None:
+    signer = DevelopmentIssuer.open(tmp_path, "hess")
+    async with _published(signer) as url:
+        settings = PRODUCTION | {"AUTH__ISSUERS": json.dumps([{"url": url, "vo": "hess"}]), "STATE": str(tmp_path)}
+        environment = {f"KHOMAS_ECHO_{name}": value for name, value in settings.items()}
+        environment["BEARER_TOKEN"] = replace(signer, url=url, audience=audience).token("alice")
+        own = await _verdict(environment, "-c", PROGRAM, "explain-token")
+        as_told = ("--issuer", url, "--audience", "grpcs://khomas.example")
+        told = await _verdict(environment, "-m", "khomas.kit.auth", "explain", *as_told)
+    assert own.get("rule") == told.get("rule") == rule
+
+
+async def _verdict(environment: Mapping[str, str], *command: str) -> dict[str, Any]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *command, env=os.environ | dict(environment), stdout=asyncio.subprocess.PIPE
+    )
+    printed, _ = await asyncio.wait_for(process.communicate(), 30)
+    verdict: dict[str, Any] = json.loads(printed)
+    assert process.returncode == (0 if verdict["accepted"] else 1)
+    return verdict
 
 
 @asynccontextmanager

@@ -46,7 +46,7 @@ def auth() -> None:
     """Say what a token allows."""
 
 
-@auth.command("explain", context_settings={"ignore_unknown_options": True})
+@auth.command("explain", context_settings={"ignore_unknown_options": True, "help_option_names": []})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def auth_explain(arguments: tuple[str, ...]) -> None:
     """Explain the token in use, or the rule that refuses it."""

@@ -1,11 +1,11 @@
-"""`khomas-<service> serve|migrate|check-config`: one service for production."""
+"""`khomas-<service> serve|migrate|check-config|explain-token`: one service for production."""
 
 import argparse
 import asyncio
 import json
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -35,15 +35,15 @@ def run(service: Service[Any], arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("serve", help="serve until SIGTERM, then let calls finish")
     commands.add_parser("migrate", help="bring the database up to date")
     commands.add_parser("check-config", help="print the settings, secrets starred, or what is wrong with them")
+    commands.add_parser("explain-token", help="say what the token in use allows here, or the rule that refuses it")
     command = parser.parse_args(arguments).command
     try:
         settings = service.settings()
         check(settings)
-        {"serve": _serve, "migrate": _migrate, "check-config": _print}[command](service, settings)
+        return _COMMANDS[command](service, settings) or 0
     except (ConfigError, ValidationError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    return 0
 
 
 def check(settings: ServiceSettings) -> None:
@@ -74,6 +74,14 @@ def _print(_: Service[Any], settings: ServiceSettings) -> None:
 def _migrate(service: Service[Any], settings: ServiceSettings) -> None:
     if service.migrate is not None:
         asyncio.run(service.migrate(settings.database_url.get_secret_value()))
+
+
+def _explain(service: Service[Any], settings: ServiceSettings) -> int:
+    from khomas.kit.auth.explain import found_token, judge
+
+    settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    verifier, _, _ = _identity(service, settings)
+    return judge(found_token(), verifier)
 
 
 def _serve(service: Service[Any], settings: ServiceSettings) -> None:
@@ -159,3 +167,11 @@ def _channels(
         return ServiceChannel(connection, area, tokens)
 
     return channel
+
+
+_COMMANDS: Mapping[str, Callable[[Service[Any], ServiceSettings], int | None]] = {
+    "serve": _serve,
+    "migrate": _migrate,
+    "check-config": _print,
+    "explain-token": _explain,
+}
