@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -45,6 +47,13 @@ class Apart:
         for area in self.areas:
             subprocess.run(self._command(area, "migrate"), env=self._environment(area), check=True, timeout=_PATIENCE)
             self.launch(area)
+        for area in self.areas:
+            self.until(partial(self._listens, area), f"{area} did not listen")
+
+    def _listens(self, area: str) -> bool:
+        self.check()
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.ports[area])) == 0
 
     def launch(self, area: str) -> None:
         """Start one."""
