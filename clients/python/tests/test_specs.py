@@ -6,7 +6,6 @@ import pytest
 
 from khomas.api.scheduler.v1 import state_pb2
 from khomas.client.errors import UsageError
-from khomas.client.exporting import document_of_spec
 from khomas.client.specs import Sandboxes, job_spec, production
 
 
@@ -46,23 +45,6 @@ def test_a_full_job_file_becomes_a_spec(tmp_path: Path) -> None:
     assert dict(spec.tags) == {"prod": "26"}
 
 
-def test_a_spec_survives_its_document() -> None:
-    document = {
-        "name": "x",
-        "run": ["echo", "{seed}"],
-        "env": {"A": "b"},
-        "memory": "300MB",
-        "wall": "90s",
-        "inputs": [{"file": "/hess/a", "path": "b"}],
-        "outputs": [{"glob": "*.txt", "name": "/hess/{file}", "dataset": ["x"], "min_files": 2}],
-        "split": {"grid": {"seed": "1..3"}, "max_running": 2},
-        "on": ["local"],
-        "tags": {"a": "b"},
-    }
-    spec = job_spec(document, Sandboxes(Path()))
-    assert job_spec(document_of_spec(spec), Sandboxes(Path())) == spec
-
-
 @pytest.mark.parametrize(
     ("document", "message"),
     [
@@ -73,8 +55,16 @@ def test_a_spec_survives_its_document() -> None:
         ({"outputs": [{"name": "/x"}]}, "glob is missing"),
         ({"outputs": [{"glob": "x", "when": "never"}]}, "when is on_success"),
         ({"split": {"max_running": 3}}, "name one of grid, count"),
-        ({"retry": {"rules": [{"reason": "LIMIT_MEMRY", "action": "retry"}]}}, "did you mean: LIMIT_MEMORY"),
+        ({"retry": {"rules": [{"reason": "LIMIT_MEMRY", "action": "retry"}]}}, "did you mean LIMIT_MEMORY"),
         ({"files": ["no/such/file"]}, "cannot read"),
+        ({"memory": "99999999999TB"}, "memory: 99999999999TB is more than can be written down"),
+        ({"wall": "99999999d"}, "wall: 99999999d is longer than a hundred years"),
+        ({"cpus": "nan"}, "cpus: nan is no number to compute with"),
+        ({"cpus": 1e300}, "cpus: .* is more than 2147483647"),
+        ({"split": {"count": 999999999999}}, "count: 999999999999 is more than 2147483647"),
+        ({"split": {"grid": {"events": "1..1e3"}}}, "events=1..1e3 is no value and no range"),
+        ({"split": {"grid": {"z": "0.5..2.5"}}}, "z=0.5..2.5 is no value and no range"),
+        ({"split": {"grid": {"z": ""}}}, "z= is no value and no range"),
     ],
 )
 def test_a_wrong_document_is_refused_by_the_key(document: dict[str, object], message: str) -> None:

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from khomas.client.errors import UsageError
-from khomas.client.units import count, duration, show_duration, show_size, size
+from khomas.client.units import count, duration, quoted, show_duration, show_size, size
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,7 @@ def test_figures_are_shown_for_people() -> None:
     assert show_size(2_400_000_000) == "2.4 GB"
     assert show_duration(725) == "12:05"
     assert show_duration(90_000) == "1 d 1:00:00"
+
+
+def test_texts_in_filters_keep_their_quotes_and_backslashes() -> None:
+    assert quoted('a"b\\c') == '"a\\"b\\\\c"'

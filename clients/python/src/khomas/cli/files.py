@@ -140,6 +140,8 @@ def _keep(target: Path, name: str, content: bytes) -> None:
 @listing
 def find(directory: str, filter_text: str, dataset: str, as_of: datetime | None, order_by: str, **options: Any) -> None:
     """Search files by path and metadata."""
+    if as_of is not None and not dataset:
+        raise click.UsageError("--as-of tells the content of a dataset at that moment; name it with --dataset")
     form = format_of(options)
 
     async def work(client: "AsyncClient") -> list[Any]:

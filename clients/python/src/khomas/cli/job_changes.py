@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from khomas.cli.output import as_dict, format_of
+from khomas.cli.output import as_dict, format_of, talk
 from khomas.cli.output import show as show_rows
 from khomas.cli.running import with_client
 
@@ -133,10 +133,12 @@ def export(job: str) -> None:
     """Print a job as a job file that `khomas submit` takes."""
     import yaml
 
-    from khomas.client.exporting import document_of_spec
+    from khomas.client.exporting import document_of_job, left_out
 
     found = with_client(lambda client: client.jobs.get(job))
-    click.echo(yaml.safe_dump(document_of_spec(found.spec), sort_keys=False, allow_unicode=True), nl=False)
+    click.echo(yaml.safe_dump(document_of_job(found), sort_keys=False, allow_unicode=True), nl=False)
+    if lost := left_out(found.spec):
+        talk(f"note: job files have no words for {', '.join(lost)}; these are left out")
 
 
 @click.command()

@@ -76,10 +76,14 @@ def _document(words: tuple[str, ...], options: dict[str, Any]) -> tuple[dict[str
 
 
 def _split(document: dict[str, Any], options: dict[str, Any]) -> None:
+    if options["grid"] and options["count"] is not None:
+        raise click.UsageError("--grid and --count exclude each other; an axis can count: --grid n=1..10")
+    if options["derive"] and not options["grid"]:
+        raise click.UsageError("--derive computes from the axes of --grid; give these, too")
     if options["grid"]:
         derive = pairs(options["derive"], "--derive")
         document["split"] = {"grid": pairs(options["grid"], "--grid"), "derive": derive}
-    if options["count"]:
+    if options["count"] is not None:
         document["split"] = {"count": options["count"]}
     if options["max_running"] and "split" in document:
         document["split"]["max_running"] = options["max_running"]
@@ -90,7 +94,7 @@ def read_document(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_bytes())
     except OSError as error:
         raise click.UsageError(f"cannot read {path}: {error.strerror}") from error
     except yaml.YAMLError as error:
@@ -197,11 +201,11 @@ def ls(parent: str, **options: Any) -> None:
 
 
 def _filter(options: dict[str, Any]) -> str:
-    from khomas.client.units import duration
+    from khomas.client.units import duration, quoted
 
     terms = [f"({options['filter_text']})"] if options["filter_text"] else []
     terms += [f"{key} = {options[key].upper()}" for key in ("state", "reason") if options[key]]
-    terms += [f'tags.{key} = "{value}"' for key, value in pairs(options["tag"], "--tag").items()]
+    terms += [f"tags.{key} = {quoted(value)}" for key, value in pairs(options["tag"], "--tag").items()]
     if options["since"]:
         start = datetime.now(UTC) - duration(options["since"], "--since")
         terms.append(f'create_time > "{start.isoformat()}"')

@@ -4,6 +4,7 @@ import difflib
 import importlib
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -97,6 +98,7 @@ def khomas(endpoint: str | None) -> None:
 
 def main() -> None:
     """Run the command line and leave with one of the documented exit codes."""
+    _open_streams()
     try:
         code = khomas.main(prog_name="khomas", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -111,11 +113,27 @@ def main() -> None:
         # The reader, `head` for one, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        # A full disk behind the output, for one.
+        click.echo(str(error), err=True)
+        sys.exit(1)
     except Exception as error:
         if not hasattr(error, "exit_code"):
             raise
         click.echo(str(error), err=True)
         sys.exit(error.exit_code)
+
+
+def _open_streams() -> None:
+    """Stand in for streams that whoever started us has closed, and write what their encoding lacks as \\u1234."""
+    if sys.stdin is None:
+        sys.stdin = Path(os.devnull).open()  # noqa: SIM115  until the end
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 from khomas.client.async_client import AsyncClient, document_of
 from khomas.client.card import card
-from khomas.client.exporting import document_of_spec
+from khomas.client.exporting import document_of_job
 from khomas.client.jobs import is_final, reason_of, spec_of, state_of
+from khomas.client.units import quoted
 
 T = TypeVar("T")
 
@@ -68,7 +69,7 @@ class Client:
         return Job(self, document_of(run, options)).submit()
 
     def submit_many(self, documents: Sequence[Mapping[str, Any]], *, folder: Path | None = None) -> list["Job"]:
-        """Submit job documents in one call: `[{"run": ["fit", str(run)], "wall_time": "1h"} for run in runs]`."""
+        """Submit job documents in one call: `[{"run": ["fit", str(run)], "wall": "1h"} for run in runs]`."""
         messages = self.run(self.asynchronous.submit_many(documents, folder=folder))
         return [Job(self, dict(document), message) for document, message in zip(documents, messages, strict=True)]
 
@@ -82,12 +83,12 @@ class Client:
     def job(self, name: str) -> "Job":
         """Return a job by its id."""
         message = self.run(self.asynchronous.jobs.get(name))
-        return Job(self, document_of_spec(message.spec), message)
+        return Job(self, document_of_job(message), message)
 
     def jobs(self, *, state: str = "", tags: dict[str, Any] | None = None, filter: str = "") -> "JobList":  # noqa: A002
         """Search jobs by state, tags and an AIP-160 filter."""
         terms = [f"state = {state.upper()}"] if state else []
-        terms += [f'tags.{key} = "{value}"' for key, value in (tags or {}).items()]
+        terms += [f"tags.{key} = {quoted(value)}" for key, value in (tags or {}).items()]
         terms += [f"({filter})"] if filter else []
         return JobList(self, " AND ".join(terms))
 

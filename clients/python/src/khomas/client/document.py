@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from khomas.client.errors import UsageError
+from khomas.client.units import MOST_INT32, count, number
 
 
 class Document:
@@ -13,7 +14,8 @@ class Document:
     def __init__(self, content: object, place: str) -> None:
         if not isinstance(content, Mapping):
             raise UsageError(f"{place}: expected keys and values, found {content!r}")
-        self._content = dict(content)
+        # YAML reads the key `on` as true.
+        self._content = {"on" if key is True else key: value for key, value in content.items()}
         self._known: set[str] = set()
         self.place = place
 
@@ -34,6 +36,14 @@ class Document:
         """Return a list; a single value is a list of one."""
         value = self.take(key, [])
         return value if isinstance(value, list) else [value]
+
+    def whole(self, key: str, default: int = 0) -> int:
+        """Return a whole number that the contract can carry."""
+        return count(self.take(key, default), key, MOST_INT32)
+
+    def number(self, key: str) -> float:
+        """Return a finite number, 0 without the key."""
+        return number(self.take(key, 0), key)
 
     def text(self, key: str, default: str = "") -> str:
         """Return text; numbers and booleans are written as YAML has them."""

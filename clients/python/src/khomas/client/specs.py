@@ -2,7 +2,6 @@
 
 import difflib
 import hashlib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +11,13 @@ from google.protobuf.duration_pb2 import Duration
 
 from khomas.api.bookkeeping.v1 import production_pb2 as prod
 from khomas.api.scheduler.v1 import job_spec_pb2 as job
-from khomas.api.scheduler.v1 import placement_pb2, splitter_pb2, state_pb2
+from khomas.api.scheduler.v1 import placement_pb2, state_pb2
 from khomas.client.document import Document
 from khomas.client.errors import UsageError
-from khomas.client.units import count, duration, size
+from khomas.client.splitting import grid, splitter
+from khomas.client.units import MOST_INT32, count, duration, number, size
 
 MAX_SANDBOX_BYTES = 10 * 1024 * 1024
-_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(\d+))?")
 _SLOW_ACTIONS = {"flag": 1, "notify": 2, "kill": 3}
 _ACTIONS = {"retry": 1, "fail": 2, "retry_uncounted": 3, "grow": 4, "hold": 5}
 
@@ -68,7 +67,7 @@ def job_spec(content: object, sandboxes: Sandboxes, place: str = "job") -> job.J
         spec.dependencies.add(job=_job_name(str(one)))
     if (retry := document.inner("retry")) is not None:
         spec.retry.CopyFrom(_retry(retry))
-    spec.priority = count(document.take("priority", 0), "priority")
+    spec.priority = document.whole("priority")
     _limits(document, spec)
     spec.share = document.text("share")
     if (keep := document.take("retain")) is not None:
@@ -109,7 +108,9 @@ def _command(document: Document) -> job.Command:
     command.arguments.extend(words[1:])
     command.pre_command = document.text("pre")
     command.post_command = document.text("post")
-    command.success_exit_codes.extend(int(code) for code in document.list("success_exit_codes"))
+    command.success_exit_codes.extend(
+        count(code, "success_exit_codes", MOST_INT32) for code in document.list("success_exit_codes")
+    )
     return command
 
 
@@ -117,7 +118,7 @@ def _resources(document: Document) -> job.Resources:
     resources = job.Resources()
     resources.automatic = bool(document.take("automatic", False))
     if (cpus := document.take("cpus")) is not None:
-        resources.cpu_milli = round(float(cpus) * 1000)
+        resources.cpu_milli = count(round(number(cpus, "cpus") * 1000), "cpus", MOST_INT32)
     if (memory := document.take("memory")) is not None:
         resources.memory_bytes = size(memory, "memory")
     if (disk := document.take("disk")) is not None:
@@ -142,7 +143,7 @@ def _input(document: Document) -> job.Input:
     }
     if (digest := document.take("sandbox")) is not None:
         # As `khomas export` writes it; the content is stored already.
-        name, length = made.path or str(digest)[:12], int(document.take("size", 0))
+        name, length = made.path or str(digest)[:12], document.whole("size")
         made.sandbox.CopyFrom(job.SandboxFile(sha256=str(digest), name=name, size_bytes=length))
         document.done()
         return made
@@ -163,8 +164,8 @@ def _output(document: Document) -> job.Output:
         datasets=[dataset_name(str(one)) for one in document.list("dataset")],
         metadata=document.texts("metadata"),
         header_metadata=[str(one) for one in document.list("headers")],
-        min_files=int(document.take("min_files", 0)),
-        max_files=int(document.take("max_files", 0)),
+        min_files=document.whole("min_files"),
+        max_files=document.whole("max_files"),
     )
     if (least := document.take("min_bytes")) is not None:
         made.min_bytes = least if isinstance(least, int) else size(least, "min_bytes")
@@ -184,80 +185,8 @@ def _output(document: Document) -> job.Output:
     return made
 
 
-def splitter(document: Document) -> splitter_pb2.Splitter:
-    """Read how a job is split."""
-    made = splitter_pb2.Splitter(
-        max_running=int(document.take("max_running", 0)), max_jobs=int(document.take("max_jobs", 0))
-    )
-    if document.take("grid") is not None:
-        made.grid.CopyFrom(grid(document))
-    if document.take("count") is not None:
-        made.count.count = count(document.take("count"), "count")
-    if (files := document.inner("files")) is not None:
-        made.files.files_per_job = int(files.take("per_job", 1))
-        made.files.group_key = files.text("group_by")
-        if files.take("by_site", False):
-            made.files.grouping = splitter_pb2.FileSplitter.GROUPING_BY_SITE
-        if (most := files.take("bytes_per_job")) is not None:
-            made.files.bytes_per_job = size(most, "bytes_per_job")
-        made.files.SetInParent()
-        files.done()
-    for one in document.list("args"):
-        made.args.sets.append(_arguments(one))
-    document.done()
-    if made.WhichOneof("kind") is None:
-        raise UsageError(f"{document.place}: name one of grid, count, files, args")
-    return made
-
-
-def _arguments(one: object) -> splitter_pb2.ArgSet:
-    if isinstance(one, Mapping):
-        return splitter_pb2.ArgSet(parameters={str(key): str(value) for key, value in one.items()})
-    words = one if isinstance(one, list) else [one]
-    return splitter_pb2.ArgSet(arguments=[str(word) for word in words])
-
-
-def grid(document: Document) -> splitter_pb2.GridSplitter:
-    """Read the keys grid, derive and filter."""
-    made = splitter_pb2.GridSplitter(filter=document.text("filter"))
-    axes = document.take("grid")
-    if not isinstance(axes, Mapping):
-        raise UsageError(f"{document.place}: grid takes axes: {{zenith: [0, 18, 60], seed: 1..100}}")
-    made.axes.extend(axis(str(name), values) for name, values in axes.items())
-    for name, expression in document.texts("derive").items():
-        made.derived.add(name=name, expression=expression)
-    return made
-
-
-def axis(name: str, values: object) -> splitter_pb2.Axis:
-    """Read an axis: a list, "1..100", "0..90..5" or, from a command line, "0,18,60"."""
-    made = splitter_pb2.Axis(name=name)
-    if isinstance(values, str) and (found := _RANGE.fullmatch(values)):
-        first, last, step = int(found[1]), int(found[2]), int(found[3] or 1)
-        made.range.CopyFrom(splitter_pb2.IntegerRange(first=first, last=last, step=step))
-        return made
-    if isinstance(values, str):
-        values = [_plain(word) for word in values.split(",")]
-    for value in values if isinstance(values, list) else [values]:
-        one = made.values.add()
-        if isinstance(value, bool):
-            one.bool_value = value
-        elif isinstance(value, int | float):
-            one.number_value = value
-        else:
-            one.string_value = str(value)
-    return made
-
-
-def _plain(word: str) -> float | str:
-    try:
-        return float(word)
-    except ValueError:
-        return word
-
-
 def _merger(document: Document, sandboxes: Sandboxes) -> job.Merger:
-    made = job.Merger(match=document.text("match"), min_fraction=float(document.take("min_fraction", 0)))
+    made = job.Merger(match=document.text("match"), min_fraction=document.number("min_fraction"))
     if (text := document.inner("text")) is not None:
         made.text.path = text.text("path", "merged.txt")
         made.text.headers = bool(text.take("headers", False))
@@ -275,7 +204,7 @@ def _merger(document: Document, sandboxes: Sandboxes) -> job.Merger:
 
 
 def _retry(document: Document) -> placement_pb2.RetryPolicy:
-    made = placement_pb2.RetryPolicy(max_attempts=int(document.take("max_attempts", 0)))
+    made = placement_pb2.RetryPolicy(max_attempts=document.whole("max_attempts"))
     if (pause := document.take("backoff")) is not None:
         made.initial_backoff.CopyFrom(_seconds(pause, "backoff"))
     for one in document.list("rules"):
@@ -285,11 +214,11 @@ def _retry(document: Document) -> placement_pb2.RetryPolicy:
             raise UsageError(f"{rule.place}: action is one of {', '.join(_ACTIONS)}, not {action}")
         made.rules.add(
             reasons=[reason(str(name)) for name in rule.list("reason")],
-            exit_codes=[int(code) for code in rule.list("exit_code")],
+            exit_codes=[count(code, "exit_code", MOST_INT32) for code in rule.list("exit_code")],
             log_regex=rule.text("log"),
             action=placement_pb2.RetryRule.Action.ValueType(_ACTIONS[action]),
-            grow_memory=float(rule.take("memory", 0)),
-            grow_wall=float(rule.take("wall", 0)),
+            grow_memory=rule.number("memory"),
+            grow_wall=rule.number("wall"),
         )
         rule.done()
     document.done()
@@ -297,7 +226,7 @@ def _retry(document: Document) -> placement_pb2.RetryPolicy:
 
 
 def _slow(document: Document, limits: job.Limits) -> None:
-    limits.min_cpu_efficiency = float(document.need("efficiency"))
+    limits.min_cpu_efficiency = number(document.need("efficiency"), "efficiency")
     action = document.text("action", "flag")
     if action not in _SLOW_ACTIONS:
         raise UsageError(f"{document.place}: action is one of {', '.join(_SLOW_ACTIONS)}, not {action}")
@@ -313,8 +242,9 @@ def reason(name: str) -> state_pb2.Reason.ValueType:
     """Read "LIMIT_MEMORY"; raises UsageError with the nearest names."""
     names = [known.removeprefix("REASON_") for known in state_pb2.Reason.keys()]  # noqa: SIM118  protobuf's keys()
     if name.upper() not in names:
-        near = ", ".join(difflib.get_close_matches(name.upper(), names, 3)) or "`khomas explain` lists them"
-        raise UsageError(f"there is no reason {name}; did you mean: {near}?")
+        near = difflib.get_close_matches(name.upper(), names, 3)
+        hint = f"did you mean {', '.join(near)}?" if near else "`khomas explain` lists them"
+        raise UsageError(f"there is no reason {name}; {hint}")
     return state_pb2.Reason.Value(f"REASON_{name.upper()}")
 
 
@@ -325,7 +255,7 @@ def production(content: object, sandboxes: Sandboxes) -> prod.Production:
         name=f"productions/{document.need('name')}",
         description=document.text("description"),
         tags=document.texts("tags"),
-        priority=count(document.take("priority", 0), "priority"),
+        priority=document.whole("priority"),
     )
     for one in document.list("stages"):
         made.stages.append(_stage(Document(one, "stages"), sandboxes))
@@ -342,7 +272,7 @@ def _stage(document: Document, sandboxes: Sandboxes) -> prod.Stage:
         made.grid.grid.CopyFrom(grid(document))
         made.grid.requested_events = str(document.need("requested_events"))
         made.grid.events_per_job = str(document.need("events_per_job"))
-        made.grid.max_jobs_per_cell = int(document.take("max_jobs_per_cell", 0))
+        made.grid.max_jobs_per_cell = document.whole("max_jobs_per_cell")
         if document.text("count", "reported") == "planned":
             made.grid.count = prod.GridSource.COUNT_PLANNED
     else:
@@ -350,9 +280,9 @@ def _stage(document: Document, sandboxes: Sandboxes) -> prod.Stage:
         if data is None:
             raise UsageError(f"stages.{name}: name what it works on, data or grid")
         made.data.CopyFrom(_data(data))
-    made.max_active_jobs = int(document.take("max_active_jobs", 0))
-    made.pause_above_failure_rate = float(document.take("pause_above_failure_rate", 0))
-    made.failure_window_jobs = int(document.take("failure_window_jobs", 0))
+    made.max_active_jobs = document.whole("max_active_jobs")
+    made.pause_above_failure_rate = document.number("pause_above_failure_rate")
+    made.failure_window_jobs = document.whole("failure_window_jobs")
     document.done()
     return made
 
@@ -364,9 +294,9 @@ def _data(document: Document) -> prod.DataSource:
         filter=document.text("filter"),
         match=document.text("match"),
         group_by=document.text("group_by"),
-        min_files=int(document.take("min_files", 0)),
-        max_files=int(document.take("max_files", 0)),
-        max_tries=int(document.take("max_tries", 0)),
+        min_files=document.whole("min_files"),
+        max_files=document.whole("max_files"),
+        max_tries=document.whole("max_tries"),
         complete_when_drained=bool(document.take("complete_when_drained", False)),
         path=document.text("path"),
     )

@@ -1,5 +1,6 @@
 """Sizes, times and counts as people write them. A bare number is refused where a unit is needed."""
 
+import math
 import re
 from datetime import timedelta
 
@@ -7,6 +8,10 @@ from khomas.client.errors import UsageError
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKMGTP]?)(i?)[bB]\s*")
 _TIME_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|min|sec|s|m|h|d|w)")
+# Of a whole number in the contract.
+_MOST = 2**63 - 1
+MOST_INT32 = 2**31 - 1
+_LONGEST_SECONDS = 100 * 366 * 86400
 _POWERS = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 _SECONDS = {"ms": 0.001, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -17,7 +22,10 @@ def size(text: object, what: str = "size") -> int:
     if found is None:
         raise UsageError(f"{what}: {text} needs a unit, such as {_bare(text)}MB or {_bare(text)}GiB")
     base = 1024 if found[3] else 1000
-    return round(float(found[1]) * float(base ** _POWERS[found[2]]))
+    amount = round(float(found[1]) * float(base ** _POWERS[found[2]]))
+    if amount > _MOST:
+        raise UsageError(f"{what}: {text} is more than can be written down")
+    return amount
 
 
 def duration(text: object, what: str = "time") -> timedelta:
@@ -26,18 +34,37 @@ def duration(text: object, what: str = "time") -> timedelta:
     parts = _TIME_PART.findall(written)
     if not parts or "".join(number + unit for number, unit in parts) != written:
         raise UsageError(f"{what}: {text} needs a unit, such as {_bare(text)}s, {_bare(text)}min or {_bare(text)}h")
-    return timedelta(seconds=sum(float(number) * _SECONDS[unit] for number, unit in parts))
+    seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    if seconds > _LONGEST_SECONDS:
+        raise UsageError(f"{what}: {text} is longer than a hundred years")
+    return timedelta(seconds=seconds)
 
 
-def count(text: object, what: str = "number") -> int:
+def count(text: object, what: str = "number", most: int = _MOST) -> int:
     """Read "2e8", "200_000_000" or 100 as a whole number."""
+    found = number(text, what)
+    if found != int(found):
+        raise UsageError(f"{what}: {text} is no whole number")
+    if abs(found) > most:
+        raise UsageError(f"{what}: {text} is more than {most}, the most that is possible")
+    return int(found)
+
+
+def number(text: object, what: str = "number") -> float:
+    """Read a number that is finite."""
     try:
-        number = float(str(text))
+        found = float(str(text))
     except ValueError:
         raise UsageError(f"{what}: {text} is no number") from None
-    if number != int(number):
-        raise UsageError(f"{what}: {text} is no whole number")
-    return int(number)
+    if not math.isfinite(found):
+        raise UsageError(f"{what}: {text} is no number to compute with")
+    return found
+
+
+def quoted(text: object) -> str:
+    """Write a text as it stands in a filter."""
+    escaped = str(text).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def show_size(number: int) -> str:

@@ -106,7 +106,7 @@ def _add_failure(answer: Explanation, failed: AnyRow) -> None:
         Remedy(
             who="operator" if operator else "you",
             action=f"Look at one of the jobs that failed with {failed.reason}.",
-            command=f"khomas explain {failed.job.removeprefix('jobs/')}",
+            command=f"khomas why {failed.job.removeprefix('jobs/')}",
         )
     )
 

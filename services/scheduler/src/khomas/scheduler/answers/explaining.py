@@ -51,8 +51,9 @@ class Explaining:
             counts = (await read_counts(connection, [uid]))[uid] if job.is_array else None
             dependencies = await _dependencies(connection, job)
             ahead = await _ahead(connection, job) if job.due is not None else 0
-            newer = (await connection.execute(select(_job.uid).where(_job.origin == uid, _job.parent == ""))).scalars()
-            names = [f"jobs/{one}" for one in newer]
+            # A merger has its array as origin, too.
+            again = select(_job.uid).where(_job.origin == uid, _job.parent == "", _job.merges == "")
+            names = [f"jobs/{one}" for one in (await connection.execute(again)).scalars()]
         attempt = attempts[-1] if attempts else None
         fits: Match | None = None
         if job.waiting:
