@@ -1,13 +1,14 @@
 """From a dataset to a release."""
 
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from astropy.io import fits
 
 from khomas.api.archive.v1.archive_service_pb2 import ExplainReleaseRequest
 from khomas.api.archive.v1.release_pb2 import MappingRule, Release
-from khomas.api.catalog.v1.catalog_service_pb2 import GetDatasetRequest, ListFilesRequest
+from khomas.api.catalog.v1.catalog_service_pb2 import BatchDeleteFilesRequest, GetDatasetRequest, ListFilesRequest
 from khomas.api.catalog.v1.dataset_pb2 import Dataset
 from khomas.archive.testing import Archive, event_list, event_rule, told
 
@@ -106,6 +107,20 @@ async def test_content_is_that_of_the_moment_of_creation(archive: Archive, tmp_p
     release = await archive.settled(NAME)
 
     assert [product.source for product in release.products] == ["/hess/a_obs_id_1.fits.gz"]
+
+
+@pytest.mark.parametrize("settings", [{"poll": 2}])
+async def test_file_deleted_after_the_creation_fails_the_release(archive: Archive, tmp_path: Path) -> None:
+    runs = {f"/hess/a_obs_id_{n}.fits.gz": event_list(tmp_path / f"a_obs_id_{n}.fits.gz", n) for n in (1, 2)}
+    await archive.store(DATASET, runs)
+    await archive.create(NAME, DATASET)
+    deletion = BatchDeleteFilesRequest(names=["/hess/a_obs_id_2.fits.gz"], reason="wrong", request_id=str(uuid4()))
+    await archive.catalog.BatchDeleteFiles(deletion)
+
+    release = await archive.settled(NAME)
+
+    assert release.state == Release.STATE_FAILED
+    assert list(release.problems) == ["/hess/a_obs_id_2.fits.gz: was deleted"]
 
 
 async def test_equal_content_has_an_equal_digest_in_every_version(archive: Archive, tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ T = TypeVar("T")
 
 _NAMES: Final = 10_000
 _READ: Final = 1024 * 1024
+# Without a word about the state, the catalogue lists what is ACTIVE now.
+_WHATEVER_BECAME_OF_THEM: Final = "state = ACTIVE OR state = DELETING OR state = DELETED"
 # After these the same call may work later; everything else is a verdict.
 _PASSING: Final = frozenset(
     {
@@ -124,10 +126,11 @@ class Upstream:
             raise
 
     async def members(self, dataset: str, as_of: datetime | None = None, limit: int = 0) -> list[file_pb2.File]:
-        """List the files of a dataset by name, as of a moment; 0 = all of them."""
+        """List the files of a dataset by name, as of a moment with those deleted since; 0 = all of them."""
         request = catalog_service_pb2.ListFilesRequest(dataset=dataset, view=catalog_service_pb2.FILE_VIEW_FULL)
         if as_of is not None:
             request.as_of_time.FromDatetime(as_of)
+            request.filter = _WHATEVER_BECAME_OF_THEM
         files: list[file_pb2.File] = []
         stream = self._catalog.StreamFiles(request, timeout=10 * self._seconds)
         async for answer in stream:
