@@ -9,7 +9,7 @@ import pytest
 from khomas.api.archive.v1 import archive_service_pb2 as pb
 from khomas.api.archive.v1.archive_service_pb2_grpc import ArchiveServiceStub
 from khomas.api.archive.v1.release_pb2 import Release
-from khomas.api.catalog.v1.catalog_service_pb2 import ListFilesRequest
+from khomas.api.catalog.v1.catalog_service_pb2 import ListFilesRequest, UpdateDatasetFilesRequest
 from khomas.api.common.v1.event_pb2 import WatchEventsRequest
 from khomas.archive.testing import Archive, event_rule
 from khomas.kit.boundary.status import reason_of
@@ -45,6 +45,24 @@ async def test_retry_with_same_request_id_returns_first_answer(ready: Archive) -
     await ready.settled("releases/crab/2")
 
     assert await ready.create("releases/crab/2", DATASET, request_id=request_id) == first
+
+
+async def test_retry_returns_first_answer_after_the_dataset_was_emptied(archive: Archive, run_file: Path) -> None:
+    await archive.store(DATASET, {"/hess/a.fits.gz": run_file})
+    request_id = str(uuid4())
+    first = await archive.create(NAME, DATASET, request_id=request_id)
+    emptied = UpdateDatasetFilesRequest(name=DATASET, remove=["/hess/a.fits.gz"], request_id=str(uuid4()))
+    await archive.catalog.UpdateDatasetFiles(emptied)
+
+    assert await archive.create(NAME, DATASET, request_id=request_id) == first
+
+
+async def test_repeated_export_returns_first_answer_after_the_release_was_withdrawn(ready: Archive) -> None:
+    request = pb.ExportReleaseRequest(name=NAME, exporter="obscore", request_id=str(uuid4()))
+    first = await ready.stub.ExportRelease(request)
+    await withdraw(ready)
+
+    assert await ready.stub.ExportRelease(request) == first
 
 
 @pytest.mark.parametrize("dataset", ["datasets/nothing", "datasets/empty"])

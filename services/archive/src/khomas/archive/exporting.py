@@ -25,7 +25,7 @@ from khomas.archive.upstream import NewFile, Unreadable, Upstream, adler32_of
 from khomas.kit.database import Database
 from khomas.kit.errors import FieldInvalid
 from khomas.kit.events import EventLog
-from khomas.kit.idempotency import Once
+from khomas.kit.idempotency import Asked, Once
 from khomas.kit.ids import new_uid
 
 
@@ -64,8 +64,10 @@ class Exporting:
     async def export(self, request: archive_service_pb2.ExportReleaseRequest) -> pb.Export:
         """Write the files, bring them in, then note the export.
 
-        A repeated request writes the same bytes again; the catalogue has them already then.
+        A second export writes the same bytes again; the catalogue has them already then.
         """
+        if (before := await self._once.before(Asked.of(request), pb.Export)) is not None:
+            return before
         exporter = self._exporter(request.exporter)
         options = MessageToDict(request.options)
         check_options(exporter, options)

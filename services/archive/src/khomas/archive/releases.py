@@ -21,7 +21,7 @@ from khomas.kit.database import AnyRow, Database
 from khomas.kit.errors import CapabilityMissing
 from khomas.kit.events import EventLog, NewEvent
 from khomas.kit.filtering import fields, where
-from khomas.kit.idempotency import Once
+from khomas.kit.idempotency import Asked, Once
 from khomas.kit.ids import new_uid
 from khomas.kit.paging import Ordering, list_page
 
@@ -48,6 +48,8 @@ class Releases:
 
     async def create(self, request: archive_service_pb2.CreateReleaseRequest) -> pb.Release:
         """Note what is to be released; a loop prepares it."""
+        if (before := await self._once.before(Asked.of(request), pb.Release)) is not None:
+            return before
         rules(request.release.mapping)
         await self.releasable(request.release.dataset)
         row = _new_row(request.release)

@@ -105,10 +105,11 @@ class Once:
         columns = ("key", "request_digest", "answer")
         self.database.insert_at_end(connection, Rows(self._table, columns, rows, {"create_time": _now()}))
 
-    async def before(self, asked: Asked, answer_type: type[Answer], error: Exception) -> Answer | None:
+    async def before(self, asked: Asked, answer_type: type[Answer], error: Exception | None = None) -> Answer | None:
         """Return the answer that was given before this error, None if there was none.
 
-        Work that was done before may fail in many ways now: the name is taken, the state is final.
+        Work that was done before may fail in many ways now: the name is taken, the state is final. Whoever asks
+        other services before the transaction looks here first: they may have changed their mind.
         """
         query = select(self._table.c.request_digest, self._table.c.answer).where(self._table.c.key == asked.key)
         async with self.database.read() as connection:
