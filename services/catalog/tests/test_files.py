@@ -247,6 +247,22 @@ async def test_a_deletion_and_its_undo_are_told_for_each_dataset(catalog: Catalo
     ]
 
 
+async def test_many_files_that_move_together_are_told_by_several_events(catalog: CatalogServiceStub) -> None:
+    files = [new_file(f"/hess/{n:04}") for n in range(2001)]
+    await catalog.BatchCreateFiles(create(*files, datasets=["datasets/x"]))
+    await catalog.BatchDeleteFiles(delete(*[one.name for one in files[:1000]]))
+    watch = event_pb2.WatchEventsRequest(until_now=True, filter='kind = "catalog.dataset.files_*"')
+    told = []
+    async for batch in catalog.WatchEvents(watch):
+        for event in batch.events:
+            change = pb.DatasetChange()
+            assert event.resource.Unpack(change)
+            told.append(change)
+    assert [len(one.added) for one in told] == [1000, 1000, 1, 0]
+    assert [len(one.removed) for one in told] == [0, 0, 0, 1000]
+    assert [name for one in told for name in one.added] == [one.name for one in files]
+
+
 async def test_the_files_of_a_closed_dataset_stay_even_against_force(catalog: CatalogServiceStub) -> None:
     await catalog.BatchCreateFiles(create(new_file("/hess/a"), new_file("/hess/b"), datasets=["datasets/x"]))
     await catalog.BatchDeleteFiles(delete("/hess/b"))

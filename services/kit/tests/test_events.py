@@ -16,6 +16,7 @@ from khomas.api.common.v1 import explanation_pb2
 from khomas.kit.database import Database, count_statements
 from khomas.kit.errors import CursorExpired, DomainError, FieldInvalid, FilterInvalid
 from khomas.kit.events import EventConsumer, EventLog, NewEvent, cursor_table, event_table
+from khomas.kit.events import consumer as consumer_module
 from khomas.kit.events import log as log_module
 from khomas.kit.events.consumer import Watch
 
@@ -75,6 +76,27 @@ async def test_thousand_events_are_one_statement(database: Database, log: EventL
         await add(database, log, *map(str, range(1000)))
     assert len(statements) == 1
     assert (await seen(log))[0] == [str(number) for number in range(1000)]
+
+
+async def test_answers_are_bounded_by_bytes(database: Database, log: EventLog) -> None:
+    large = explanation_pb2.Explanation(subject="x" * 900_000)
+    async with database.write() as connection:
+        await log.append(connection, [NewEvent("kit.thing.made", str(n), resource=large) for n in range(5)])
+    await add(database, log, "small")
+    batches = [batch async for batch in log.watch(pb.WatchEventsRequest(until_now=True))]
+    assert [[one.subject for one in batch.events] for batch in batches] == [["0", "1"], ["2", "3"], ["4", "small"]]
+    assert (await seen(log, batches[0].cursor))[0] == ["2", "3", "4", "small"]
+
+
+async def test_event_above_the_bound_is_an_answer_by_itself(
+    database: Database, log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_module, "_MAX_BYTES", 10)
+    resource = explanation_pb2.Explanation(subject="longer than that")
+    async with database.write() as connection:
+        await log.append(connection, [NewEvent("kit.thing.made", part, resource=resource) for part in "ab"])
+    batches = [batch async for batch in log.watch(pb.WatchEventsRequest(until_now=True))]
+    assert [[one.subject for one in batch.events] for batch in batches] == [["a"], ["b"]]
 
 
 async def test_rolled_back_events_are_never_seen(database: Database, log: EventLog) -> None:
@@ -289,6 +311,23 @@ async def test_consumer_applies_each_event_once_over_restarts_of_itself(database
         await until_applied(database, 12)
         running.cancel()
     assert await applied(database) == [f"{number}/{part}" for number in range(6) for part in "ab"]
+
+
+async def test_consumer_that_cannot_get_on_says_so(
+    database: Database, log: EventLog, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(consumer_module, "_LONGEST_PAUSE_SECONDS", 0.1)
+    # More than this server's client takes in with one message.
+    huge = explanation_pb2.Explanation(subject="x" * 5_000_000)
+    async with database.write() as connection:
+        await log.append(connection, [NewEvent("kit.thing.made", "huge", resource=huge)])
+    async with served(log) as watch, asyncio.timeout(20):
+        running = asyncio.create_task(EventConsumer(database, cursors, name="test", watch=watch).run(apply))
+        while not caplog.records:
+            await asyncio.sleep(0.01)
+        running.cancel()
+    said = caplog.records[0]
+    assert (said.message, said.code) == ("events.waits", "RESOURCE_EXHAUSTED")  # type: ignore[attr-defined]
 
 
 async def test_consumer_lists_again_when_its_cursor_is_too_old(database: Database) -> None:

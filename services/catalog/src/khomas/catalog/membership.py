@@ -17,6 +17,9 @@ from khomas.kit.database import AnyRow, Database, Rows, in_values, rows_table
 from khomas.kit.events import EventLog, NewEvent
 from khomas.kit.ids import new_uids
 
+# What moves with one call is told by several events, or one alone could be larger than a message may be.
+_MAX_MOVED = 1000
+
 
 class Member(NamedTuple):
     """A file as datasets count it."""
@@ -223,11 +226,10 @@ def changed(verb: str, row: AnyRow) -> NewEvent:
 
 def moves(name: str, uid: str, origin: str, added: Sequence[str], removed: Sequence[str]) -> list[NewEvent]:
     """Return the events of files that joined and left a dataset."""
-    events = []
-    if added:
-        change = pb.DatasetChange(dataset=name, added=added)
-        events.append(NewEvent("catalog.dataset.files_added", name, uid, origin, change))
-    if removed:
-        change = pb.DatasetChange(dataset=name, removed=removed)
-        events.append(NewEvent("catalog.dataset.files_removed", name, uid, origin, change))
-    return events
+    changes = [("files_added", pb.DatasetChange(dataset=name, added=part)) for part in _parts(added)]
+    changes += [("files_removed", pb.DatasetChange(dataset=name, removed=part)) for part in _parts(removed)]
+    return [NewEvent(f"catalog.dataset.{verb}", name, uid, origin, change) for verb, change in changes]
+
+
+def _parts(names: Sequence[str]) -> list[Sequence[str]]:
+    return [names[start : start + _MAX_MOVED] for start in range(0, len(names), _MAX_MOVED)]

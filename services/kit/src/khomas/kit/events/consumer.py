@@ -1,6 +1,7 @@
 """Following another service's events, each batch together with its effects in one transaction."""
 
 import asyncio
+import logging
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
@@ -10,6 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.common.v1 import event_pb2 as pb
 from khomas.kit.database import Database
+
+log = logging.getLogger(__name__)
 
 Watch = grpc.aio.UnaryStreamMultiCallable[pb.WatchEventsRequest, pb.WatchEventsResponse]
 Handle = Callable[[AsyncConnection, Sequence[pb.Event]], Awaitable[None]]
@@ -40,6 +43,7 @@ def cursor_table(metadata: MetaData) -> Table:
 async def follow(watch: Watch, cursor: str, filter_text: str = "") -> AsyncGenerator[pb.WatchEventsResponse, None]:
     """Watch for ever: after a disconnect, go on from the last batch, with growing pauses.
 
+    Once the pauses have grown, every failure is in the log: a service is away for long, or its answer never fits.
     Raises the `AioRpcError` that trying again would not cure, such as OUT_OF_RANGE.
     """
     pause = _FIRST_PAUSE_SECONDS
@@ -53,6 +57,9 @@ async def follow(watch: Watch, cursor: str, filter_text: str = "") -> AsyncGener
         except grpc.aio.AioRpcError as error:
             if error.code() in _FINAL:
                 raise
+            if pause == _LONGEST_PAUSE_SECONDS:
+                said = {"cursor": cursor, "code": error.code().name, "error": error.details()}
+                log.warning("events.waits", extra=said)
         finally:
             call.cancel()
         await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311  spreads reconnects, hides nothing

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 
@@ -19,6 +19,8 @@ from khomas.kit.filtering import fields, where
 
 RETENTION = timedelta(days=7)
 _BATCH = 500
+# An answer with more than one event stays below the 4 MiB that gRPC takes in unless it is told otherwise.
+_MAX_BYTES = 2 * 1024 * 1024
 _PRUNE_BATCH = 5000
 # Writers in other processes do not wake us up. The figure is what a watcher waits at most.
 _POLL_SECONDS = {"postgresql": 0.2, "sqlite": 1.0}
@@ -61,14 +63,15 @@ class EventLog:
             appended = self._appended
             settled, rows = await self._read(position, read, matches)
             _check_kept(position, rows)
-            if rows:
-                position = Position(rows[-1].xid, rows[-1].id)
-            events = [_event(row) for row in rows if row.matches]
             full = len(rows) == _BATCH
             done = request.until_now and not full and settled >= start.end
-            if events or done or time.monotonic() > answered + _HEARTBEAT_SECONDS:
-                answered = time.monotonic()
-                yield pb.WatchEventsResponse(events=events, cursor=str(position))
+            for part in _parts(rows):
+                if part:
+                    position = Position(part[-1].xid, part[-1].id)
+                events = [_event(row) for row in part if row.matches]
+                if events or done or time.monotonic() > answered + _HEARTBEAT_SECONDS:
+                    answered = time.monotonic()
+                    yield pb.WatchEventsResponse(events=events, cursor=str(position))
             if done:
                 return
             if not full:
@@ -144,6 +147,19 @@ def _check_kept(position: Position, rows: Sequence[AnyRow]) -> None:
     for row in rows:
         if row.kind == PRUNED:
             raise CursorExpired(oldest_cursor=str(Position(row.xid, row.id)))
+
+
+def _parts(rows: Sequence[AnyRow]) -> Iterator[list[AnyRow]]:
+    """Divide rows into answers of bounded size, each with one at least where there is one."""
+    part: list[AnyRow] = []
+    size = 0
+    for row in rows:
+        size += len(row.resource)
+        if part and size > _MAX_BYTES:
+            yield part
+            part, size = [], len(row.resource)
+        part.append(row)
+    yield part
 
 
 def _event(row: AnyRow) -> pb.Event:

@@ -1175,11 +1175,11 @@ class DatasetChange(_message.Message):
     """"datasets/…"."""
     @_builtins.property
     def added(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """LFNs added (at most 10,000)."""
+        """LFNs added (at most 1000: what moves together may be told by several events)."""
 
     @_builtins.property
     def removed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """LFNs removed (at most 10,000)."""
+        """LFNs removed (at most 1000)."""
 
     def __init__(
         self,
