@@ -1,5 +1,7 @@
 """Commits of files through the wire."""
 
+import asyncio
+
 import grpc
 import pytest
 
@@ -115,6 +117,20 @@ async def test_datasets_are_joined_and_made_when_missing(catalog: CatalogService
     found = await catalog.GetDataset(pb.GetDatasetRequest(name="datasets/crab"))
     assert (found.file_count, found.size_bytes) == (2, 14)
     assert await names(catalog, dataset="datasets/crab") == ["/hess/a", "/hess/b"]
+
+
+async def test_known_files_join_a_new_dataset_once_whoever_commits_them(catalog: CatalogServiceStub) -> None:
+    files = [new_file(f"/hess/{name}") for name in "abc"]
+    await catalog.BatchCreateFiles(create(*files))
+    for number in range(10):
+        new = f"datasets/new{number}"
+        await asyncio.gather(*[catalog.BatchCreateFiles(create(*files, datasets=[new])) for _ in range(6)])
+        found = await catalog.GetDataset(pb.GetDatasetRequest(name=new))
+        assert (found.file_count, found.size_bytes) == (3, 21)
+        assert await names(catalog, dataset=new) == ["/hess/a", "/hess/b", "/hess/c"]
+    watch = catalog.WatchEvents(event_pb2.WatchEventsRequest(until_now=True, filter='subject = "datasets/new0"'))
+    kinds = [event.kind async for batch in watch for event in batch.events]
+    assert kinds == ["catalog.dataset.created", "catalog.dataset.files_added"]
 
 
 @pytest.mark.parametrize("name", ["crab", "datasets/", "datasets/a b", "datasets/../a", "datasets/" + "a" * 248])

@@ -13,7 +13,7 @@ from khomas.api.catalog.v1.dataset_pb2 import Dataset
 from khomas.catalog.errors import DatasetClosed, DatasetMissing
 from khomas.catalog.names import check_dataset
 from khomas.catalog.tables import ACTIVE, dataset, dataset_file, file
-from khomas.kit.database import AnyRow, Database, Rows, in_values, rows_table
+from khomas.kit.database import AnyRow, Database, Rows, in_values, insert_new, rows_table
 from khomas.kit.events import EventLog, NewEvent
 from khomas.kit.ids import new_uids
 
@@ -64,20 +64,20 @@ class Membership:
         """
         for name in names:
             check_dataset(name, "datasets")
-        before = await self._members(connection, names, existing) if existing else {}
+        now = datetime.now(UTC)
+        wanted = sorted(set(names))
+        made = [
+            new_row(uid, Dataset(name=name), owner, now)
+            for uid, name in zip(new_uids(len(wanted)), wanted, strict=True)
+        ]
+        before = await self._members(connection, made, existing) if existing else {}
         added = {
             name: {**new, **{lfn: one for lfn, one in existing.items() if one.id not in before.get(name, ())}}
-            for name in sorted(set(names))
+            for name in wanted
         }
-        now = datetime.now(UTC)
-        made = [
-            {
-                **new_row(uid, Dataset(name=name), owner, now),
-                "file_count": len(members),
-                "size_bytes": sum(one.size_bytes for one in members.values()),
-            }
-            for uid, (name, members) in zip(new_uids(len(added)), added.items(), strict=True)
-        ]
+        for name, empty in zip(wanted, made, strict=True):
+            members = added[name].values()
+            empty |= {"file_count": len(members), "size_bytes": sum(one.size_bytes for one in members)}
         rows = await _add_counts(connection, made)
         uids = {one["uid"] for one in made}
         events = [changed("created", row) for row in rows if row.uid in uids]
@@ -86,10 +86,19 @@ class Membership:
         ids = sorted((row.id, one.id) for row in rows for one in added[row.name].values())
         return Rows(dataset_file, ("dataset_id", "file_id"), ids, {"add_time": now}), events
 
-    async def _members(self, connection: AsyncConnection, names: Sequence[str], files: Members) -> dict[str, set[int]]:
-        """Return which of the files are in which dataset already; nobody else adds to these datasets meanwhile."""
-        query = select(dataset.c.id, dataset.c.name).where(in_values(dataset.c.name, set(names)))
-        known = {row.id: row.name for row in await connection.execute(query.order_by(dataset.c.name).with_for_update())}
+    async def _members(
+        self, connection: AsyncConnection, rows: Sequence[Mapping[str, Any]], files: Members
+    ) -> dict[str, set[int]]:
+        """Return which of the files are in which dataset already; nobody else adds to these datasets meanwhile.
+
+        Those that are missing are made, empty: what does not exist cannot be locked.
+        """
+        query = select(dataset.c.id, dataset.c.name).where(in_values(dataset.c.name, [row["name"] for row in rows]))
+        query = query.order_by(dataset.c.name).with_for_update()
+        known = {row.id: row.name for row in await connection.execute(query)}
+        if len(known) < len(rows):
+            await insert_new(connection, dataset, rows, dataset.c.id)
+            known = {row.id: row.name for row in await connection.execute(query)}
         inside = select(dataset_file.c.dataset_id, dataset_file.c.file_id).where(
             in_values(dataset_file.c.dataset_id, known.keys()),
             in_values(dataset_file.c.file_id, [one.id for one in files.values()]),
