@@ -1,6 +1,7 @@
 """The adoption of trees, with a storage that scans what the test says."""
 
 import asyncio
+import unicodedata
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from khomas.api.catalog.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from khomas.api.common.v1.checksum_pb2 import Checksums
 from khomas.api.storage.v1 import storage_service_pb2 as storage_pb
 from khomas.api.storage.v1 import storage_service_pb2_grpc
+from khomas.catalog import path_patterns
 from khomas.catalog.app import service
 from khomas.catalog.testing import Plain, create, new_file, request_id, value
 from khomas.kit.boundary.call import Context
@@ -56,6 +58,15 @@ def scanned(run: int) -> storage_pb.ScannedFile:
         path=f"data/run_{run:06}.fits.gz",
         size_bytes=run,
         checksums=Checksums(adler32=f"{run:08x}"),
+        cards=[storage_pb.HeaderCard(hdu="EVENTS", card=card, value=value(plain)) for card, plain in cards.items()],
+    )
+
+
+def carded(path: str, **cards: Plain) -> storage_pb.ScannedFile:
+    return storage_pb.ScannedFile(
+        path=path,
+        size_bytes=1,
+        checksums=Checksums(adler32="00000001"),
         cards=[storage_pb.HeaderCard(hdu="EVENTS", card=card, value=value(plain)) for card, plain in cards.items()],
     )
 
@@ -121,6 +132,75 @@ async def test_an_unreadable_file_is_a_problem_not_a_file(catalog: CatalogServic
     done = await ended(catalog, await catalog.CreateAdoption(wanted()))
     assert done.adopted_files == 7
     assert list(done.problems) == ["data/run_000009.fits.gz: Input/output error"]
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("data/eff_50%.fits", "is no LFN"),
+        (unicodedata.normalize("NFD", "data/Müller.fits"), "is no LFN"),
+        ("data/a\nb.fits", "is no LFN"),
+        ("data/" + 1020 * "a", "name: must be at most 1024 characters"),
+    ],
+)
+async def test_a_file_that_no_call_could_name_is_a_problem_not_a_file(
+    catalog: CatalogServiceStub, tree: Tree, name: str, problem: str
+) -> None:
+    tree.files.append(carded(name))
+    request = wanted()
+    request.validate_only = True
+    trial = await catalog.CreateAdoption(request)
+    done = await ended(catalog, await catalog.CreateAdoption(wanted()))
+    assert (done.state, done.adopted_files, trial.adopted_files) == (Adoption.STATE_SUCCEEDED, 7, 7)
+    assert [one.partition(": ")[0] for one in done.problems] == [name]
+    assert problem in done.problems[0]
+    assert done.problems == trial.problems
+
+
+async def test_a_value_that_does_not_fit_is_left_out_and_told(catalog: CatalogServiceStub, tree: Tree) -> None:
+    tree.files[:] = [
+        carded("data/a", MUONEFF=0.5, OBSERVER="x", COUNT=1),
+        carded("data/b", MUONEFF="NaN", OBSERVER="y" * 1025, COUNT="many"),
+        carded("data/c", MUONEFF=1e300, OBSERVER="z", COUNT=True),
+    ]
+    headers = [HeaderRule(card=card) for card in ("MUONEFF", "OBSERVER", "COUNT")]
+    done = await ended(catalog, await catalog.CreateAdoption(wanted(headers=headers)))
+    assert (done.state, done.adopted_files) == (Adoption.STATE_SUCCEEDED, 3)
+    assert list(done.problems) == [
+        "data/b: muoneff: 'NaN' does not fit the type NUMBER; left out",
+        f"data/b: observer: '{79 * 'y'} does not fit the type TEXT; left out",
+        "data/b: count: 'many' does not fit the type INTEGER; left out",
+        "data/c: count: True does not fit the type INTEGER; left out",
+    ]
+    found = (await catalog.ListFiles(pb.ListFilesRequest())).files
+    assert [sorted(one.metadata) for one in found] == [["count", "muoneff", "observer"], [], ["muoneff", "observer"]]
+
+
+async def test_a_key_is_a_number_when_the_first_value_is_whole_by_chance(
+    catalog: CatalogServiceStub, tree: Tree
+) -> None:
+    tree.files[:] = [carded("zen_20/a", ZEN=20), carded("zen_30.5/b", ZEN=30.5)]
+    request = wanted(path_patterns=[r"zen_(?P<zenith>[\d.]+)/"], headers=[HeaderRule(card="ZEN")])
+    del request.adoption.headers[:-1], request.adoption.path_patterns[:-1]
+    done = await ended(catalog, await catalog.CreateAdoption(request))
+    found = (await catalog.ListFiles(pb.ListFilesRequest())).files
+    assert [(one.metadata["zenith"].number, one.metadata["zen"].number) for one in found] == [(20, 20), (30.5, 30.5)]
+    assert not done.problems
+
+
+async def test_a_pattern_that_takes_too_long_ends_the_adoption(
+    catalog: CatalogServiceStub, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(path_patterns, "_SECONDS", 0.5)
+    tree.files.append(carded("data/" + 28 * "a"))
+    request = wanted(path_patterns=[r"data/(?P<run>[a-z]+)*\d$"])
+    done = await ended(catalog, await catalog.CreateAdoption(request))
+    assert done.state == Adoption.STATE_FAILED
+    assert "adoption.path_patterns: take too long" in done.problems[0]
+    request.validate_only = True
+    with pytest.raises(grpc.aio.AioRpcError, match="take too long") as refused:
+        await catalog.CreateAdoption(request)
+    assert reason_of(refused.value) == "FIELD_INVALID"
 
 
 async def test_an_undeclared_key_fails_the_adoption_and_says_so(catalog: CatalogServiceStub) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 import grpc
@@ -12,20 +12,23 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from khomas.api.catalog.v1 import catalog_service_pb2 as pb
 from khomas.api.catalog.v1.adoption_pb2 import Adoption
 from khomas.api.catalog.v1.file_pb2 import File
+from khomas.api.common.v1.value_pb2 import Value
 from khomas.api.storage.v1 import storage_service_pb2 as storage_pb
 from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceStub
-from khomas.catalog.adoption_rules import as_file, check_wanted, compiled, fitted, found_values, missing_keys
+from khomas.catalog.adoption_rules import as_file, check_wanted, found_values, missing_keys
 from khomas.catalog.creation import Creation, check_files
 from khomas.catalog.errors import AdoptionMissing, AdoptionState, FileInUse
+from khomas.catalog.keys import PREFIX as KEY_PREFIX
 from khomas.catalog.keys import Keys
 from khomas.catalog.membership import Membership
 from khomas.catalog.names import default_path
+from khomas.catalog.path_patterns import TooSlow, matched
 from khomas.catalog.tables import ACTIVE, adoption, file, replica
 from khomas.catalog.undoing import take_back
 from khomas.kit.boundary.call import current_principal
 from khomas.kit.boundary.status import reason_of
 from khomas.kit.database import AnyRow, Database, in_values
-from khomas.kit.errors import DomainError, UpstreamUnavailable
+from khomas.kit.errors import DomainError, FieldInvalid, UpstreamUnavailable
 from khomas.kit.events import EventLog, NewEvent
 from khomas.kit.idempotency import Once
 from khomas.kit.ids import new_uid
@@ -166,8 +169,8 @@ class Adoptions:
     async def _commit(self, row: AnyRow, wanted: Adoption, scanned: Sequence[storage_pb.ScannedFile]) -> AnyRow:
         """Commit a batch with the place that it reaches in one transaction."""
         readable = [one for one in scanned if not one.error]
-        problems = [f"{one.path}: {one.error}" for one in scanned if one.error]
-        files = await self._files(wanted, readable, row.uid)
+        files, left_out = await self._files(wanted, readable, row.uid)
+        problems = [*(f"{one.path}: {one.error}" for one in scanned if one.error), *left_out]
         check_files(files)
         async with self._database.write() as connection:
             known = await _known(connection, files, wanted.storage_element)
@@ -186,9 +189,11 @@ class Adoptions:
             )
             return await _row(connection, _PREFIX + row.uid)
 
-    async def _files(self, wanted: Adoption, scanned: Sequence[storage_pb.ScannedFile], uid: str) -> list[File]:
-        patterns = compiled(wanted.path_patterns)
-        values = [found_values(one, wanted, patterns) for one in scanned]
+    async def _files(
+        self, wanted: Adoption, scanned: Sequence[storage_pb.ScannedFile], uid: str
+    ) -> tuple[list[File], list[str]]:
+        """Return what scanned files become, and what is left out; declares keys where that is wanted."""
+        values = await _values(wanted, scanned)
         async with self._database.read() as connection:
             keys = await self._keys.all(connection)
         if wanted.declare_keys and (missing := missing_keys(values, keys)):
@@ -197,36 +202,35 @@ class Adoptions:
                 await self._keys.declare(connection, missing)
         async with self._database.read() as connection:
             keys = await self._keys.of(connection, {key for found in values for key in found})
-        files = []
-        for one, found in zip(scanned, values, strict=True):
-            new = as_file(one, wanted, uid)
-            for key, (value, _) in found.items():
-                if (fit := fitted(value, keys[key])) is not None:
-                    new.metadata[key].CopyFrom(fit)
-            files.append(new)
-        return files
+        return _made(wanted, scanned, values, uid, {name: key.type for name, key in keys.items()})
 
     async def _try(self, wanted: Adoption) -> Adoption:
         """Look at the first files and tell what an adoption would do, changing nothing."""
         answer = Adoption()
         answer.CopyFrom(wanted)
-        patterns = compiled(wanted.path_patterns)
         async with self._database.read() as connection:
-            keys = await self._keys.all(connection)
+            types = {name: key.type for name, key in (await self._keys.all(connection)).items()}
+        problems: list[str] = []
         try:
             async for scanned in self._scan(wanted, limit=_TRIAL_FILES):
-                for one in scanned:
-                    answer.adopted_files += 1
-                    answer.adopted_bytes += one.size_bytes
-                    unknown = sorted(found_values(one, wanted, patterns).keys() - keys.keys())
-                    if unknown and not wanted.declare_keys:
-                        problem = f"The metadata key {unknown[0]} is not declared."
-                        if problem not in answer.problems:
-                            answer.problems.append(problem)
+                readable = [one for one in scanned if not one.error]
+                values = await _values(wanted, readable)
+                missing = missing_keys(values, types)
+                if wanted.declare_keys:
+                    types |= {key.name.removeprefix(KEY_PREFIX): key.type for key in missing}
+                else:
+                    problems += [
+                        f"The metadata key {key.name.removeprefix(KEY_PREFIX)} is not declared." for key in missing
+                    ]
+                files, left_out = _made(wanted, readable, values, "", types)
+                answer.adopted_files += len(files)
+                answer.adopted_bytes += sum(one.size_bytes for one in files)
+                problems += [*(f"{one.path}: {one.error}" for one in scanned if one.error), *left_out]
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 raise UpstreamUnavailable(service="storage") from error
-            answer.problems.append(f"The storage says: {error.details()}")
+            problems.append(f"The storage says: {error.details()}")
+        answer.problems.extend([*dict.fromkeys(problems)][:_MAX_PROBLEMS])
         return answer
 
     async def _end(self, row: AnyRow, state: int, problems: Sequence[str]) -> None:
@@ -258,6 +262,25 @@ class Adoptions:
 
 class _Overtaken(Exception):
     """Another process has gone on with the adoption; what this one was about to commit is not."""
+
+
+async def _values(wanted: Adoption, scanned: Sequence[storage_pb.ScannedFile]) -> list[dict[str, tuple[Value, str]]]:
+    try:
+        from_paths = await matched(wanted.path_patterns, [one.path for one in scanned])
+    except TooSlow as error:
+        raise FieldInvalid.of("adoption.path_patterns", "take too long to match; nest no + or * in another") from error
+    return [found_values(one, wanted, found) for one, found in zip(scanned, from_paths, strict=True)]
+
+
+def _made(
+    wanted: Adoption,
+    scanned: Sequence[storage_pb.ScannedFile],
+    values: Sequence[Mapping[str, tuple[Value, str]]],
+    uid: str,
+    types: Mapping[str, int],
+) -> tuple[list[File], list[str]]:
+    made = [as_file(one, wanted, uid, found, types) for one, found in zip(scanned, values, strict=True)]
+    return [one for one, _ in made if one is not None], [problem for _, told in made for problem in told]
 
 
 async def _known(connection: AsyncConnection, files: Sequence[File], storage_element: str) -> set[str]:

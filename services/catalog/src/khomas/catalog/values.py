@@ -49,7 +49,7 @@ def columns_of(key: str, type_: int, value: Value) -> tuple[int | None, float | 
     """Return a value as the columns whole, number and text, or raise MetadataType."""
     kind = value.WhichOneof("kind")
     plain = getattr(value, kind) if kind in _KINDS[type_] else None
-    if plain is None or not _storable(plain):
+    if plain is None or not storable(plain):
         shown = str(getattr(value, kind, "nothing") if kind else "nothing")[:80]
         raise MetadataType(key=key, type=type_name(type_), value=f"the {kind or 'empty value'} {shown!r}")
     match COLUMN[type_]:
@@ -62,7 +62,8 @@ def columns_of(key: str, type_: int, value: Value) -> tuple[int | None, float | 
     return int(plain), None, None
 
 
-def _storable(plain: Any) -> bool:
+def storable(plain: Any) -> bool:
+    """Tell whether a value is within the bounds of its kind."""
     if isinstance(plain, float):
         return math.isfinite(plain)
     return not isinstance(plain, str) or len(plain) <= _MAX_TEXT

@@ -87,7 +87,9 @@ class Adoption(_message.Message):
     dataset: _builtins.str
     """Dataset that all files become members of, "datasets/…"; made if it does not exist. Empty = none."""
     declare_keys: _builtins.bool
-    """Declare missing metadata keys with the type of the first value seen, instead of failing."""
+    """Declare missing metadata keys with the type of the first value seen, instead of failing; a whole number makes a
+    NUMBER where others of its batch of files are not whole.
+    """
     state: Global___Adoption.State.ValueType
     """Output only."""
     adopted_files: _builtins.int
@@ -103,7 +105,8 @@ class Adoption(_message.Message):
     @_builtins.property
     def path_patterns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Regular expressions with named groups over the relative path; a group's name is the metadata key:
-        `obs_id_(?P<run>\\d+)`.
+        `obs_id_(?P<run>\\d+)`. Patterns that take more than 30 s for a batch of files (`adoption_batch`: 500) end the
+        adoption.
         """
 
     @_builtins.property
@@ -112,7 +115,9 @@ class Adoption(_message.Message):
 
     @_builtins.property
     def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Output only. Why it failed, or what was left out (at most 100 sentences)."""
+        """Output only. Why it failed, or what was left out: files that cannot be read or whose name is no LFN, and values
+        that do not fit the type of their key (at most 100 sentences).
+        """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
