@@ -17,6 +17,7 @@ from khomas.kit.auth.principal import Principal
 from khomas.kit.auth.verifier import Verifier
 from khomas.kit.boundary import validation
 from khomas.kit.boundary.call import ORIGIN_HEADER, Call, Context, enter_call
+from khomas.kit.boundary.moments import check_spans, moments_of
 from khomas.kit.boundary.status import DETAILS_KEY, translated
 from khomas.kit.boundary.streams import Watches, until_expiry
 from khomas.kit.errors import Overloaded, TokenMissing
@@ -39,6 +40,7 @@ class _Method:
         if call.principal is not None:
             self.policy.check_request(call.principal, request)
         validation.check(request)
+        check_spans(request)
 
 
 class _Limit:
@@ -89,7 +91,8 @@ class Boundary:
         async def handle(request: Message, context: Context) -> Any:
             async def body(call: Call) -> Any:
                 method.check(call, request)
-                return await inner(request, context)
+                with moments_of([request]):
+                    return await inner(request, context)
 
             return await self._pass(method, context, self._calls, body)
 
@@ -100,7 +103,8 @@ class Boundary:
             async def body(call: Call) -> None:
                 method.check(call, request)
                 async with self._watches.stream(call) as stream:
-                    await stream.send(inner(request, context), context)
+                    with moments_of([request]):
+                        await stream.send(inner(request, context), context)
 
             await self._pass(method, context, self._streams, body)
 
@@ -109,8 +113,10 @@ class Boundary:
     def _stream_unary(self, method: _Method, inner: Any) -> Any:
         async def handle(requests: AsyncIterator[Message], context: Context) -> Any:
             async def body(call: Call) -> Any:
+                given: list[Message] = []
                 async with until_expiry(call):
-                    return await inner(_checked(method, call, requests), context)
+                    with moments_of(given):
+                        return await inner(_checked(method, call, requests, given), context)
 
             return await self._pass(method, context, self._streams, body)
 
@@ -119,8 +125,10 @@ class Boundary:
     def _stream_stream(self, method: _Method, inner: Any) -> Any:
         async def handle(requests: AsyncIterator[Message], context: Context) -> None:
             async def body(call: Call) -> None:
+                given: list[Message] = []
                 async with self._watches.stream(call) as stream:
-                    await stream.send(inner(_checked(method, call, requests), context), context)
+                    with moments_of(given):
+                        await stream.send(inner(_checked(method, call, requests, given), context), context)
 
             await self._pass(method, context, self._streams, body)
 
@@ -178,7 +186,11 @@ async def _abort(context: Context, code: grpc.StatusCode, status: status_pb2.Sta
     await context.abort(code, status.message, ((DETAILS_KEY, status.SerializeToString()),))
 
 
-async def _checked(method: _Method, call: Call, requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
+async def _checked(
+    method: _Method, call: Call, requests: AsyncIterator[Message], given: list[Message]
+) -> AsyncIterator[Message]:
+    """Pass on what is fit to be handled; the last of it is in `given`."""
     async for request in requests:
         method.check(call, request)
+        given[:] = [request]
         yield request
