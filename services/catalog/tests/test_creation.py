@@ -133,6 +133,24 @@ async def test_known_files_join_a_new_dataset_once_whoever_commits_them(catalog:
     assert kinds == ["catalog.dataset.created", "catalog.dataset.files_added"]
 
 
+async def test_a_dataset_never_has_more_bytes_than_can_be_told(catalog: CatalogServiceStub) -> None:
+    first, second = new_file("/hess/a"), new_file("/hess/b")
+    first.size_bytes = second.size_bytes = 2**63 - 1
+    together = create(first, second, datasets=["datasets/x"])
+    await catalog.BatchCreateFiles(create(first, datasets=["datasets/crab"]))
+    later = create(second, datasets=["datasets/crab"])
+    for request in (together, later):
+        with pytest.raises(grpc.aio.AioRpcError, match=r"2\^63 bytes") as refused:
+            await catalog.BatchCreateFiles(request)
+        assert reason_of(refused.value) == "FIELD_INVALID"
+    await catalog.BatchCreateFiles(create(second))
+    added = pb.UpdateDatasetFilesRequest(name="datasets/crab", add=["/hess/b"], request_id=request_id())
+    with pytest.raises(grpc.aio.AioRpcError, match=r"2\^63 bytes"):
+        await catalog.UpdateDatasetFiles(added)
+    (found,) = (await catalog.ListDatasets(pb.ListDatasetsRequest())).datasets
+    assert (found.name, found.file_count, found.size_bytes) == ("datasets/crab", 1, 2**63 - 1)
+
+
 @pytest.mark.parametrize("name", ["crab", "datasets/", "datasets/a b", "datasets/../a", "datasets/" + "a" * 248])
 async def test_a_dataset_that_no_contract_allows_is_not_made(catalog: CatalogServiceStub, name: str) -> None:
     with pytest.raises(grpc.aio.AioRpcError, match="is no dataset") as refused:

@@ -14,11 +14,14 @@ from khomas.catalog.errors import DatasetClosed, DatasetMissing
 from khomas.catalog.names import check_dataset
 from khomas.catalog.tables import ACTIVE, dataset, dataset_file, file
 from khomas.kit.database import AnyRow, Database, Rows, in_values, insert_new, rows_table
+from khomas.kit.errors import FieldInvalid
 from khomas.kit.events import EventLog, NewEvent
 from khomas.kit.ids import new_uids
 
 # What moves with one call is told by several events, or one alone could be larger than a message may be.
 _MAX_MOVED = 1000
+# Beyond, SQLite goes on with fractions, which nobody can read as a size.
+_MAX_SIZE = 2**63 - 1
 
 
 class Member(NamedTuple):
@@ -78,6 +81,7 @@ class Membership:
         for name, empty in zip(wanted, made, strict=True):
             members = added[name].values()
             empty |= {"file_count": len(members), "size_bytes": sum(one.size_bytes for one in members)}
+            _check_size(name, sum(one.size_bytes for one in members))
         rows = await _add_counts(connection, made)
         uids = {one["uid"] for one in made}
         events = [changed("created", row) for row in rows if row.uid in uids]
@@ -141,6 +145,7 @@ class Membership:
             await connection.execute(update(dataset_file).values(remove_time=now).where(gone))
         # Count and size stand beside the dataset, so that a list of datasets reads no memberships.
         moved = sum(one.size_bytes for one in added.values()) - sum(one.size_bytes for one in removed.values())
+        _check_size(row.name, row.size_bytes + moved)
         counting = (
             update(dataset)
             .values(
@@ -172,12 +177,21 @@ async def _add_counts(connection: AsyncConnection, rows: Sequence[Mapping[str, A
             "update_time": new.update_time,
             "version": dataset.c.version + 1,
         },
-        where=dataset.c.state == Dataset.STATE_OPEN,
+        where=and_(dataset.c.state == Dataset.STATE_OPEN, dataset.c.size_bytes <= _MAX_SIZE - new.size_bytes),
     )
     found = (await connection.execute(adding.returning(*dataset.c))).all()
-    if closed := sorted({row["name"] for row in rows} - {row.name for row in found}):
-        raise DatasetClosed(name=closed[0])
+    done = {row.name for row in found}
+    if left := {row["name"]: row["size_bytes"] for row in rows if row["name"] not in done}:
+        for row in await connection.execute(select(dataset).where(in_values(dataset.c.name, left))):
+            if row.state == Dataset.STATE_OPEN:
+                _check_size(row.name, row.size_bytes + left[row.name])
+        raise DatasetClosed(name=min(left))
     return found
+
+
+def _check_size(name: str, size_bytes: int) -> None:
+    if size_bytes > _MAX_SIZE:
+        raise FieldInvalid.of("size_bytes", f"no dataset has more than 2^63 bytes, as {name} would; look at the sizes")
 
 
 async def candidates(connection: AsyncConnection, dataset_id: int, names: Collection[str]) -> dict[str, Candidate]:
