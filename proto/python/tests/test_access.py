@@ -45,3 +45,16 @@ def test_paths_of_the_policy_are_texts_of_the_request(rpc: MethodDescriptor) -> 
     types = {field_type(rpc.input_type, path) for path in access.path_fields}
 
     assert types <= {FieldDescriptor.TYPE_STRING}
+
+
+READING = ("Get", "List", "BatchGet", "Watch", "Stream", "Explain", "Preview", "Scan", "Count", "Read", "Find")
+# Grants to read are given anew at each call, nothing is kept of them.
+WITHOUT_TRACE = ("khomas.api.storage.v1.StorageService.BatchCreateDownloads",)
+
+
+@pytest.mark.parametrize("rpc", RPCS, ids=lambda rpc: rpc.full_name)
+def test_rpc_that_changes_something_can_be_repeated(rpc: MethodDescriptor) -> None:
+    if rpc.name.startswith(READING) or rpc.full_name in WITHOUT_TRACE:
+        return
+
+    assert "request_id" in rpc.input_type.fields_by_name

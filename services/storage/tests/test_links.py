@@ -71,8 +71,19 @@ async def moved(storage: Storage, *wanted: Transfer) -> list[Transfer]:
 
 
 async def limit(storage: Storage, **fields: Any) -> link_pb2.LinkLimit:
-    request = links_pb.SetLinkLimitRequest(limit=link_pb2.LinkLimit(**fields))
+    request = links_pb.SetLinkLimitRequest(limit=link_pb2.LinkLimit(**fields), request_id=str(uuid4()))
     return await links(storage).SetLinkLimit(request)
+
+
+async def test_bound_that_is_asked_for_again_late_does_not_undo_a_newer_one(storage: Storage) -> None:
+    first = links_pb.SetLinkLimitRequest(limit=link_pb2.LinkLimit(max_streams=1), request_id=str(uuid4()))
+    await links(storage).SetLinkLimit(first)
+    await limit(storage, max_streams=2)
+
+    assert (await links(storage).SetLinkLimit(first)).max_streams == 1
+
+    (bound,) = (await links(storage).ListLinks(links_pb.ListLinksRequest())).limits
+    assert bound.max_streams == 2
 
 
 async def test_link_tells_what_it_has_carried(storage: Storage, disk: Disk) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
+from uuid import uuid4
 
 from khomas.client.errors import KhomasError, is_passing
 from khomas.client.parts import chunks
@@ -30,7 +31,8 @@ class Links(Calls):
         from khomas.api.storage.v1.link_pb2 import LinkLimit
 
         limit = LinkLimit(source=source, destination=destination, max_streams=max_streams, max_rate=max_rate)
-        return await self.call("storage.link", "SetLinkLimit", pb.SetLinkLimitRequest(limit=limit))
+        request = pb.SetLinkLimitRequest(limit=limit, request_id=str(uuid4()))
+        return await self.call("storage.link", "SetLinkLimit", request)
 
     async def read(self, names: Sequence[str]) -> list[Any]:
         """Read transfers by name, as they are now."""

@@ -93,16 +93,18 @@ class Measures:
             self._limits_until = time.monotonic() + _KEEP_SECONDS
         return self._limits
 
-    async def set_limit(self, limit: Limit) -> None:
+    async def set_limit(self, connection: AsyncConnection, limit: Limit) -> None:
         """Set a bound; one that bounds nothing is removed."""
         old = delete(link_limit).where(
             link_limit.c.source == limit.source, link_limit.c.destination == limit.destination
         )
         values = {name: getattr(limit, name) for name in ("source", "destination", "max_streams", "max_rate")}
-        async with self._database.write() as connection:
-            await connection.execute(old)
-            if limit.max_streams or limit.max_rate:
-                await connection.execute(link_limit.insert().values(values))
+        await connection.execute(old)
+        if limit.max_streams or limit.max_rate:
+            await connection.execute(link_limit.insert().values(values))
+        self._database.after_commit(connection, self._look_again)
+
+    def _look_again(self) -> None:
         self._limits_until = 0.0
 
     async def refresh(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.storage.v1 import link_pb2, transfer_pb2
 from khomas.api.storage.v1 import link_service_pb2 as pb
@@ -14,6 +15,7 @@ from khomas.api.storage.v1.link_service_pb2_grpc import LinkServiceServicer
 from khomas.kit.boundary.call import Context
 from khomas.kit.database import Database
 from khomas.kit.errors import FieldInvalid
+from khomas.kit.idempotency import Once
 from khomas.storage.elements.elements import Elements, known
 from khomas.storage.links.bounds import SITE, Limit
 from khomas.storage.links.measures import Ends, Measure, Measures, measured
@@ -27,8 +29,9 @@ _UNDER_WAY = (transfer_pb2.Transfer.STATE_WAITING, transfer_pb2.Transfer.STATE_R
 class LinkServicer(LinkServiceServicer):
     """Implements khomas.api.storage.v1.LinkService."""
 
-    def __init__(self, database: Database, elements: Elements, measures: Measures) -> None:
+    def __init__(self, database: Database, once: Once, elements: Elements, measures: Measures) -> None:
         self._database = database
+        self._once = once
         self._elements = elements
         self._measures = measures
 
@@ -57,8 +60,13 @@ class LinkServicer(LinkServiceServicer):
         for end in (limit.source, limit.destination):
             if end and not end.startswith(SITE):
                 known(elements, end)
-        await self._measures.set_limit(Limit(limit.source, limit.destination, limit.max_streams, limit.max_rate))
-        return limit
+        bound = Limit(limit.source, limit.destination, limit.max_streams, limit.max_rate)
+
+        async def work(connection: AsyncConnection) -> link_pb2.LinkLimit:
+            await self._measures.set_limit(connection, bound)
+            return limit
+
+        return await self._once(request, link_pb2.LinkLimit, work)
 
 
 def _asked(ends_: Ends, request: pb.ListLinksRequest) -> bool:

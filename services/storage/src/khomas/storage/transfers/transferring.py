@@ -82,4 +82,4 @@ class Transferring:
         )
         looking = Looking(database, catalog, protocols)
         leftovers = Leftovers(database, catalog, looking, elements, protocols, owner=owner, lease=settings.lease)
-        return cls(measures, LinkServicer(database, elements, measures), outside, mover, transfers, leftovers)
+        return cls(measures, LinkServicer(database, once, elements, measures), outside, mover, transfers, leftovers)

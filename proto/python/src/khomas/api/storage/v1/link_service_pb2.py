@@ -27,7 +27,7 @@ from khomas.api.common.v1 import access_pb2 as khomas_dot_api_dot_common_dot_v1_
 from khomas.api.storage.v1 import link_pb2 as khomas_dot_api_dot_storage_dot_v1_dot_link__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(khomas/api/storage/v1/link_service.proto\x12\x15khomas.api.storage.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!khomas/api/common/v1/access.proto\x1a khomas/api/storage/v1/link.proto\"I\n\x10ListLinksRequest\x12\x17\n\x06source\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1c\n\x0b\x64\x65stination\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\"q\n\x11ListLinksResponse\x12*\n\x05links\x18\x01 \x03(\x0b\x32\x1b.khomas.api.storage.v1.Link\x12\x30\n\x06limits\x18\x02 \x03(\x0b\x32 .khomas.api.storage.v1.LinkLimit\"N\n\x13SetLinkLimitRequest\x12\x37\n\x05limit\x18\x01 \x01(\x0b\x32 .khomas.api.storage.v1.LinkLimitB\x06\xbaH\x03\xc8\x01\x01\x32\xec\x01\n\x0bLinkService\x12r\n\tListLinks\x12\'.khomas.api.storage.v1.ListLinksRequest\x1a(.khomas.api.storage.v1.ListLinksResponse\"\x12\xb2\xe1\x18\x0e\x12\x0cstorage.poll\x12i\n\x0cSetLinkLimit\x12*.khomas.api.storage.v1.SetLinkLimitRequest\x1a .khomas.api.storage.v1.LinkLimit\"\x0b\xb2\xe1\x18\x07\x12\x05\x61\x64minb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(khomas/api/storage/v1/link_service.proto\x12\x15khomas.api.storage.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!khomas/api/common/v1/access.proto\x1a khomas/api/storage/v1/link.proto\"I\n\x10ListLinksRequest\x12\x17\n\x06source\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1c\n\x0b\x64\x65stination\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\"q\n\x11ListLinksResponse\x12*\n\x05links\x18\x01 \x03(\x0b\x32\x1b.khomas.api.storage.v1.Link\x12\x30\n\x06limits\x18\x02 \x03(\x0b\x32 .khomas.api.storage.v1.LinkLimit\"l\n\x13SetLinkLimitRequest\x12\x37\n\x05limit\x18\x01 \x01(\x0b\x32 .khomas.api.storage.v1.LinkLimitB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x32\xec\x01\n\x0bLinkService\x12r\n\tListLinks\x12\'.khomas.api.storage.v1.ListLinksRequest\x1a(.khomas.api.storage.v1.ListLinksResponse\"\x12\xb2\xe1\x18\x0e\x12\x0cstorage.poll\x12i\n\x0cSetLinkLimit\x12*.khomas.api.storage.v1.SetLinkLimitRequest\x1a .khomas.api.storage.v1.LinkLimit\"\x0b\xb2\xe1\x18\x07\x12\x05\x61\x64minb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,6 +40,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTLINKSREQUEST'].fields_by_name['destination']._serialized_options = b'\272H\004r\002\030@'
   _globals['_SETLINKLIMITREQUEST'].fields_by_name['limit']._loaded_options = None
   _globals['_SETLINKLIMITREQUEST'].fields_by_name['limit']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_SETLINKLIMITREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_SETLINKLIMITREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_LINKSERVICE'].methods_by_name['ListLinks']._loaded_options = None
   _globals['_LINKSERVICE'].methods_by_name['ListLinks']._serialized_options = b'\262\341\030\016\022\014storage.poll'
   _globals['_LINKSERVICE'].methods_by_name['SetLinkLimit']._loaded_options = None
@@ -49,7 +51,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTLINKSRESPONSE']._serialized_start=240
   _globals['_LISTLINKSRESPONSE']._serialized_end=353
   _globals['_SETLINKLIMITREQUEST']._serialized_start=355
-  _globals['_SETLINKLIMITREQUEST']._serialized_end=433
-  _globals['_LINKSERVICE']._serialized_start=436
-  _globals['_LINKSERVICE']._serialized_end=672
+  _globals['_SETLINKLIMITREQUEST']._serialized_end=463
+  _globals['_LINKSERVICE']._serialized_start=466
+  _globals['_LINKSERVICE']._serialized_end=702
 # @@protoc_insertion_point(module_scope)
