@@ -9,6 +9,7 @@ import pytest
 
 from khomas.api.storage.v1 import storage_element_pb2
 from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceStub
+from khomas.kit.plugins import installed, load
 from khomas.kit.testing import serve
 from khomas.kit.testing.postgresql import database_url, postgresql, postgresql_url
 from khomas.storage.app import service
@@ -40,6 +41,19 @@ async def storage(tmp_path: Path, catalog: MemoryCatalog, settings: dict[str, An
     ):
         root = tmp_path / "state" / "storage" / "local"
         yield Storage(served, StorageServiceStub(served.channel), catalog, http, root)
+
+
+@pytest.fixture
+async def both(tmp_path: Path) -> AsyncIterator[Storage]:
+    """Run the storage with the catalogue that is installed beside it; `catalog` of the answer is not used."""
+    catalog = load(installed("khomas.services")["catalog"])
+    settings = {"storage": {"poll": 0.05, "transfer_pause": 0.05}}
+    async with (
+        serve(catalog, service, state=tmp_path / "state", settings=settings) as served,
+        aiohttp.ClientSession() as http,
+    ):
+        root = tmp_path / "state" / "storage" / "local"
+        yield Storage(served, StorageServiceStub(served.channel), MemoryCatalog(), http, root)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """The storage beside the real catalogue."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -24,19 +24,6 @@ from khomas.kit.testing import serve
 from khomas.storage.app import service
 from khomas.storage.deletions.deletions import Deletions
 from khomas.storage.testing import MemoryCatalog, Storage, until
-
-
-@pytest.fixture
-async def both(tmp_path: Path) -> AsyncIterator[Storage]:
-    """Run the storage with the catalogue that is installed beside it; `catalog` of the answer is not used."""
-    catalog = load(installed("khomas.services")["catalog"])
-    settings = {"storage": {"poll": 0.05, "transfer_pause": 0.05}}
-    async with (
-        serve(catalog, service, state=tmp_path / "state", settings=settings) as served,
-        aiohttp.ClientSession() as http,
-    ):
-        root = tmp_path / "state" / "storage" / "local"
-        yield Storage(served, StorageServiceStub(served.channel), MemoryCatalog(), http, root)
 
 
 async def found(storage: Storage, *names: str) -> list[catalog_pb.FileResult]:

@@ -1,6 +1,7 @@
 """What the storage does when files change in the catalogue."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from google.protobuf.message import Message
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -15,11 +16,13 @@ from khomas.storage.catalog import Catalog
 from khomas.storage.deletions import deletions
 from khomas.storage.reconciling.recording import Recording
 from khomas.storage.rules import events as rules
+from khomas.storage.rules.protection import decide_alone
 from khomas.storage.tables import cursor
 
 _FILTER = 'kind = "catalog.file.*" OR kind = "catalog.dataset.*"'
 _DATASETS = "catalog.dataset."
-_LISTS = ("", "state = DELETING")
+# In one listing, which is of one moment: a file that changes between two of them might be in neither.
+_LISTED = "state = ACTIVE OR state = DELETING"
 
 
 class Following:
@@ -39,6 +42,7 @@ class Following:
         await self._consumer.run(self._handle, self._relist)
 
     async def _handle(self, connection: AsyncConnection, events: Sequence[event_pb2.Event]) -> None:
+        await decide_alone(connection)
         # Each event has the whole file, so the last one of a file says all.
         files: dict[str, file_pb2.File] = {}
         for event in events:
@@ -47,6 +51,7 @@ class Following:
                 files[file.uid] = file
         await self._take(connection, files)
         await rules.note_datasets(connection, [event for event in events if event.kind.startswith(_DATASETS)])
+        await known_replicas.know_until(connection, events[-1].create_time.ToDatetime(UTC))
 
     async def _take(self, connection: AsyncConnection, files: dict[str, file_pb2.File]) -> None:
         if files:
@@ -56,15 +61,22 @@ class Following:
             await rules.note_files(connection, files)
 
     async def _relist(self) -> None:
-        """Events were missed: count everything anew, and see what is to be deleted."""
+        """Events were missed: see how everything is now. Whatever ends this half-way, the next one begins anew."""
+        begin_time = datetime.now(UTC)
         async with self._database.write() as connection:
-            await known_replicas.forget_all(connection)
-        for filter_text in _LISTS:
-            request = catalog_pb.ListFilesRequest(filter=filter_text, view=catalog_pb.FILE_VIEW_FULL)
-            async for batch in self._catalog.stub.StreamFiles(request):
-                async with self._database.write() as connection:
-                    await self._take(connection, {file.uid: file for file in batch.files})
+            await decide_alone(connection)
+            listing = await known_replicas.begin_listing(connection)
+        request = catalog_pb.ListFilesRequest(filter=_LISTED, view=catalog_pb.FILE_VIEW_FULL)
+        async for batch in self._catalog.stub.StreamFiles(request):
+            files = {file.uid: file for file in batch.files}
+            async with self._database.write() as connection:
+                await decide_alone(connection)
+                # Another process may follow events meanwhile.
+                newer = await known_replicas.noted_since(connection, list(files), listing)
+                await self._take(connection, {uid: file for uid, file in files.items() if uid not in newer})
         async with self._database.write() as connection:
+            await decide_alone(connection)
+            await known_replicas.end_listing(connection, listing, begin_time)
             await rules.list_all(connection)
 
 

@@ -82,8 +82,20 @@ replica = Table(
     Column("state", Integer, nullable=False, server_default="1"),
     # When its bytes were compared last; NULL where we have not heard of it yet.
     Column("verify_time", UtcTime, nullable=True),
+    # The last listing of the catalogue that had begun when it was noted.
+    Column("listing", BigInteger, nullable=False, server_default="0"),
     Index("replica_by_path", "storage_element", "path"),
     Index("replica_by_verify_time", "storage_element", "state", "verify_time"),
+)
+# One row, which the migration makes: how we stand with the catalogue.
+followed = Table(
+    "followed",
+    metadata,
+    Column("name", KeyText, primary_key=True),
+    # Number of the last listing that was begun.
+    Column("listing", BigInteger, nullable=False),
+    # What the catalogue took in before is known here; NULL where nobody can tell.
+    Column("known_time", UtcTime, nullable=True),
 )
 
 upload = Table(

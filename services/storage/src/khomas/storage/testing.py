@@ -56,6 +56,10 @@ class MemoryCatalog:
     # Called before and after a method has done its work, with its name; what it raises goes to the caller.
     before: Callable[[str], None] = lambda _: None
     after: Callable[[str], None] = lambda _: None
+    # Awaited before each file of a listing, with its number.
+    turning: Callable[[int], Awaitable[None]] | None = None
+    # How many of the oldest events are not kept any more.
+    forgotten: int = 0
     calls: list[str] = field(default_factory=list)
     answers: dict[str, Message] = field(default_factory=dict)
     _names: dict[str, str] = field(default_factory=dict)
@@ -65,6 +69,7 @@ class MemoryCatalog:
         """Log an event about a file."""
         event = event_pb2.Event(uid=new_uid(), kind=kind, subject=file.name, subject_uid=file.uid)
         event.cursor = str(len(self.events) + 1)
+        event.create_time.GetCurrentTime()
         event.resource.Pack(file)
         self.events.append(event)
         self.appended.set()
@@ -163,6 +168,14 @@ class _Servicer(catalog_service_pb2_grpc.CatalogServiceServicer):
         members = sorted(self._catalog.datasets.get(request.dataset, ()))
         return pb.ListFilesResponse(files=[self._catalog.files[name] for name in members])
 
+    async def StreamFiles(self, request: pb.ListFilesRequest, context: Context) -> AsyncIterator[pb.ListFilesResponse]:
+        """Stream all files that are not gone, as of this moment, each by itself."""
+        snapshot = pb.ListFilesResponse(files=self._catalog.files.values())
+        for number, file in enumerate(snapshot.files):
+            if self._catalog.turning is not None:
+                await self._catalog.turning(number)
+            yield pb.ListFilesResponse(files=[file])
+
     async def UpdateDatasetFiles(self, request: pb.UpdateDatasetFilesRequest, context: Context) -> dataset_pb2.Dataset:
         self._catalog.datasets.setdefault(request.name, set()).update(request.add)
         return dataset_pb2.Dataset(name=request.name, state=dataset_pb2.Dataset.STATE_OPEN)
@@ -171,6 +184,8 @@ class _Servicer(catalog_service_pb2_grpc.CatalogServiceServicer):
         self, request: event_pb2.WatchEventsRequest, context: Context
     ) -> AsyncIterator[event_pb2.WatchEventsResponse]:
         position = len(self._catalog.events) if request.cursor == "now" else int(request.cursor or 0)
+        if position < self._catalog.forgotten:
+            await context.abort(grpc.StatusCode.OUT_OF_RANGE, "list again")
         while True:
             events = self._catalog.events[position:]
             position += len(events)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -12,11 +12,13 @@ from khomas.api.storage.v1 import transfer_pb2
 from khomas.kit.database import Database
 from khomas.storage.door.refusal import Refusal
 from khomas.storage.elements.elements import Elements, Protocols
+from khomas.storage.known_replicas import known_until
 from khomas.storage.paths import PRIVATE
 from khomas.storage.tables import replica, transfer, upload_commit
 
-# The news of a commit reach the table of replicas after its answer; so long its own record counts, too.
-_NEWS: Final = timedelta(minutes=10)
+# The news of a commit reach the table of replicas after its answer; until then its own record counts, too, and so
+# much longer, because clocks differ.
+_LONGER: Final = timedelta(minutes=10)
 # A StorageElement and a path there.
 Name = tuple[str, str]
 
@@ -50,11 +52,11 @@ class Catalogued:
         return {one.id: self._protocols.local(one, "") for one in elements if self._protocols.is_local(one)}
 
     async def _found(self, names: Sequence[Name]) -> str | None:
-        recent = datetime.now(UTC) - _NEWS
-        commits = select(upload_commit.c.placements).where(
-            or_(upload_commit.c.answer.is_(None), upload_commit.c.create_time > recent)
-        )
         async with self._database.read() as connection:
+            recent = await known_until(connection) - _LONGER
+            commits = select(upload_commit.c.placements).where(
+                or_(upload_commit.c.answer.is_(None), upload_commit.c.create_time > recent)
+            )
             for query in _queries(names, recent):
                 found: str | None = (await connection.execute(query)).scalar()
                 if found is not None:

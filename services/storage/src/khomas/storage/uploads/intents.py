@@ -145,7 +145,9 @@ class Intents:
 
     async def finish(self, uid: str, answer: Answer) -> None:
         """Store the answer; the uploads are COMMITTED."""
-        commit = update(upload_commit).where(upload_commit.c.uid == uid).values(answer=answer.SerializeToString())
+        # The age of an answer counts, also of one that has taken long: its news are waited for, and it is kept.
+        answered = {"answer": answer.SerializeToString(), "create_time": datetime.now(UTC)}
+        commit = update(upload_commit).where(upload_commit.c.uid == uid).values(answered)
         uploads = (
             update(upload)
             .where(upload.c.commit_uid == uid)
