@@ -9,10 +9,11 @@ import pytest
 
 from khomas.api.storage.v1 import storage_element_pb2
 from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceStub
+from khomas.kit.database import Database
 from khomas.kit.plugins import installed, load
 from khomas.kit.testing import serve
 from khomas.kit.testing.postgresql import database_url, postgresql, postgresql_url
-from khomas.storage.app import service
+from khomas.storage.app import migrate, open_database, service
 from khomas.storage.reconciling.testing import Place, damageable
 from khomas.storage.testing import MemoryCatalog, Storage, memory_catalog
 
@@ -71,6 +72,15 @@ async def place(tmp_path: Path, place_url: str, settings: dict[str, Any]) -> Asy
     point = storage_element_pb2.AccessPoint(protocol="posix", address=str(mirror))
     async with damageable(tmp_path, mirror, point, database_url=place_url, settings=settings) as made:
         yield made
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """Give the storage's database, of each kind in turn, to tests of what goes on in it."""
+    await migrate(database_url)
+    database = open_database(database_url)
+    yield database
+    await database.close()
 
 
 @pytest.fixture

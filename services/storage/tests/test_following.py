@@ -20,7 +20,7 @@ from khomas.kit.boundary.status import reason_of
 from khomas.kit.database import Database
 from khomas.kit.testing import serve
 from khomas.storage import known_replicas
-from khomas.storage.app import migrate, open_database, service
+from khomas.storage.app import service
 from khomas.storage.door.testing import Client
 from khomas.storage.rules.protection import decide_alone
 from khomas.storage.tables import replica, space, upload_commit
@@ -178,14 +178,6 @@ async def test_commit_protects_its_file_until_its_news_have_come(tmp_path: Path,
             await connection.execute(update(upload_commit).where(new).values(create_time=hour_ago))
 
         assert await Client(storage, "storage.modify:/").status("DELETE", "hess/new") == 403
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    await migrate(database_url)
-    database = open_database(database_url)
-    yield database
-    await database.close()
 
 
 def file(uid: str, size_bytes: int = 5, **more: Any) -> dict[str, file_pb2.File]:

@@ -27,6 +27,7 @@ from khomas.storage.door.dav import Dav, dav_of
 from khomas.storage.door.third_party import Peers
 from khomas.storage.elements.administration import Administration
 from khomas.storage.elements.elements import Elements, Protocols
+from khomas.storage.elements.emptiness import Emptiness
 from khomas.storage.following import Following
 from khomas.storage.grants.downloads import Downloads
 from khomas.storage.grants.granting import Granting
@@ -211,7 +212,7 @@ async def _built(settings: StorageSettings, host: Host, database: Database) -> P
         protocols=protocols,
         executor=executor,
         signer=signer,
-        administration=Administration(database, once, log, elements, protocols),
+        administration=Administration(database, once, log, elements, Emptiness(database, catalog), protocols),
         uploads=uploads,
         intents=intents,
         commits=Commits(

@@ -24,13 +24,14 @@ class StorageElementExists(DomainError):
 
 
 class StorageElementNotEmpty(DomainError):
-    """It still has replicas or open uploads."""
+    """Something is there, is going there or is wanted there."""
 
     code = StatusCode.FAILED_PRECONDITION
     area = "storage"
     reason = "STORAGE_ELEMENT_NOT_EMPTY"
     template = (
-        "The StorageElement {storage_element} still has {file_count} files or open uploads; move or delete them first."
+        "The StorageElement {storage_element} is not empty: {file_count} files are known there, and uploads, transfers, "
+        "deletions and copies of rules count, too; drain it first: khomas se drain."
     )
 
 

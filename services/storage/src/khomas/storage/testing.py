@@ -22,7 +22,7 @@ from zlib_ng.zlib_ng import adler32
 from khomas.api.catalog.v1 import catalog_service_pb2 as pb
 from khomas.api.catalog.v1 import catalog_service_pb2_grpc, dataset_pb2, file_pb2
 from khomas.api.common.v1 import checksum_pb2, event_pb2
-from khomas.api.storage.v1 import grant_pb2
+from khomas.api.storage.v1 import grant_pb2, storage_element_pb2
 from khomas.api.storage.v1 import storage_service_pb2 as storage_pb
 from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceStub
 from khomas.kit.boundary.call import Context
@@ -165,6 +165,7 @@ class _Servicer(catalog_service_pb2_grpc.CatalogServiceServicer):
 
     async def ListFiles(self, request: pb.ListFilesRequest, context: Context) -> pb.ListFilesResponse:
         """Only members of a dataset, all at once."""
+        self._catalog.before("ListFiles")
         members = sorted(self._catalog.datasets.get(request.dataset, ()))
         return pb.ListFilesResponse(files=[self._catalog.files[name] for name in members])
 
@@ -236,6 +237,14 @@ class Storage:
     def parts(self) -> Any:
         """Return what the service shows to tests."""
         return self.served.services["storage"].parts
+
+    async def element(self, name: str, root: Path) -> None:
+        """Make a folder a StorageElement."""
+        element = storage_element_pb2.StorageElement(name=f"storageElements/{name}")
+        element.media = storage_element_pb2.StorageElement.MEDIA_DISK
+        element.access_points.add(protocol="posix", address=str(root))
+        request = storage_pb.CreateStorageElementRequest(storage_element=element, request_id=str(uuid4()))
+        await self.stub.CreateStorageElement(request)
 
     async def open(self, **upload: Any) -> grant_pb2.Upload:
         """Open one upload."""

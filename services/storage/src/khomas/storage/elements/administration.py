@@ -10,7 +10,7 @@ from sqlalchemy import Row, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from khomas.api.storage.v1 import drain_pb2, grant_pb2, storage_service_pb2
+from khomas.api.storage.v1 import drain_pb2, storage_service_pb2
 from khomas.api.storage.v1 import storage_element_pb2 as pb
 from khomas.kit.database import Database
 from khomas.kit.errors import EtagMismatch, FieldInvalid
@@ -30,6 +30,7 @@ from khomas.storage.elements.elements import (
     element_proto,
     known,
 )
+from khomas.storage.elements.emptiness import Emptiness, unchanged
 from khomas.storage.elements.space import usages
 from khomas.storage.errors import (
     StorageElementExists,
@@ -40,7 +41,7 @@ from khomas.storage.errors import (
 from khomas.storage.protocols.interface import Room
 from khomas.storage.rows import mapping
 from khomas.storage.rules.tables import drain
-from khomas.storage.tables import storage_element, upload
+from khomas.storage.tables import storage_element
 
 _FIELDS = {
     "name": fields.text(PREFIX + storage_element.c.id),
@@ -68,11 +69,20 @@ _DECOMMISSIONED = drain_pb2.Drain.STATE_DECOMMISSIONED
 class Administration:
     """Keeps the list of StorageElements."""
 
-    def __init__(self, database: Database, once: Once, log: EventLog, elements: Elements, protocols: Protocols) -> None:
+    def __init__(
+        self,
+        database: Database,
+        once: Once,
+        log: EventLog,
+        elements: Elements,
+        emptiness: Emptiness,
+        protocols: Protocols,
+    ) -> None:
         self._database = database
         self._once = once
         self._log = log
         self._elements = elements
+        self._emptiness = emptiness
         self._protocols = protocols
 
     async def create(self, request: storage_service_pb2.CreateStorageElementRequest) -> pb.StorageElement:
@@ -143,16 +153,14 @@ class Administration:
     ) -> storage_service_pb2.DeleteStorageElementResponse:
         """Forget an empty one."""
         name = request.name.removeprefix(PREFIX)
+        came = await self._emptiness.looked(name)
 
         async def work(connection: AsyncConnection) -> storage_service_pb2.DeleteStorageElementResponse:
-            used = (await usages(connection)).get(name, Usage())
-            opened = select(upload.c.uid).where(
-                upload.c.state == grant_pb2.Upload.STATE_OPEN, upload.c.storage_element == name
-            )
-            if used != Usage() or (await connection.execute(opened.limit(1))).first() is not None:
-                raise StorageElementNotEmpty(storage_element=name, file_count=used.file_count)
             if not (await connection.execute(delete(storage_element).where(storage_element.c.id == name))).rowcount:
                 raise StorageElementNotFound(storage_element=name, nearest=list(await self._elements.all()))
+            if came is None or not await unchanged(connection, name, came):
+                used = (await usages(connection)).get(name, Usage())
+                raise StorageElementNotEmpty(storage_element=name, file_count=used.file_count)
             return storage_service_pb2.DeleteStorageElementResponse()
 
         answer = await self._once(request, storage_service_pb2.DeleteStorageElementResponse, work)

@@ -5,17 +5,18 @@ import difflib
 import logging
 import operator
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Row, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.storage.v1 import storage_element_pb2 as pb
 from khomas.kit.credentials import CredentialProvider
-from khomas.kit.database import Database
+from khomas.kit.database import Database, in_values
 from khomas.kit.errors import FieldInvalid, NotInstalled
 from khomas.kit.plugins import load_all
 from khomas.storage.elements.access_points import AccessPoint
@@ -130,6 +131,17 @@ def known(elements: Mapping[str, Element], name: str) -> Element:
         return element
     nearest = difflib.get_close_matches(name, elements, n=3, cutoff=0.4) or list(elements)[:3]
     raise StorageElementNotFound(storage_element=name, nearest=nearest)
+
+
+async def element_ids(connection: AsyncConnection) -> set[str]:
+    """Return the ids of all, as this transaction sees them."""
+    return set((await connection.scalars(select(storage_element.c.id))).all())
+
+
+async def forgotten(connection: AsyncConnection, names: Collection[str]) -> set[str]:
+    """Return which of these are not there any more; the others are kept until this transaction ends."""
+    there = select(storage_element.c.id).where(in_values(storage_element.c.id, names))
+    return set(names) - set((await connection.scalars(there.with_for_update(read=True, key_share=True))).all())
 
 
 def element_proto(element: Element, usage: Usage) -> pb.StorageElement:

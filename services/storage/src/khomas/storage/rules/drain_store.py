@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Select, func, insert, or_, select, update
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.common.v1 import explanation_pb2
@@ -17,6 +17,7 @@ from khomas.kit.idempotency import Once
 from khomas.kit.ids import new_uid
 from khomas.storage.elements.elements import PREFIX as ELEMENTS
 from khomas.storage.elements.elements import Elements, known
+from khomas.storage.elements.emptiness import kept_for_rules
 from khomas.storage.errors import DrainNotFound, DrainState
 from khomas.storage.rows import mapping
 from khomas.storage.rules.events import touch
@@ -165,11 +166,6 @@ async def move_copies(connection: AsyncConnection, name: str) -> None:
     there = (columns.storage_element == name, columns.state == CopyState.OK)
     moved = update(rule_copy).where(*there).values(leaving).returning(columns.rule_uid)
     await touch(connection, (await connection.scalars(moved)).all())
-
-
-def kept_for_rules(name: str) -> Select[int]:
-    """Count the copies that rules still have on a StorageElement."""
-    return select(func.count()).where(or_(rule_copy.c.storage_element == name, rule_copy.c.moving_from == name))
 
 
 async def drain_proto(connection: AsyncConnection, row: Mapping[str, Any]) -> drain_pb2.Drain:

@@ -1,16 +1,15 @@
 """Empties StorageElements: last copies are made elsewhere, what is not needed is deleted, rules move theirs."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, select, update
 
-from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
 from khomas.api.catalog.v1 import file_pb2
-from khomas.api.storage.v1 import drain_pb2, grant_pb2, transfer_pb2
+from khomas.api.storage.v1 import drain_pb2, transfer_pb2
 from khomas.api.storage.v1.storage_element_pb2 import StorageElement
 from khomas.kit.database import Database, in_values
 from khomas.kit.errors import DomainError
@@ -18,17 +17,18 @@ from khomas.kit.events import EventLog
 from khomas.kit.leases import FREE, claim
 from khomas.storage.catalog import Catalog
 from khomas.storage.elements.elements import Elements
+from khomas.storage.elements.emptiness import Emptiness, unchanged
 from khomas.storage.elements.space import usages
-from khomas.storage.errors import LastReplica
+from khomas.storage.errors import LastReplica, StorageElementNotEmpty
 from khomas.storage.rows import mapping
-from khomas.storage.rules.drain_store import kept_for_rules, move_copies, told
+from khomas.storage.rules.drain_store import move_copies, told
 from khomas.storage.rules.elements import places_of
 from khomas.storage.rules.placing import Copy, CopyState, Located, Place, Placer
 from khomas.storage.rules.protection import ReplicaKey, good_replicas
 from khomas.storage.rules.removal import remove
 from khomas.storage.rules.starting import Starting
 from khomas.storage.rules.tables import drain
-from khomas.storage.tables import deletion, replica, storage_element, transfer, upload
+from khomas.storage.tables import deletion, replica, storage_element, transfer
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ class Draining:
         database: Database,
         event_log: EventLog,
         elements: Elements,
+        emptiness: Emptiness,
         catalog: Catalog,
         starting: Starting,
         *,
@@ -55,6 +56,7 @@ class Draining:
         self._database = database
         self._log = event_log
         self._elements = elements
+        self._emptiness = emptiness
         self._catalog = catalog
         self._starting = starting
         self._owner = owner
@@ -88,8 +90,9 @@ class Draining:
         while uids := await self._next(row["id"], after):
             after = uids[-1]
             stuck += await self._leave(row, uids)
-        if not stuck and await self._is_empty(row["id"]):
-            await self._end(row)
+        came = await self._emptiness.looked(row["id"]) if not stuck else None
+        if came is not None:
+            await self._end(row, came)
         else:
             await self._release(row, f"{stuck} files have no place to go to or no good copy" if stuck else "")
 
@@ -132,7 +135,8 @@ class Draining:
         placer = Placer(places if any(one.takes_files for one in places) else places_of("*", elements, used))
         wanted, stuck = list[Copy](), 0
         for file in files:
-            place = placer.choose(Located(file.uid, file.name, file.size_bytes, frozenset(good_replicas(file))), (), ())
+            there = frozenset(good_replicas(file))
+            place = placer.choose(Located(file.uid, file.name, file.size_bytes, there), (), ())
             if file.uid in moving:
                 continue
             if isinstance(place, Place):
@@ -145,28 +149,7 @@ class Draining:
             stuck += sum(copy.state == CopyState.STUCK for copy in started)
         return stuck
 
-    async def _is_empty(self, name: str) -> bool:
-        """Tell whether nothing is there, is going there or is wanted there; the catalogue has the last word."""
-        open_ = (upload.c.storage_element == name, upload.c.state == grant_pb2.Upload.STATE_OPEN)
-        waiting = deletion.c.state == transfer_pb2.Deletion.STATE_WAITING
-        counted = (
-            select(func.count()).where(replica.c.storage_element == name),
-            select(func.count()).where(deletion.c.storage_element == name, waiting),
-            select(func.count()).where(transfer.c.destination == name, transfer.c.state.in_(_ACTIVE)),
-            select(func.count()).select_from(upload).where(*open_),
-            kept_for_rules(name),
-        )
-        async with self._database.read() as connection:
-            for query in counted:
-                if (await connection.execute(query)).scalar_one():
-                    return False
-        for filter_text in (f'storage_element = "{name}"', f'storage_element = "{name}" AND state = DELETING'):
-            request = catalog_pb.ListFilesRequest(filter=filter_text, page_size=1, view=catalog_pb.FILE_VIEW_BASIC)
-            if (await self._catalog.list_files(request)).files:
-                return False
-        return True
-
-    async def _end(self, row: Mapping[str, Any]) -> None:
+    async def _end(self, row: Mapping[str, Any], came: Set[str]) -> None:
         gone = row["decommission"]
         state = State.STATE_DECOMMISSIONED if gone else State.STATE_DRAINED
         ended = {"state": state, "end_time": datetime.now(UTC), "message": "", **FREE}
@@ -176,6 +159,8 @@ class Draining:
                 return
             if gone:
                 await connection.execute(delete(storage_element).where(storage_element.c.id == row["id"]))
+            if not await unchanged(connection, row["id"], came):
+                raise StorageElementNotEmpty(storage_element=row["id"], file_count=0)
             await told(connection, self._log, row["id"])
         self._elements.forget()
 

@@ -16,6 +16,7 @@ from khomas.kit.service import Host
 from khomas.storage.catalog import Catalog
 from khomas.storage.config import StorageSettings
 from khomas.storage.elements.elements import Elements
+from khomas.storage.elements.emptiness import Emptiness
 from khomas.storage.rules.accesses import Accesses
 from khomas.storage.rules.cleaning import Cleaning
 from khomas.storage.rules.deleting import ReplicaDeletions
@@ -98,6 +99,7 @@ def placement(
             database,
             log,
             elements,
+            Emptiness(database, catalog),
             catalog,
             starting,
             owner=owner,

@@ -21,9 +21,15 @@ from khomas.kit.idempotency import Once
 from khomas.kit.ids import new_uids
 from khomas.storage import elsewhere
 from khomas.storage.checksums import Sums
-from khomas.storage.elements.elements import Element, Elements, Protocols, Usage
+from khomas.storage.elements.elements import Element, Elements, Protocols, Usage, forgotten
 from khomas.storage.elements.space import Chooser, Usages, available, default_element
-from khomas.storage.errors import ProtocolUnknown, StorageElementReadOnly, UploadNotFound, UploadState
+from khomas.storage.errors import (
+    ProtocolUnknown,
+    StorageElementNotFound,
+    StorageElementReadOnly,
+    UploadNotFound,
+    UploadState,
+)
 from khomas.storage.grants.granting import Granting
 from khomas.storage.paths import STAGING
 from khomas.storage.paths import staging as staging_path
@@ -82,6 +88,8 @@ class Uploads:
         rows = self._rows(request.uploads, places, now, end)
 
         async def work(connection: AsyncConnection) -> storage_service_pb2.BatchCreateUploadsResponse:
+            if gone := await forgotten(connection, {place.id for place in places}):
+                raise StorageElementNotFound(storage_element=min(gone), nearest=sorted(elements.keys() - gone))
             await insert_many(connection, upload, rows)
             answers = [self._opened(row, place) for row, place in zip(rows, places, strict=True)]
             return storage_service_pb2.BatchCreateUploadsResponse(uploads=answers)
