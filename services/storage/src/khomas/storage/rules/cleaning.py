@@ -20,7 +20,7 @@ from khomas.storage.elements.space import usages
 from khomas.storage.rules.protection import ReplicaKey, good_replicas
 from khomas.storage.rules.removal import remove
 from khomas.storage.rules.tables import replica_access, rule_copy
-from khomas.storage.tables import deletion, replica
+from khomas.storage.tables import deletion, replica, storage_element
 
 log = logging.getLogger(__name__)
 
@@ -97,8 +97,9 @@ class Cleaning:
             return
         found = await self._catalog.files([f"files/{uid}" for uid in known])
         files = {one.file.uid: one.file for one in found if one.file.state == file_pb2.File.STATE_ACTIVE}
+        elements = await self._elements.all()
         cached = [
-            Cached(uid, size_bytes, len(good_replicas(files[uid]) - {name}))
+            Cached(uid, size_bytes, len(good_replicas(files[uid], elements) - {name}))
             for uid, size_bytes in known.items()
             if uid in files
         ]
@@ -132,6 +133,7 @@ async def _oldest(connection: AsyncConnection, name: str) -> Mapping[str, int]:
     elsewhere = select(other.c.path).where(
         other.c.file_uid == columns.file_uid,
         other.c.storage_element != name,
+        other.c.storage_element.in_(select(storage_element.c.id)),
         other.c.state == file_pb2.Replica.STATE_AVAILABLE,
     )
     query = (

@@ -135,7 +135,7 @@ class Draining:
         placer = Placer(places if any(one.takes_files for one in places) else places_of("*", elements, used))
         wanted, stuck = list[Copy](), 0
         for file in files:
-            there = frozenset(good_replicas(file))
+            there = frozenset(good_replicas(file, elements))
             place = placer.choose(Located(file.uid, file.name, file.size_bytes, there), (), ())
             if file.uid in moving:
                 continue

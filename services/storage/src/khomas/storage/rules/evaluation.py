@@ -16,7 +16,7 @@ from khomas.kit.database import Database, in_values
 from khomas.kit.errors import DomainError
 from khomas.kit.events import EventLog
 from khomas.kit.leases import FREE, claim
-from khomas.storage.elements.elements import Elements
+from khomas.storage.elements.elements import Elements, element_ids
 from khomas.storage.elements.space import usages
 from khomas.storage.rows import mapping
 from khomas.storage.rules import copies
@@ -158,7 +158,9 @@ class Evaluation:
             await self._hold(connection, work)
             before = await copies.of_files(connection, work.uid, uids)
             going = await copies.being_deleted(connection, uids)
-            plans = [planned(_located(file, going), before.get(file.uid, ()), work.wish, work.placer) for file in files]
+            elements = await element_ids(connection)
+            there = [_located(file, elements, going) for file in files]
+            plans = [planned(one, before.get(one.uid, ()), work.wish, work.placer) for one in there]
             known = {copy for some in before.values() for copy in some}
             changed = [copy for plan in plans for copy in plan.kept if copy not in known]
             await copies.write(connection, [(work.uid, copy) for copy in changed])
@@ -315,8 +317,8 @@ async def _joined(connection: AsyncConnection, rule_uid: str, named: Sequence[tu
     await connection.execute(delete(rule_join).where(rule_join.c.rule_uid == rule_uid, files, same))
 
 
-def _located(file: file_pb2.File, going: set[tuple[str, str]]) -> Located:
-    return Located(file.uid, file.name, file.size_bytes, frozenset(good_replicas(file, going)))
+def _located(file: file_pb2.File, elements: set[str], going: set[tuple[str, str]]) -> Located:
+    return Located(file.uid, file.name, file.size_bytes, frozenset(good_replicas(file, elements, going)))
 
 
 def _failed(copy: Copy, error: str) -> Copy:

@@ -1,6 +1,6 @@
 """What events of the catalogue mean for rules. Nobody is asked anything here: it is part of a transaction."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -12,6 +12,7 @@ from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
 from khomas.api.catalog.v1 import dataset_pb2, file_pb2
 from khomas.api.common.v1 import event_pb2
 from khomas.kit.database import in_values, rows_table
+from khomas.storage.elements.elements import element_ids
 from khomas.storage.rules import copies
 from khomas.storage.rules.placing import Copy, CopyState
 from khomas.storage.rules.protection import decide_alone, good_replicas
@@ -22,7 +23,8 @@ async def note_files(connection: AsyncConnection, files: Mapping[str, file_pb2.F
     """Bring copies in line with files, by uid, as they are now; note which may belong to rules on directories."""
     await decide_alone(connection)
     rows = (await connection.execute(select(rule_copy).where(in_values(rule_copy.c.file_uid, list(files))))).all()
-    judged = [(row.rule_uid, _now(copies.copy_of(row), files[row.file_uid])) for row in rows]
+    elements = await element_ids(connection) if rows else set()
+    judged = [(row.rule_uid, _now(copies.copy_of(row), files[row.file_uid], elements)) for row in rows]
     await copies.write(connection, [(rule_uid, copy) for rule_uid, copy in judged if copy is not None])
     gone = [uid for uid, file in files.items() if file.state == file_pb2.File.STATE_DELETED]
     if rows and gone:
@@ -107,11 +109,11 @@ async def _join(connection: AsyncConnection, pairs: Sequence[tuple[str, str]]) -
     await connection.execute(statement.on_conflict_do_update(index_elements=["rule_uid", "file"], set_=again))
 
 
-def _now(copy: Copy, file: file_pb2.File) -> Copy | None:
+def _now(copy: Copy, file: file_pb2.File, elements: Collection[str]) -> Copy | None:
     """Return a copy as it is after a change of its file; None if it is as it was."""
     if file.state != file_pb2.File.STATE_ACTIVE:
         return None
-    there = good_replicas(file)
+    there = good_replicas(file, elements)
     now = datetime.now(UTC)
     if copy.state == CopyState.OK and copy.storage_element not in there:
         return replace(copy, state=CopyState.PENDING, storage_element="", transfer_uid="", state_time=now)

@@ -57,7 +57,7 @@ class Previews:
         by_element: dict[str, rule_service_pb2.PreviewElement] = {}
         async for files in self._membership.listed(row):
             for file in files:
-                located = Located(file.uid, file.name, file.size_bytes, frozenset(good_replicas(file)))
+                located = Located(file.uid, file.name, file.size_bytes, frozenset(good_replicas(file, elements)))
                 answer.files += 1
                 answer.bytes += file.size_bytes
                 for copy in planned(located, (), wish, placer).kept:

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from khomas.api.catalog.v1 import file_pb2
 from khomas.kit.database import in_values
 from khomas.kit.errors import DomainError
+from khomas.storage.elements.elements import element_ids
 from khomas.storage.errors import LastReplica, NoReplica, ReplicaNeeded
 from khomas.storage.rules.copies import being_deleted
 from khomas.storage.rules.tables import rule_copy
@@ -54,12 +55,13 @@ async def objections(
     `files`, by uid, are as the catalogue has just told them. Replicas that are being deleted count as gone, and so do
     the others among `keys` that come before: of two last copies that are asked about at once one is kept.
     """
+    elements = await element_ids(connection)
     wanted = await protecting_rules(connection, keys)
     going = await being_deleted(connection, {key.file_uid for key in keys})
     found: dict[ReplicaKey, DomainError] = {}
     for key in keys:
         file = files.get(key.file_uid)
-        refusal = _objection(key, file, wanted.get(key), going)
+        refusal = _objection(key, file, wanted.get(key), elements, going)
         if refusal is not None:
             found[key] = refusal
         else:
@@ -67,21 +69,28 @@ async def objections(
     return found
 
 
-def good_replicas(file: file_pb2.File, going: Collection[tuple[str, str]] = ()) -> set[str]:
-    """Return where readable replicas of a file lie that nobody is deleting."""
+def good_replicas(file: file_pb2.File, elements: Collection[str], going: Collection[tuple[str, str]] = ()) -> set[str]:
+    """Return where readable replicas of a file lie that nobody is deleting.
+
+    The catalogue takes any name for a StorageElement: nobody reads a replica on one that is not among `elements`.
+    """
     available = {
         replica.storage_element for replica in file.replicas if replica.state == file_pb2.Replica.STATE_AVAILABLE
     }
-    return {name for name in available if (file.uid, name) not in going}
+    return {name for name in available if name in elements and (file.uid, name) not in going}
 
 
 def _objection(
-    key: ReplicaKey, file: file_pb2.File | None, rule: str | None, going: Collection[tuple[str, str]]
+    key: ReplicaKey,
+    file: file_pb2.File | None,
+    rule: str | None,
+    elements: Collection[str],
+    going: Collection[tuple[str, str]],
 ) -> DomainError | None:
     if file is None or all(replica.storage_element != key.storage_element for replica in file.replicas):
         return NoReplica(file=file.name if file else f"files/{key.file_uid}")
     if rule is not None:
         return ReplicaNeeded(file=file.name, storage_element=key.storage_element, rule=f"replicationRules/{rule}")
-    if not good_replicas(file, going) - {key.storage_element}:
+    if not good_replicas(file, elements, going) - {key.storage_element}:
         return LastReplica(file=file.name, storage_element=key.storage_element)
     return None
