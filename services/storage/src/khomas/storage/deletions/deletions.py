@@ -31,7 +31,7 @@ from khomas.storage.known_replicas import shared_paths
 from khomas.storage.reconciling.policies import Policies
 from khomas.storage.rows import mapping, mappings
 from khomas.storage.rules.protection import ReplicaKey, objections
-from khomas.storage.tables import deletion
+from khomas.storage.tables import deletion, transfer
 
 log = logging.getLogger(__name__)
 
@@ -158,6 +158,9 @@ class Deletions:
         async with self._database.write() as connection:
             rows = await claim(connection, deletion, due, owner=self._owner, now=now, until=now + self._lease)
             moments = await spread(connection, rows, rates, now)
+            # From here on bytes may be gone, also if this process dies: such a deletion is not taken back.
+            begun = in_values(deletion.c.uid, [row.uid for row in rows if row.uid not in moments])
+            await connection.execute(update(deletion).where(begun).values(attempts=deletion.c.attempts + 1))
         return [(row, moments.get(row.uid)) for row in rows]
 
     async def _deleted(self, rows: Sequence[Row[Any]]) -> list[_Result]:
@@ -178,7 +181,7 @@ class Deletions:
         return [*results, *(result for result in judged if result.state != State.STATE_CONFIRMED)]
 
     async def _needed(self, rows: Sequence[Row[Any]], found: Sequence[catalog_pb.FileResult]) -> dict[str, str]:
-        """Return why single replicas are kept that a rule wants by now, or that have become the last good ones."""
+        """Return why single replicas are kept: wanted by a rule by now, the last good ones, or just being copied."""
         keys = {row.uid: ReplicaKey(row.file_uid, row.storage_element) for row in rows if row.single}
         if not keys:
             return {}
@@ -186,9 +189,10 @@ class Deletions:
         active = {uid: key for uid, key in keys.items() if key.file_uid in files}
         async with self._database.read() as connection:
             refused = await objections(connection, list(active.values()), files)
+            arriving = await _arriving(connection, [row for row in rows if row.uid in active])
         # One that is not in the catalogue any more was deleted by a process that died before it could say so.
         stay = {key: error.message for key, error in refused.items() if not isinstance(error, NoReplica)}
-        return {uid: stay[key] for uid, key in active.items() if key in stay}
+        return arriving | {uid: stay[key] for uid, key in active.items() if key in stay}
 
     async def _without_bytes(self, rows: Sequence[Row[Any]]) -> list[_Result]:
         """Delete the bytes, StorageElement by StorageElement."""
@@ -296,6 +300,20 @@ def _rows(file: file_pb2.File) -> list[dict[str, Any]]:
         }
         for replica in file.replicas
     ]
+
+
+async def _arriving(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> dict[str, str]:
+    """Return, by deletion, which transfer brings a copy there.
+
+    A transfer runs before it asks for deletions, and a deletion waits before it asks for transfers: one of both sees
+    the other one. A deletion that was begun before is gone on with, and the transfer waits.
+    """
+    new = {(row.file_uid, row.storage_element): row.uid for row in rows if not row.attempts}
+    query = select(transfer).where(
+        in_values(transfer.c.file, {row.file for row in rows}), transfer.c.state == pb.Transfer.STATE_RUNNING
+    )
+    found = {(row.file_uid, row.destination): row.uid for row in (await connection.execute(query)).all()}
+    return {uid: f"transfers/{found[pair]} brings a copy there." for pair, uid in new.items() if pair in found}
 
 
 def _kept(row: Row[Any], why: str) -> _Result:

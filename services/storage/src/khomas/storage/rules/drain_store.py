@@ -15,6 +15,7 @@ from khomas.kit.database import Database
 from khomas.kit.events import EventLog, NewEvent
 from khomas.kit.idempotency import Once
 from khomas.kit.ids import new_uid
+from khomas.storage.deletions.taking_back import take_back
 from khomas.storage.elements.elements import PREFIX as ELEMENTS
 from khomas.storage.elements.elements import Elements, known
 from khomas.storage.elements.emptiness import kept_for_rules
@@ -88,14 +89,7 @@ class Drains:
             ended = {"state": State.STATE_CANCELLED, "end_time": now, "message": ""}
             await connection.execute(update(drain).where(drain.c.id == name).values(ended))
             await _set_draining(connection, name, draining=False)
-            undone = {
-                "state": transfer_pb2.Deletion.STATE_UNDONE,
-                "end_time": now,
-                "message": "The drain was taken back.",
-            }
-            planned = (deletion.c.storage_element == name, deletion.c.single, deletion.c.state == _WAITING)
-            free = deletion.c.lease_owner.is_(None)
-            await connection.execute(update(deletion).where(*planned, free).values(undone))
+            await take_back(connection, self._log, "The drain was taken back.", deletion.c.storage_element == name)
             back = update(rule_copy).where(rule_copy.c.moving_from == name).values(state=CopyState.PENDING)
             await touch(connection, (await connection.scalars(back.returning(rule_copy.c.rule_uid))).all())
             return await told(connection, self._log, name)

@@ -13,6 +13,7 @@ from khomas.kit.errors import DomainError
 from khomas.kit.events import EventLog
 from khomas.kit.ids import new_uids
 from khomas.storage.deletions.deletions import deletion_event
+from khomas.storage.deletions.taking_back import leaving
 from khomas.storage.rules.protection import ReplicaKey, decide_alone, objections
 from khomas.storage.tables import deletion
 
@@ -20,10 +21,16 @@ from khomas.storage.tables import deletion
 async def remove(
     connection: AsyncConnection, log: EventLog, keys: Sequence[ReplicaKey], files: Mapping[str, file_pb2.File]
 ) -> dict[ReplicaKey, DomainError]:
-    """Plan the deletion of replicas; return, for those that must stay, why. `files` are fresh from the catalogue."""
+    """Plan the deletion of replicas; return, for those that must stay, why. `files` are fresh from the catalogue.
+
+    What is planned already is not planned twice: the second deletion would take what was copied there after the first.
+    """
     await decide_alone(connection)
+    before = await leaving(connection, {key.file_uid for key in keys})
     refused = await objections(connection, keys, files)
-    removed = [key for key in dict.fromkeys(keys) if key not in refused]
+    removed = [
+        key for key in dict.fromkeys(keys) if key not in refused and (key.file_uid, key.storage_element) not in before
+    ]
     rows = [
         _row(uid, key, files[key.file_uid])
         for uid, key in zip(new_uids(len(removed)) if removed else (), removed, strict=True)

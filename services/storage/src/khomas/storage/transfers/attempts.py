@@ -120,6 +120,7 @@ def plan(
     measures: Mapping[tuple[str, str], Measure],
     failed: Sequence[str],
     offline: Collection[tuple[str, str]] = (),
+    leaving: Collection[tuple[str, str]] = (),
 ) -> None:
     """Find out what to read; end the attempt if the file is there already, raise CopyFailed if it cannot get there."""
     file, row = result.file, attempt.row
@@ -128,12 +129,14 @@ def plan(
     destination = elements.get(row["destination"])
     if destination is None:
         raise CopyFailed(pb.TRANSFER_REASON_CONFIGURATION, f"there is no StorageElement {row['destination']}")
-    if not destination.takes_files:
-        raise CopyFailed(pb.TRANSFER_REASON_DESTINATION, f"{destination.id} is read-only")
+    if (file.uid, destination.id) in leaving:
+        raise CopyFailed(pb.TRANSFER_REASON_DESTINATION, f"the replica at {destination.id} is being deleted first")
     there = [replica for replica in file.replicas if replica.storage_element == destination.id]
     if there and there[0].state == file_pb2.Replica.STATE_AVAILABLE:
         attempt.end(message="The file has a replica there already.")
         return
+    if not destination.takes_files:
+        raise CopyFailed(pb.TRANSFER_REASON_DESTINATION, f"{destination.id} is read-only")
     attempt.wanted = Wanted(file.size_bytes, file.checksums.adler32)
     attempt.copy = Copy(attempt.wanted)
     order = _readable(attempt, file, elements, measures, failed)

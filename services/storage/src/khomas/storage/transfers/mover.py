@@ -114,6 +114,8 @@ class Mover:
     async def _plan(self, attempts: Sequence[Attempt], elements: Mapping[str, Element]) -> None:
         failed = await self._queue.failed_sources([one.uid for one in attempts if one.row["attempt"] > 1])
         await self._rates.refresh(elements)
+        # Before the catalogue: it knows of each deletion that is over then.
+        leaving = await self._queue.leaving([one.row["file_uid"] for one in attempts])
         try:
             results = await self._catalog.files([f"files/{one.row['file_uid']}" for one in attempts])
         except (DomainError, grpc.aio.AioRpcError) as error:
@@ -124,7 +126,7 @@ class Mover:
         offline = await self._online.offline(files.values())
         for attempt, result in zip(attempts, results, strict=True):
             with ending(attempt):
-                plan(attempt, result, elements, self._measures.known, failed.get(attempt.uid, []), offline)
+                plan(attempt, result, elements, self._measures.known, failed.get(attempt.uid, []), offline, leaving)
         late = [one for one in attempts if one.ended and one.ended.reason == pb.TRANSFER_REASON_ON_TAPE]
         await self._online.want([files[one.uid] for one in late])
         await self._check_room(attempts, elements)

@@ -13,6 +13,7 @@ from khomas.api.storage.v1 import transfer_pb2 as pb
 from khomas.kit.database import Database, in_values, insert_many, rows_table
 from khomas.kit.events import EventLog
 from khomas.kit.leases import claim, held, held_table, lock, renew
+from khomas.storage.deletions.taking_back import leaving
 from khomas.storage.landing import Wanted
 from khomas.storage.links.measures import Carried, Measures
 from khomas.storage.links.tables import turn
@@ -126,6 +127,11 @@ class Queue:
             for uid, source in (await connection.execute(query)).all():
                 sources.setdefault(uid, []).append(source)
         return sources
+
+    async def leaving(self, file_uids: Sequence[str]) -> set[tuple[str, str]]:
+        """Return the (file, StorageElement) pairs whose replica is being deleted, so that none is brought there."""
+        async with self._database.read() as connection:
+            return await leaving(connection, file_uids)
 
     async def used_bytes(self, elements: Iterable[str]) -> dict[str, int]:
         """Return how much lies on StorageElements."""

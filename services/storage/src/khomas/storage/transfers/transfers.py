@@ -1,8 +1,8 @@
 """Transfers as callers want, see and cancel them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf.duration_pb2 import Duration
 from sqlalchemy import ColumnElement, Row, delete, select, true, update
@@ -25,8 +25,9 @@ from khomas.kit.ids import new_uids
 from khomas.kit.leases import FREE, lock
 from khomas.kit.paging import Ordering, list_page
 from khomas.storage.catalog import Catalog
-from khomas.storage.elements.elements import Element, Elements, known
-from khomas.storage.errors import NoReplica, StorageElementReadOnly, TransferNotFound
+from khomas.storage.deletions.taking_back import doubtful, of, take_back
+from khomas.storage.elements.elements import Element, Elements, forgotten, known
+from khomas.storage.errors import NoReplica, StorageElementNotFound, StorageElementReadOnly, TransferNotFound
 from khomas.storage.links.choosing import nearest
 from khomas.storage.links.measures import Measure, Measures
 from khomas.storage.rows import mapping, mappings
@@ -35,6 +36,12 @@ from khomas.storage.transfers.explaining import explanation
 from khomas.storage.transfers.turns import deal, ends, lane
 
 PREFIX = "transfers/"
+_QUEUED: Final[Mapping[str, Any]] = {
+    "state": pb.Transfer.STATE_WAITING,
+    "reason": pb.TRANSFER_REASON_QUEUED,
+    "message": "",
+    "end_time": None,
+}
 _PRUNED = 5000
 ACTIVE = (pb.Transfer.STATE_WAITING, pb.Transfer.STATE_RUNNING)
 _FIELDS = {
@@ -93,7 +100,7 @@ class Transfers:
             wanted = await self._wanted(connection, {one.file for one in request.transfers})
             rows: list[dict[str, Any]] = []
             results = Results()
-            for one, row in zip(request.transfers, judged, strict=True):
+            for one, row in zip(request.transfers, await self._once_more(connection, judged, elements), strict=True):
                 if not isinstance(row, dict):
                     results.results.add(error=row)
                     continue
@@ -172,6 +179,20 @@ class Transfers:
                 )
             if len(uids) < _PRUNED:
                 return
+
+    async def _once_more(
+        self, connection: AsyncConnection, judged: Sequence[Any], elements: Mapping[str, Element]
+    ) -> list[Any]:
+        """Judge rows by what may have changed since: StorageElements are forgotten, and replicas deleted."""
+        given = [row for row in judged if isinstance(row, dict)]
+        gone = await forgotten(connection, {row["destination"] for row in given})
+        pairs = {(row["file_uid"], row["destination"]) for row in given}
+        if unsure := await doubtful(connection, pairs):
+            again = {pair for pair in unsure if elements[pair[1]].takes_files}
+            await take_back(connection, self._log, "It is wanted there again.", *of(again))
+            unsure = await doubtful(connection, unsure)
+        nearest = sorted(elements.keys() - gone)
+        return [_judged_again(row, gone, unsure, nearest) if isinstance(row, dict) else row for row in judged]
 
     async def _wanted(self, connection: AsyncConnection, names: Iterable[str]) -> dict[tuple[str, str], pb.Transfer]:
         query = select(transfer).where(in_values(transfer.c.file, list(names)), transfer.c.state.in_(ACTIVE))
@@ -276,6 +297,16 @@ def _row(
     return _new(one, result.file, source, there=there)
 
 
+def _judged_again(
+    row: dict[str, Any], gone: Collection[str], unsure: Collection[tuple[str, str]], nearest: Sequence[str]
+) -> Any:
+    name = row["destination"]
+    if name in gone:
+        return status_of(StorageElementNotFound(storage_element=name, nearest=nearest))
+    # Whether its replica is there is found out when its turn has come.
+    return {**row, **_QUEUED} if (row["file_uid"], name) in unsure else row
+
+
 def _readable(file: file_pb2.File) -> list[file_pb2.Replica]:
     return [replica for replica in file.replicas if replica.state == file_pb2.Replica.STATE_AVAILABLE]
 
@@ -292,22 +323,24 @@ def _new(one: pb.Transfer, file: file_pb2.File, source: str, *, there: bool) -> 
         "max_attempts": one.max_attempts,
         "origin": one.origin,
         "owner": current_principal().subject,
-        "state": pb.Transfer.STATE_SUCCEEDED if there else pb.Transfer.STATE_WAITING,
-        "reason": pb.TRANSFER_REASON_UNSPECIFIED if there else pb.TRANSFER_REASON_QUEUED,
-        "message": "The file has a replica there already." if there else "",
         "size_bytes": file.size_bytes,
         "attempt": 0,
         "path": "",
         "next_attempt_time": now,
         "create_time": now,
         "state_time": now,
-        "end_time": now if there else None,
         "deadline": one.deadline.ToDatetime(UTC) if one.HasField("deadline") else None,
         "share": one.share or current_principal().subject,
         "lane": lane(source, one.destination),
         "turn": 0.0,
         "moved_bytes": 0,
+        **(_there(now) if there else _QUEUED),
     }
+
+
+def _there(now: datetime) -> Mapping[str, Any]:
+    said = {"reason": pb.TRANSFER_REASON_UNSPECIFIED, "message": "The file has a replica there already."}
+    return {"state": pb.Transfer.STATE_SUCCEEDED, **said, "end_time": now}
 
 
 def _mine() -> ColumnElement[bool]:
