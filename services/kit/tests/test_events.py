@@ -330,6 +330,22 @@ async def test_consumer_that_cannot_get_on_says_so(
     assert (said.message, said.code) == ("events.waits", "RESOURCE_EXHAUSTED")  # type: ignore[attr-defined]
 
 
+async def test_of_two_processes_with_the_same_consumer_one_gets_each_event(database: Database, log: EventLog) -> None:
+    async with served(log) as watch, asyncio.timeout(60), asyncio.TaskGroup() as group:
+        running = [
+            group.create_task(EventConsumer(database, cursors, name="test", watch=watch).run(apply)) for _ in range(2)
+        ]
+        for number in range(30):
+            await add(database, log, f"{number:02}/a", f"{number:02}/b")
+        await until_applied(database, 60)
+        await add(database, log, "last")
+        await until_applied(database, 61)
+        assert not any(one.done() for one in running)
+        for one in running:
+            one.cancel()
+    assert await applied(database) == [*(f"{number:02}/{part}" for number in range(30) for part in "ab"), "last"]
+
+
 async def test_consumer_lists_again_when_its_cursor_is_too_old(database: Database) -> None:
     log = EventLog(database, event, retention=timedelta(milliseconds=50))
     async with database.write() as connection:

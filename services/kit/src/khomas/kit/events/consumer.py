@@ -4,13 +4,14 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 
 import grpc
 from sqlalchemy import Column, MetaData, Table, Text, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.common.v1 import event_pb2 as pb
-from khomas.kit.database import Database
+from khomas.kit.database import Database, insert_new
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,8 @@ class EventConsumer:
     async def run(self, handle: Handle, relist: Callable[[], Awaitable[None]] | None = None) -> None:
         """Hand over batches for ever; the cursor is saved in the transaction that `handle` writes in.
 
+        Of several processes that follow under the same name one gets each batch.
+
         When the other service no longer has the events after the cursor, `relist` is called to look at the
         whole state instead; without it the error is raised.
         """
@@ -99,14 +102,17 @@ class EventConsumer:
 
     async def _follow(self, handle: Handle) -> None:
         cursor = await self._saved()
-        async for batch in follow(self._watch, cursor, self._filter):
-            if batch.cursor == cursor:
-                continue
-            async with self._database.write() as connection:
-                if batch.events:
-                    await handle(connection, batch.events)
-                await self._save(connection, batch.cursor)
-            cursor = batch.cursor
+        async with aclosing(follow(self._watch, cursor, self._filter)) as batches:
+            async for batch in batches:
+                if batch.cursor == cursor:
+                    continue
+                async with self._database.write() as connection:
+                    if not await self._moved(connection, cursor, batch.cursor):
+                        # Another process has handled these; told again they would bring old states back.
+                        return
+                    if batch.events:
+                        await handle(connection, batch.events)
+                cursor = batch.cursor
 
     async def _end(self) -> str:
         request = pb.WatchEventsRequest(cursor="now", filter=self._filter, until_now=True)
@@ -119,6 +125,15 @@ class EventConsumer:
         query = select(self._table.c.cursor).where(self._table.c.consumer == self._name)
         async with self._database.read() as connection:
             return (await connection.execute(query)).scalar() or ""
+
+    async def _moved(self, connection: AsyncConnection, before: str, cursor: str) -> bool:
+        """Move the cursor on; False if it is not where we have taken it from."""
+        table = self._table
+        ours = (table.c.consumer == self._name, table.c.cursor == before)
+        if (await connection.execute(update(table).values(cursor=cursor).where(*ours))).rowcount:
+            return True
+        first = {"consumer": self._name, "cursor": cursor}
+        return not before and bool(await insert_new(connection, table, [first], table.c.consumer))
 
     async def _save(self, connection: AsyncConnection, cursor: str) -> None:
         table = self._table
