@@ -30,8 +30,8 @@ class StorageElementNotEmpty(DomainError):
     area = "storage"
     reason = "STORAGE_ELEMENT_NOT_EMPTY"
     template = (
-        "The StorageElement {storage_element} is not empty: {file_count} files are known there, and uploads, transfers, "
-        "deletions and copies of rules count, too; drain it first: khomas se drain."
+        "The StorageElement {storage_element} is not empty: {file_count} files are known there; uploads, transfers, "
+        "deletions and copies of rules count, too. Drain it first: khomas se drain."
     )
 
 
