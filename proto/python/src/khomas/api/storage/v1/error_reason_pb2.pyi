@@ -34,7 +34,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_STORAGE_ELEMENT_EXISTS: _ErrorReason.ValueType  # 2
     """ALREADY_EXISTS. Metadata: storage_element."""
     ERROR_REASON_STORAGE_ELEMENT_NOT_EMPTY: _ErrorReason.ValueType  # 3
-    """FAILED_PRECONDITION. It still has replicas. Metadata: storage_element, file_count."""
+    """FAILED_PRECONDITION. Something is there, is going there or is wanted there. Metadata: storage_element, file_count."""
     ERROR_REASON_STORAGE_ELEMENT_READ_ONLY: _ErrorReason.ValueType  # 4
     """FAILED_PRECONDITION. Metadata: storage_element."""
     ERROR_REASON_STORAGE_ELEMENT_UNREACHABLE: _ErrorReason.ValueType  # 5
@@ -118,7 +118,7 @@ ERROR_REASON_STORAGE_ELEMENT_NOT_FOUND: ErrorReason.ValueType  # 1
 ERROR_REASON_STORAGE_ELEMENT_EXISTS: ErrorReason.ValueType  # 2
 """ALREADY_EXISTS. Metadata: storage_element."""
 ERROR_REASON_STORAGE_ELEMENT_NOT_EMPTY: ErrorReason.ValueType  # 3
-"""FAILED_PRECONDITION. It still has replicas. Metadata: storage_element, file_count."""
+"""FAILED_PRECONDITION. Something is there, is going there or is wanted there. Metadata: storage_element, file_count."""
 ERROR_REASON_STORAGE_ELEMENT_READ_ONLY: ErrorReason.ValueType  # 4
 """FAILED_PRECONDITION. Metadata: storage_element."""
 ERROR_REASON_STORAGE_ELEMENT_UNREACHABLE: ErrorReason.ValueType  # 5

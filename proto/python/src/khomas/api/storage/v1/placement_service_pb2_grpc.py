@@ -120,7 +120,7 @@ class PlacementServiceServicer(object):
     def BatchDeleteReplicas(self, request, context):
         """Deletes single replicas, never the file. Per entry OK or why not: REPLICA_NEEDED when a rule protects it,
         LAST_REPLICA when no other good copy is known, NO_REPLICA when there is none. Bytes go in the background, and
-        what is needed by then after all is kept.
+        what is needed by then after all is kept. What is being deleted already is OK, and is not deleted twice.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

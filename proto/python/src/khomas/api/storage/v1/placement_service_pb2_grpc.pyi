@@ -30,7 +30,7 @@ class PlacementServiceStub:
     BatchDeleteReplicas: _aio.UnaryUnaryMultiCallable[_placement_service_pb2.BatchDeleteReplicasRequest, _placement_service_pb2.BatchDeleteReplicasResponse]
     """Deletes single replicas, never the file. Per entry OK or why not: REPLICA_NEEDED when a rule protects it,
     LAST_REPLICA when no other good copy is known, NO_REPLICA when there is none. Bytes go in the background, and
-    what is needed by then after all is kept.
+    what is needed by then after all is kept. What is being deleted already is OK, and is not deleted twice.
     """
     DrainStorageElement: _aio.UnaryUnaryMultiCallable[_placement_service_pb2.DrainStorageElementRequest, _drain_pb2.Drain]
     """Empties a StorageElement, see Drain. With `decommission` it is forgotten at the end. Doing it twice is no error."""
@@ -84,7 +84,7 @@ class PlacementServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_placement_service_pb2.BatchDeleteReplicasResponse]:
         """Deletes single replicas, never the file. Per entry OK or why not: REPLICA_NEEDED when a rule protects it,
         LAST_REPLICA when no other good copy is known, NO_REPLICA when there is none. Bytes go in the background, and
-        what is needed by then after all is kept.
+        what is needed by then after all is kept. What is being deleted already is OK, and is not deleted twice.
         """
 
     @_abc_1.abstractmethod

@@ -175,7 +175,8 @@ class StorageServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteStorageElement(self, request, context):
-        """Forgets an empty StorageElement. Touches no bytes.
+        """Forgets an empty StorageElement. Touches no bytes. The catalogue has the last word on what is there: UNAVAILABLE
+        while it does not answer. STORAGE_ELEMENT_NOT_EMPTY also for what is on its way there or wanted there by a rule.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -221,6 +222,7 @@ class StorageServiceServicer(object):
 
     def BatchCreateTransfers(self, request, context):
         """Wants copies. Per entry a transfer or a status; a file that has a replica there answers with a SUCCEEDED one.
+        A deletion of that replica alone is taken back; once it was begun, the transfer waits and comes after it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -33,7 +33,9 @@ class StorageServiceStub:
     UpdateStorageElement: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.UpdateStorageElementRequest, _storage_element_pb2.StorageElement]
     """Changes description, site, access points, read_only, capacity, labels, weight or watermarks."""
     DeleteStorageElement: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.DeleteStorageElementRequest, _storage_service_pb2.DeleteStorageElementResponse]
-    """Forgets an empty StorageElement. Touches no bytes."""
+    """Forgets an empty StorageElement. Touches no bytes. The catalogue has the last word on what is there: UNAVAILABLE
+    while it does not answer. STORAGE_ELEMENT_NOT_EMPTY also for what is on its way there or wanted there by a rule.
+    """
     BatchCreateUploads: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.BatchCreateUploadsRequest, _storage_service_pb2.BatchCreateUploadsResponse]
     """Opens uploads: says where to PUT the bytes. All or nothing."""
     BatchCommitUploads: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.BatchCommitUploadsRequest, _storage_service_pb2.BatchCommitUploadsResponse]
@@ -49,7 +51,9 @@ class StorageServiceStub:
     BatchCreateDownloads: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.BatchCreateDownloadsRequest, _storage_service_pb2.BatchCreateDownloadsResponse]
     """Says where to GET the bytes of files: per name grants, the best replica first, or why there is none."""
     BatchCreateTransfers: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.BatchCreateTransfersRequest, _storage_service_pb2.BatchCreateTransfersResponse]
-    """Wants copies. Per entry a transfer or a status; a file that has a replica there answers with a SUCCEEDED one."""
+    """Wants copies. Per entry a transfer or a status; a file that has a replica there answers with a SUCCEEDED one.
+    A deletion of that replica alone is taken back; once it was begun, the transfer waits and comes after it.
+    """
     GetTransfer: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.GetTransferRequest, _transfer_pb2.Transfer]
     """Reads a transfer with its attempts."""
     ListTransfers: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.ListTransfersRequest, _storage_service_pb2.ListTransfersResponse]
@@ -118,7 +122,9 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _storage_service_pb2.DeleteStorageElementRequest,
         context: _aio.ServicerContext[_storage_service_pb2.DeleteStorageElementRequest, _abc.Awaitable[_storage_service_pb2.DeleteStorageElementResponse]],
     ) -> _abc.Awaitable[_storage_service_pb2.DeleteStorageElementResponse]:
-        """Forgets an empty StorageElement. Touches no bytes."""
+        """Forgets an empty StorageElement. Touches no bytes. The catalogue has the last word on what is there: UNAVAILABLE
+        while it does not answer. STORAGE_ELEMENT_NOT_EMPTY also for what is on its way there or wanted there by a rule.
+        """
 
     @_abc_1.abstractmethod
     def BatchCreateUploads(
@@ -170,7 +176,9 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _storage_service_pb2.BatchCreateTransfersRequest,
         context: _aio.ServicerContext[_storage_service_pb2.BatchCreateTransfersRequest, _abc.Awaitable[_storage_service_pb2.BatchCreateTransfersResponse]],
     ) -> _abc.Awaitable[_storage_service_pb2.BatchCreateTransfersResponse]:
-        """Wants copies. Per entry a transfer or a status; a file that has a replica there answers with a SUCCEEDED one."""
+        """Wants copies. Per entry a transfer or a status; a file that has a replica there answers with a SUCCEEDED one.
+        A deletion of that replica alone is taken back; once it was begun, the transfer waits and comes after it.
+        """
 
     @_abc_1.abstractmethod
     def GetTransfer(

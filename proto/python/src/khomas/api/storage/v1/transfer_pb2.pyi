@@ -458,7 +458,7 @@ class Deletion(_message.Message):
     message: _builtins.str
     """The native error of the last try."""
     attempts: _builtins.int
-    """How many tries."""
+    """How many tries were begun."""
     reason: Global___DeletionReason.ValueType
     """Why it waits."""
     @_builtins.property
