@@ -1,13 +1,14 @@
 """Bytes go after the undo window, and the catalogue is told when they are gone."""
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from sqlalchemy import insert
 
 from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
 from khomas.api.catalog.v1 import file_pb2
@@ -16,6 +17,7 @@ from khomas.api.storage.v1 import care_pb2, integrity_service_pb2, storage_eleme
 from khomas.api.storage.v1 import storage_service_pb2 as pb
 from khomas.api.storage.v1.integrity_service_pb2_grpc import IntegrityServiceStub
 from khomas.storage.reconciling.testing import Place
+from khomas.storage.tables import upload_commit
 from khomas.storage.testing import Storage, until
 
 Deletion = transfer_pb2.Deletion
@@ -105,6 +107,28 @@ async def test_bytes_that_another_file_has_taken_over_stay(storage: Storage) -> 
 
     await until(gone)
     assert "hess/old" in storage.visible()
+
+
+async def test_bytes_that_a_commit_is_about_to_announce_stay(storage: Storage) -> None:
+    await storage.store("/hess/old", b"bytes")
+    # As of another process, which has got the path after the bytes of the old file were gone.
+    commit = {
+        **{name: name for name in ("uid", "request_key", "lease_owner")},
+        **dict.fromkeys(("request_digest", "catalog_request"), b""),
+        **{name: datetime.now(UTC) + timedelta(hours=1) for name in ("lease_expire_time", "create_time")},
+        "placements": [["upload", 0, "local", "hess/old", "stamp"]],
+        "memberships": [],
+    }
+    async with storage.parts.database.write() as connection:
+        await connection.execute(insert(upload_commit), commit)
+
+    storage.catalog.delete("/hess/old")
+
+    async def gone() -> bool:
+        return "/hess/old" not in storage.catalog.files
+
+    await until(gone)
+    assert storage.visible() == ["hess/old"]
 
 
 async def test_failed_deletion_is_tried_again(storage: Storage) -> None:

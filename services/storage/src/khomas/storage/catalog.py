@@ -87,6 +87,15 @@ class Catalog:
             results.extend(answer.results)
         return results
 
+    async def at_paths(self, element: str, paths: Sequence[str]) -> list[pb.LocatedFile]:
+        """Read what lies at paths of a StorageElement, at most 10,000; several files may share one."""
+        request = pb.StreamReplicasRequest(storage_element=element, paths=paths)
+
+        async def located(left: float) -> list[pb.LocatedFile]:
+            return [file async for answer in self.stub.StreamReplicas(request, timeout=left) for file in answer.files]
+
+        return await self._repeated(located)
+
     async def list_datasets(self, request: pb.ListDatasetsRequest) -> pb.ListDatasetsResponse:
         """Search datasets, one page."""
         return await self._repeated(lambda left: self.stub.ListDatasets(request, timeout=left))

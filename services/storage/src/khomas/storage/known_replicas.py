@@ -1,4 +1,4 @@
-"""What the catalogue has where, kept by its events: for space accounting, and to delete nothing that is in use.
+"""What the catalogue has where, kept by its events: for space accounting, and to touch nothing that is in use.
 
 Others look at it at any moment, so it is never emptied: a listing notes files anew, and what no listing or event has
 noted since it began goes at its end. Who writes here decides alone (`decide_alone`): a row must not get the number of
@@ -14,9 +14,11 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.catalog.v1 import file_pb2
+from khomas.api.storage.v1 import transfer_pb2
 from khomas.kit.database import in_values, insert_many
-from khomas.storage.tables import followed, replica, space
+from khomas.storage.tables import followed, replica, space, transfer, upload_commit
 
+_ACTIVE = (transfer_pb2.Transfer.STATE_WAITING, transfer_pb2.Transfer.STATE_RUNNING)
 _NEVER = datetime.fromtimestamp(0, UTC)
 
 
@@ -69,16 +71,16 @@ async def known_until(connection: AsyncConnection) -> datetime:
     return (await connection.execute(select(followed.c.known_time))).scalar_one() or _NEVER
 
 
-async def shared_paths(connection: AsyncConnection, wanted: Collection[tuple[str, str, str]]) -> set[tuple[str, str]]:
-    """Return those (StorageElement, path) pairs that a file other than the given one has a replica at, too."""
-    ours = {(element, path): file_uid for file_uid, element, path in wanted}
-    query = select(replica).where(in_values(replica.c.path, [path for _, path in ours]))
-    rows = (await connection.execute(query)).all()
-    return {
-        (row.storage_element, row.path)
-        for row in rows
-        if ours.get((row.storage_element, row.path), row.file_uid) != row.file_uid
-    }
+async def coming(connection: AsyncConnection, element: str, paths: Collection[str]) -> set[str]:
+    """Return those paths that a transfer or a commit is about to announce."""
+    moving = select(transfer.c.path).where(
+        in_values(transfer.c.path, paths), transfer.c.destination == element, transfer.c.state.in_(_ACTIVE)
+    )
+    commits = select(upload_commit.c.placements).where(upload_commit.c.answer.is_(None))
+    found = set((await connection.scalars(moving)).all())
+    for placements in (await connection.scalars(commits)).all():
+        found |= {path for _, _, target, path, *_ in placements if target == element}
+    return found
 
 
 def _present(file: file_pb2.File) -> Sequence[file_pb2.Replica]:

@@ -177,6 +177,20 @@ class _Servicer(catalog_service_pb2_grpc.CatalogServiceServicer):
                 await self._catalog.turning(number)
             yield pb.ListFilesResponse(files=[file])
 
+    async def StreamReplicas(
+        self, request: pb.StreamReplicasRequest, context: Context
+    ) -> AsyncIterator[pb.StreamReplicasResponse]:
+        """All in one message."""
+        self._catalog.before("StreamReplicas")
+        yield pb.StreamReplicasResponse(
+            files=[
+                pb.LocatedFile(name=file.name, uid=file.uid, state=file.state, replica=replica)
+                for file in self._catalog.files.values()
+                for replica in file.replicas
+                if replica.storage_element == request.storage_element and replica.path in request.paths
+            ]
+        )
+
     async def UpdateDatasetFiles(self, request: pb.UpdateDatasetFilesRequest, context: Context) -> dataset_pb2.Dataset:
         self._catalog.datasets.setdefault(request.name, set()).update(request.add)
         return dataset_pb2.Dataset(name=request.name, state=dataset_pb2.Dataset.STATE_OPEN)

@@ -27,7 +27,7 @@ from khomas.storage.deletions.erasing import erased, pause
 from khomas.storage.deletions.rates import not_far_ahead, spread
 from khomas.storage.elements.elements import Element, Elements, Protocols
 from khomas.storage.errors import NoReplica
-from khomas.storage.known_replicas import shared_paths
+from khomas.storage.known_replicas import coming
 from khomas.storage.reconciling.policies import Policies
 from khomas.storage.rows import mapping, mappings
 from khomas.storage.rules.protection import ReplicaKey, objections
@@ -197,8 +197,6 @@ class Deletions:
     async def _without_bytes(self, rows: Sequence[Row[Any]]) -> list[_Result]:
         """Delete the bytes, StorageElement by StorageElement."""
         elements = await self._elements.all()
-        async with self._database.read() as connection:
-            shared = await shared_paths(connection, [(row.file_uid, row.storage_element, row.path) for row in rows])
         results: list[_Result] = []
         by_element: dict[str, list[Row[Any]]] = {}
         for row in rows:
@@ -206,8 +204,8 @@ class Deletions:
             if element is None:
                 message, why = f"there is no StorageElement {row.storage_element}", pb.DELETION_REASON_CONFIGURATION
                 results.append(_Result(row, State.STATE_WAITING, message, why))
-            elif element.read_only or (row.storage_element, row.path) in shared:
-                # Adopted where it lies, or now the bytes of another file: only forgotten.
+            elif element.read_only:
+                # Adopted where it lies: only forgotten.
                 results.append(_Result(row, State.STATE_CONFIRMED))
             else:
                 by_element.setdefault(element.id, []).append(row)
@@ -216,13 +214,32 @@ class Deletions:
         return results
 
     async def _deleted_from(self, element: Element, rows: Sequence[Row[Any]]) -> list[_Result]:
-        found = await erased(self._protocols, element, [row.path for row in rows])
-        return [
+        ours, others = await self._apart(element, rows)
+        found = await erased(self._protocols, element, [row.path for row in ours]) if ours else []
+        # Now the bytes of another file: only forgotten.
+        return [_Result(row, State.STATE_CONFIRMED) for row in others] + [
             _Result(row, State.STATE_WAITING, left.message, left.reason)
             if left
             else _Result(row, State.STATE_CONFIRMED)
-            for row, left in zip(rows, found, strict=True)
+            for row, left in zip(ours, found, strict=True)
         ]
+
+    async def _apart(self, element: Element, rows: Sequence[Row[Any]]) -> tuple[list[Row[Any]], list[Row[Any]]]:
+        """Tell replicas of which nobody uses the bytes from those whose path another file has, or is about to take.
+
+        The catalogue is asked: its events may come late. What it is about to be told of is asked for first.
+        """
+        paths = list({row.path for row in rows})
+        async with self._database.read() as connection:
+            taken = await coming(connection, element.id, paths)
+        users: dict[str, set[str]] = {}
+        for file in await self._catalog.at_paths(element.id, paths):
+            users.setdefault(file.replica.path, set()).add(file.uid)
+        ours, others = list[Row[Any]](), list[Row[Any]]()
+        for row in rows:
+            shared = row.path in taken or users.get(row.path, set()) - {row.file_uid}
+            (others if shared else ours).append(row)
+        return ours, others
 
     async def _confirm(self, rows: Sequence[Row[Any]]) -> None:
         updates: dict[str, catalog_pb.ReplicaUpdate] = {}

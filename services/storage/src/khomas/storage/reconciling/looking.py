@@ -5,24 +5,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection
-
-from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
 from khomas.api.catalog.v1 import file_pb2
 from khomas.api.storage.v1 import incident_pb2 as pb
 from khomas.api.storage.v1 import storage_element_pb2
-from khomas.kit.database import Database, in_values
+from khomas.kit.database import Database
 from khomas.storage.catalog import Catalog
 from khomas.storage.checksums import Algorithm
 from khomas.storage.elements.elements import Element, Protocols
+from khomas.storage.known_replicas import coming
 from khomas.storage.landing import read_back
 from khomas.storage.protocols.interface import Digest, Entry, Kind, Problem, ProtocolFault
 from khomas.storage.protocols.many import each
 from khomas.storage.reconciling.findings import Finding
 from khomas.storage.reconciling.sides import Wanted
-from khomas.storage.tables import transfer, upload_commit
-from khomas.storage.transfers.transfers import ACTIVE
 
 _READERS: Final = 4
 _READ_SECONDS: Final = 6 * 3600.0
@@ -128,12 +123,9 @@ class Looking:
         """Return those paths that the catalogue knows there, or is about to be told of."""
         if not paths:
             return set()
-        request = catalog_pb.StreamReplicasRequest(storage_element=element.id, paths=paths)
-        known = {
-            file.replica.path async for answer in self._catalog.stub.StreamReplicas(request) for file in answer.files
-        }
+        known = {file.replica.path for file in await self._catalog.at_paths(element.id, paths)}
         async with self._database.read() as connection:
-            return known | await _coming(connection, element.id, paths)
+            return known | await coming(connection, element.id, paths)
 
 
 def _unsupported(one: Digest | ProtocolFault) -> bool:
@@ -183,15 +175,3 @@ def _unlike(one: Expected, digest: Digest | ProtocolFault) -> Finding:
     size = one.file.size_bytes if digest.size_bytes is None else digest.size_bytes
     kind = pb.Incident.KIND_CHECKSUM if size == one.file.size_bytes else pb.Incident.KIND_SIZE
     return Finding(one.path, kind, one.file, size, digest.value)
-
-
-async def _coming(connection: AsyncConnection, element: str, paths: Sequence[str]) -> set[str]:
-    """Return those paths that a transfer or a commit is about to announce."""
-    moving = select(transfer.c.path).where(
-        in_values(transfer.c.path, paths), transfer.c.destination == element, transfer.c.state.in_(ACTIVE)
-    )
-    commits = select(upload_commit.c.placements).where(upload_commit.c.answer.is_(None))
-    coming = set((await connection.scalars(moving)).all())
-    for placements in (await connection.scalars(commits)).all():
-        coming |= {path for _, _, target, path, *_ in placements if target == element}
-    return coming
