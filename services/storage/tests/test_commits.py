@@ -18,7 +18,11 @@ from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceStub
 from khomas.kit.boundary.call import current_call
 from khomas.kit.boundary.status import info_of, reason_of, received_status
 from khomas.kit.database import count_statements
+from khomas.kit.errors import UpstreamUnavailable
+from khomas.storage import paths
 from khomas.storage.testing import FileExists, Storage, own, until
+from khomas.storage.uploads.intents import Intent
+from khomas.storage.uploads.placing import Placing
 
 
 async def refusal(call: Any) -> tuple[grpc.StatusCode, str]:
@@ -301,6 +305,61 @@ async def test_commit_that_was_left_and_then_refused_is_taken_back(storage: Stor
     assert storage.visible() == ["hess/file"]
 
 
+@pytest.fixture
+def trouble(monkeypatch: pytest.MonkeyPatch) -> dict[str, Exception]:
+    """Give what placing the files of a folder raises, by the folder."""
+    by_folder: dict[str, Exception] = {}
+    place = Placing.place
+
+    async def troubled(placing: Placing, intent: Intent, elements: Any, *, again: bool) -> None:
+        if error := by_folder.get(intent.placements[0].path.partition("/")[0]):
+            raise error
+        await place(placing, intent, elements, again=again)
+
+    monkeypatch.setattr(Placing, "place", troubled)
+    return by_folder
+
+
+async def left(storage: Storage, name: str) -> grant_pb2.Upload:
+    """Begin a commit that the catalogue does not answer."""
+    upload = await storage.open()
+    await storage.put(upload, b"bytes")
+    storage.catalog.before = unreachable
+    await refusal(storage.commit(storage.wanted(upload, name, b"bytes")))
+    return upload
+
+
+async def test_commits_that_wait_for_a_storage_hold_up_no_others(
+    storage: Storage, trouble: dict[str, Exception]
+) -> None:
+    trouble["away"] = UpstreamUnavailable("It does not answer.", service="away")
+    for number in range(10):
+        await left(storage, f"/away/{number}")
+    upload = await left(storage, "/here/file")
+
+    storage.catalog.before = fine
+
+    async def committed() -> bool:
+        return (await storage.uploads(upload))[0].state == grant_pb2.Upload.STATE_COMMITTED
+
+    await until(committed, 20)
+
+
+async def test_commit_that_fails_strangely_ends_no_loop(
+    storage: Storage, trouble: dict[str, Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    upload = await left(storage, "/strange/file")
+    trouble["strange"] = RuntimeError("strange")
+
+    async def failed() -> bool:
+        return not {"commit.failed", "loop.failed"}.isdisjoint(caplog.messages)
+
+    await until(failed)
+
+    assert "loop.failed" not in caplog.messages
+    assert (await storage.uploads(upload))[0].state == grant_pb2.Upload.STATE_OPEN
+
+
 async def test_datasets_of_all_files_are_joined_in_the_commit_and_others_after_it(storage: Storage) -> None:
     upload = await storage.open(max_files=2)
     for index in (0, 1):
@@ -336,6 +395,47 @@ async def test_odd_names_are_refused(storage: Storage, name: str) -> None:
 
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert reason in {"PATH_REFUSED", "FIELD_INVALID"}
+
+
+@pytest.mark.parametrize("part", ["a" * 256, "ö" * 128])
+async def test_name_with_a_part_that_no_file_system_takes_is_refused_and_the_upload_stays_open(
+    storage: Storage, part: str
+) -> None:
+    upload = await storage.open()
+    await storage.put(upload, b"bytes")
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await storage.commit(storage.wanted(upload, f"/hess/{part}/file", b"bytes"))
+
+    assert (caught.value.code(), reason_of(caught.value)) == (grpc.StatusCode.INVALID_ARGUMENT, "PATH_REFUSED")
+    assert part in (caught.value.details() or "")
+    await storage.commit(storage.wanted(upload, "/hess/file", b"bytes"))
+
+
+@pytest.mark.parametrize("part", ["a" * 255, "ö" * 127])
+async def test_longest_name_is_shortened_where_it_is_taken(storage: Storage, part: str) -> None:
+    (storage.root / "hess").mkdir()
+    (storage.root / "hess" / part).write_bytes(b"somebody's")
+
+    committed = await storage.store(f"/hess/{part}", b"ours")
+
+    assert committed.path.startswith(f"hess/{part[:100]}")
+    assert (storage.root / committed.path).read_bytes() == b"ours"
+    assert (storage.root / "hess" / part).read_bytes() == b"somebody's"
+
+
+async def test_name_that_is_too_long_for_this_disk_is_refused_and_the_upload_stays_open(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As an encrypted file system, which takes less than others.
+    monkeypatch.setattr(paths, "_MAX_PART_BYTES", 300)
+    upload = await storage.open()
+    await storage.put(upload, b"bytes")
+
+    call = storage.commit(storage.wanted(upload, "/hess/" + "a" * 256, b"bytes"))
+
+    assert await refusal(call) == (grpc.StatusCode.INVALID_ARGUMENT, "PATH_REFUSED")
+    await storage.commit(storage.wanted(upload, "/hess/file", b"bytes"))
 
 
 async def test_thousand_files_cost_six_statements(storage: Storage) -> None:

@@ -9,6 +9,8 @@ PRIVATE = ".khomas"
 # Of that, the folder with the staging folders of uploads.
 STAGING = f"{PRIVATE}/uploads"
 _MAX_BYTES = 2048
+# No file system that we know takes more between two slashes.
+_MAX_PART_BYTES = 255
 # A control character, an escaped dot or slash; empty, "." and ".." segments; a slash at either end.
 _ODD = re.compile(r"[\x00-\x1f\x7f-\x9f]|%2[eEfF]|^/|/$|//|(^|/)\.{1,2}(/|$)")
 
@@ -34,6 +36,17 @@ def for_file(name: str) -> str:
     return for_content(name.removeprefix("/"))
 
 
+def for_new_file(name: str) -> str:
+    """Return the same for a file that is not catalogued yet: every file system must be able to hold a copy of it."""
+    path = for_file(name)
+    for part in path.split("/"):
+        if (size_bytes := len(part.encode())) > _MAX_PART_BYTES:
+            raise PathRefused(
+                f"The part {part} of the name has {size_bytes} bytes; make it {_MAX_PART_BYTES} or shorter.", path=path
+            )
+    return path
+
+
 def staging(upload: str, index: int | None = None) -> str:
     """Return the staging folder of an upload, or the path of one of its files."""
     folder = f"{STAGING}/{upload}"
@@ -42,12 +55,18 @@ def staging(upload: str, index: int | None = None) -> str:
 
 def beside(path: str, uid: str) -> str:
     """Return the path to use when `path` is taken."""
-    return f"{path}~{_random_part(uid)}"
+    folder, slash, base = path.rpartition("/")
+    mark = f"~{_random_part(uid)}"
+    return f"{folder}{slash}{_cut(base, _MAX_PART_BYTES - len(mark))}{mark}"
 
 
 def apart(path: str, uid: str) -> str:
     """Return the path to use when there is a file where `path` wants a folder."""
-    return f"~{_random_part(uid)}/{path.rpartition('/')[2]}"
+    return f"~{_random_part(uid)}/{_cut(path.rpartition('/')[2], _MAX_PART_BYTES)}"
+
+
+def _cut(part: str, max_bytes: int) -> str:
+    return part.encode()[:max_bytes].decode(errors="ignore")
 
 
 def _random_part(uid: str) -> str:

@@ -55,7 +55,7 @@ class Arrivals:
         received = {(PREFIX + row.uid, row.number): row for row in rows if row.number is not None}
         for one in files:
             _check_open(one, uploads)
-            paths.for_file(one.name)
+            paths.for_new_file(one.name)
         by_name = {name: elements[row.storage_element] for name, row in uploads.items()}
         local = {name: self._protocols.is_local(element) for name, element in by_name.items()}
         found = await self._here([one for one in files if local[one.upload]], uploads, received, elements)

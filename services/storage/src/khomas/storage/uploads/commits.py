@@ -88,6 +88,9 @@ class Commits:
         except (DomainError, grpc.aio.AioRpcError, staging.Taken) as error:
             # Taken back, or still unknown; whoever asks again is told.
             log.warning("commit.unfinished", extra={"commit": intent.uid, "error": str(error)})
+        except Exception:
+            # The others must not wait for what is wrong with this one.
+            log.exception("commit.failed", extra={"commit": intent.uid})
 
     async def _committed(
         self,

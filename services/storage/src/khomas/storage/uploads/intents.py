@@ -6,8 +6,9 @@ from dataclasses import astuple, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, Select, delete, insert, select, update
+from sqlalchemy import Row, Select, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
 from khomas.api.storage.v1 import grant_pb2, storage_service_pb2
@@ -123,24 +124,28 @@ class Intents:
 
     async def lease(self, uid: str) -> bool:
         """Take an unfinished intent that nobody works on; tell whether that succeeded."""
-        return bool(await self._claim(select(upload_commit.c.uid).where(upload_commit.c.uid == uid), limit=1))
+        async with self._database.write() as connection:
+            # Whoever asks does not wait for the turn of the loop.
+            paused = update(upload_commit).where(upload_commit.c.uid == uid, upload_commit.c.lease_owner.is_(None))
+            await connection.execute(paused.values(FREE))
+            return bool(await self._claim(connection, select(upload_commit.c.uid).where(upload_commit.c.uid == uid)))
 
     async def lease_unfinished(self) -> list[Intent]:
-        """Take some of the intents that nobody works on."""
-        return await self._claim(select(upload_commit.c.uid), limit=_BATCH)
+        """Take some of the intents that nobody works on: those first that have waited longest."""
+        waiting = func.coalesce(upload_commit.c.lease_expire_time, upload_commit.c.create_time)
+        async with self._database.write() as connection:
+            return await self._claim(connection, select(upload_commit.c.uid).order_by(waiting).limit(_BATCH))
 
     async def release(self, uid: str) -> None:
-        """Let others go on with an unfinished intent."""
+        """Let whoever asks go on with an unfinished intent, and the loop after a pause: others have their turn."""
+        pause = {"lease_owner": None, "lease_expire_time": datetime.now(UTC) + self._lease}
         async with self._database.write() as connection:
-            await connection.execute(update(upload_commit).where(upload_commit.c.uid == uid).values(FREE))
+            await connection.execute(update(upload_commit).where(upload_commit.c.uid == uid).values(pause))
 
-    async def _claim(self, wanted: Select[str], limit: int) -> list[Intent]:
+    async def _claim(self, connection: AsyncConnection, wanted: Select[str]) -> list[Intent]:
         now = datetime.now(UTC)
-        unfinished = wanted.where(upload_commit.c.answer.is_(None)).limit(limit)
-        async with self._database.write() as connection:
-            rows = await claim(
-                connection, upload_commit, unfinished, owner=self._owner, now=now, until=now + self._lease
-            )
+        unfinished = wanted.where(upload_commit.c.answer.is_(None))
+        rows = await claim(connection, upload_commit, unfinished, owner=self._owner, now=now, until=now + self._lease)
         return [_intent(row) for row in rows]
 
     async def finish(self, uid: str, answer: Answer) -> None:

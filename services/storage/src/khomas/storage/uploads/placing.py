@@ -1,6 +1,7 @@
 """Names for the files of a commit, given and taken back: on disks of this machine, and elsewhere."""
 
 import asyncio
+import errno
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
@@ -10,7 +11,7 @@ from khomas.api.catalog.v1 import file_pb2
 from khomas.storage import elsewhere, paths
 from khomas.storage.elements.elements import Element, Protocols
 from khomas.storage.elsewhere import Move
-from khomas.storage.errors import ChecksumMismatch, UploadIncomplete
+from khomas.storage.errors import ChecksumMismatch, PathRefused, UploadIncomplete
 from khomas.storage.uploads import staging
 from khomas.storage.uploads.intents import Intent
 from khomas.storage.uploads.staging import Placement
@@ -82,6 +83,11 @@ class Placing:
                 raise ChecksumMismatch(
                     name=PREFIX + placement.upload, index=placement.index, expected="one", received="another"
                 ) from None
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:
+                    raise
+                message = f"{placement.storage_element} takes no path as long as {placement.path}; make it shorter."
+                raise PathRefused(message, path=placement.path) from None
 
     def _take_back_here(self, placements: Sequence[Placement], elements: Mapping[str, Element]) -> None:
         for placement in placements:

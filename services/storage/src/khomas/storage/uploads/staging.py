@@ -1,5 +1,6 @@
 """Files of uploads where they lie before and after the commit. All of it blocks: for worker threads."""
 
+import errno
 import hashlib
 import logging
 import os
@@ -15,6 +16,9 @@ from khomas.storage.paths import apart, beside
 from khomas.storage.protocols.posix import PosixSource, flush_folder
 
 log = logging.getLogger(__name__)
+
+# Nothing can be there: a file is where a folder would be, or the file system takes no name of this length.
+_NEVER_THERE = (errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 class NotThere(Exception):
@@ -91,7 +95,9 @@ def _usable(target: Path) -> bool:
         target.lstat()
     except FileNotFoundError:
         pass
-    except NotADirectoryError:
+    except OSError as error:
+        if error.errno not in _NEVER_THERE:
+            raise
         return False
     else:
         return False
@@ -131,7 +137,11 @@ def take_back(source: Path, target: Path) -> None:
 def _same(source: Path, target: Path) -> bool:
     try:
         return source.samefile(target)
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno not in _NEVER_THERE:
+            raise
         return False
 
 

@@ -60,7 +60,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_TRANSFER_STATE: _ErrorReason.ValueType  # 15
     """FAILED_PRECONDITION. Metadata: name, state."""
     ERROR_REASON_PATH_REFUSED: _ErrorReason.ValueType  # 16
-    """INVALID_ARGUMENT. A path with "..", an empty or an encoded segment. Metadata: path."""
+    """INVALID_ARGUMENT. A path with "..", an empty or an encoded segment, or a new name with a segment of more than 255
+    bytes. Metadata: path.
+    """
     ERROR_REASON_GRANT_REFUSED: _ErrorReason.ValueType  # 17
     """UNAUTHENTICATED (HTTP 401 or 403 on the door). Expired or for another path. Metadata: none."""
     ERROR_REASON_PATH_NOT_FOUND: _ErrorReason.ValueType  # 18
@@ -144,7 +146,9 @@ ERROR_REASON_TRANSFER_NOT_FOUND: ErrorReason.ValueType  # 14
 ERROR_REASON_TRANSFER_STATE: ErrorReason.ValueType  # 15
 """FAILED_PRECONDITION. Metadata: name, state."""
 ERROR_REASON_PATH_REFUSED: ErrorReason.ValueType  # 16
-"""INVALID_ARGUMENT. A path with "..", an empty or an encoded segment. Metadata: path."""
+"""INVALID_ARGUMENT. A path with "..", an empty or an encoded segment, or a new name with a segment of more than 255
+bytes. Metadata: path.
+"""
 ERROR_REASON_GRANT_REFUSED: ErrorReason.ValueType  # 17
 """UNAUTHENTICATED (HTTP 401 or 403 on the door). Expired or for another path. Metadata: none."""
 ERROR_REASON_PATH_NOT_FOUND: ErrorReason.ValueType  # 18
