@@ -183,11 +183,21 @@ transfer = Table(
     Index("transfer_lane", "state", "reason", "lane", "turn"),
     Index("transfer_wanted", "file", "destination", "state"),
 )
-# Spelled out with the numbers of WAITING, BACKOFF and SUCCEEDED: planners take an index only for the very same
+# Spelled out with the numbers of WAITING, RUNNING, BACKOFF and SUCCEEDED: planners take an index only for the very same
 # condition. The sums keep SQLite from the index of lanes, in which it would read all that waits.
 PAUSED: ColumnElement[bool] = literal_column("state + 0 = 1 AND reason + 0 = 2")
 BOUND: ColumnElement[bool] = literal_column("state + 0 = 1 AND deadline IS NOT NULL")
 LEFT: ColumnElement[bool] = literal_column("state + 0 > 20 AND path <> ''")
+# Of each wanted copy there is one.
+_WANTED: ColumnElement[bool] = literal_column("state IN (1, 2)")
+Index(
+    "transfer_active",
+    transfer.c.file,
+    transfer.c.destination,
+    unique=True,
+    sqlite_where=_WANTED,
+    postgresql_where=_WANTED,
+)
 Index("transfer_left", transfer.c.end_time, sqlite_where=LEFT, postgresql_where=LEFT)
 Index("transfer_deadline", transfer.c.deadline, sqlite_where=BOUND, postgresql_where=BOUND)
 Index("transfer_pause", transfer.c.next_attempt_time, sqlite_where=PAUSED, postgresql_where=PAUSED)

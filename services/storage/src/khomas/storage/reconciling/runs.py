@@ -11,7 +11,7 @@ from khomas.api.storage.v1 import incident_pb2, storage_element_pb2
 from khomas.api.storage.v1 import integrity_service_pb2 as service_pb
 from khomas.api.storage.v1 import reconciliation_pb2 as pb
 from khomas.kit.boundary.call import current_principal
-from khomas.kit.database import Database, insert_many
+from khomas.kit.database import Database, insert_new
 from khomas.kit.errors import FieldInvalid
 from khomas.kit.events import EventLog, NewEvent
 from khomas.kit.filtering import fields, where
@@ -67,12 +67,11 @@ class Runs:
         row = new_row(element.id, wanted.mode, grace, current_principal().subject, wanted)
 
         async def work(connection: AsyncConnection) -> pb.Reconciliation:
-            other = await unfinished(connection, element.id)
-            if other is not None:
-                state = State.Name(State.ValueType(other.state)).removeprefix("STATE_")
-                raise ReconciliationState(name=PREFIX + other.uid, state=state)
-            await insert_many(connection, reconciliation, [row])
-            await self._log.append(connection, [run_event(row)])
+            # The one that is there may end before it is read: then this one is tried again.
+            while not await begun(connection, self._log, row):
+                if (other := await _unfinished(connection, element.id)) is not None:
+                    state = State.Name(State.ValueType(other.state)).removeprefix("STATE_")
+                    raise ReconciliationState(name=PREFIX + other.uid, state=state)
             return run_proto(row)
 
         return await self._once(request, pb.Reconciliation, work)
@@ -142,7 +141,14 @@ class Runs:
         return run_proto(rows[0])
 
 
-async def unfinished(connection: AsyncConnection, element: str) -> Any:
+async def begun(connection: AsyncConnection, log: EventLog, row: Mapping[str, Any]) -> bool:
+    """Insert a comparison, unless its StorageElement has one that is not over yet; tell which it was."""
+    made = await insert_new(connection, reconciliation, [row], reconciliation.c.uid)
+    await log.append(connection, [run_event(row)] if made else [])
+    return bool(made)
+
+
+async def _unfinished(connection: AsyncConnection, element: str) -> Any:
     """Return the comparison of a StorageElement that is not over yet."""
     query = select(reconciliation).where(
         reconciliation.c.storage_element == element, reconciliation.c.state.in_(UNFINISHED)

@@ -8,11 +8,11 @@ from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.storage.v1 import reconciliation_pb2 as pb
-from khomas.kit.database import Database, insert_many
+from khomas.kit.database import Database
 from khomas.kit.events import EventLog
 from khomas.storage.reconciling.policies import Policies
-from khomas.storage.reconciling.runs import new_row, run_event, unfinished
-from khomas.storage.reconciling.tables import care, reconciliation
+from khomas.storage.reconciling.runs import begun, new_row
+from khomas.storage.reconciling.tables import care
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +40,5 @@ class Schedule:
         first = now + interval * random.random()  # noqa: S311
         await connection.execute(update(care).where(ours, care.c.reconcile_next.is_(None)).values(reconcile_next=first))
         due = update(care).where(ours, care.c.reconcile_next <= now).values(reconcile_next=now + interval)
-        if (await connection.execute(due.returning(care.c.storage_element))).first() is None:
-            return
-        if await unfinished(connection, element) is None:
-            row = new_row(element, pb.Reconciliation.MODE_QUICK, self.grace, "policy")
-            await insert_many(connection, reconciliation, [row])
-            await self.log.append(connection, [run_event(row)])
+        if (await connection.execute(due.returning(care.c.storage_element))).first() is not None:
+            await begun(connection, self.log, new_row(element, pb.Reconciliation.MODE_QUICK, self.grace, "policy"))

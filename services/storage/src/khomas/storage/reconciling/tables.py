@@ -2,7 +2,18 @@
 
 from typing import Final
 
-from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, String, Table
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ColumnElement,
+    Double,
+    Index,
+    Integer,
+    String,
+    Table,
+    literal_column,
+)
 
 from khomas.kit.database import KeyText, UtcTime
 from khomas.kit.leases import lease_columns
@@ -39,6 +50,16 @@ reconciliation = Table(
     Column("end_time", UtcTime, nullable=True),
     Index("reconciliation_queue", "state", "next_attempt_time"),
     Index("reconciliation_of_element", "storage_element", "create_time"),
+)
+
+# One at a time for a StorageElement. The numbers are those of WAITING, RUNNING and HELD.
+_UNFINISHED: Final[ColumnElement[bool]] = literal_column("state IN (1, 2, 3)")
+Index(
+    "reconciliation_unfinished",
+    reconciliation.c.storage_element,
+    unique=True,
+    sqlite_where=_UNFINISHED,
+    postgresql_where=_UNFINISHED,
 )
 
 # Both sides of comparisons under way. They are compared by the database, so that no side has to fit into memory.

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from operator import itemgetter
 from typing import Any
 
 import grpc
@@ -15,7 +16,7 @@ from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
 from khomas.api.storage.v1 import placement_service_pb2 as pb
 from khomas.api.storage.v1 import policy_pb2, rule_pb2
 from khomas.kit.boundary.call import current_principal
-from khomas.kit.database import Database, in_values, insert_many
+from khomas.kit.database import Database, in_values, insert_new
 from khomas.kit.errors import DomainError, FieldInvalid
 from khomas.kit.events import EventLog, NewEvent
 from khomas.kit.idempotency import Once
@@ -171,9 +172,11 @@ class Policies:
                 given = rule_pb2.ReplicationRule.FromString(row["rule"])
                 given.dataset, given.origin = dataset, row["uid"]
                 rows.append(new_row(given, row["owner"], PREFIX + row["id"]))
-        await insert_many(connection, rule, rows)
-        await self._log.append(connection, [rule_event(row, "created") for row in rows])
-        if rows:
+        # Another process may ask the same policies. In one order: two that wait for each other's rows never end.
+        rows.sort(key=lambda row: (row["policy"], row["dataset"]))
+        new = set(map(itemgetter(0), await insert_new(connection, rule, rows, rule.c.uid)))
+        await self._log.append(connection, [rule_event(row, "created") for row in rows if row["uid"] in new])
+        if new:
             counted = select(func.count()).where(rule.c.policy == PREFIX + policy.c.id).scalar_subquery()
             mine = in_values(policy.c.id, {row["id"] for row, _ in wanted})
             await connection.execute(update(policy).where(mine).values(rules=counted))

@@ -1,6 +1,18 @@
 """The tables of rules and of what follows from them, beside those of the service."""
 
-from sqlalchemy import JSON, BigInteger, Boolean, Column, Index, Integer, LargeBinary, String, Table
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    ColumnElement,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Table,
+    literal_column,
+)
 
 from khomas.kit.database import KeyText, UtcTime
 from khomas.kit.leases import lease_columns
@@ -45,6 +57,17 @@ rule = Table(
     Column("due_time", UtcTime, nullable=True, index=True),
     Column("touched", BigInteger, nullable=False),
     *lease_columns(),
+)
+
+# A policy makes one rule for a dataset.
+_OF_POLICY: ColumnElement[bool] = literal_column("policy <> ''")
+Index(
+    "rule_of_policy",
+    rule.c.policy,
+    rule.c.dataset,
+    unique=True,
+    sqlite_where=_OF_POLICY,
+    postgresql_where=_OF_POLICY,
 )
 
 # One row a wanted copy. What stands in storage_element and moving_from is protected.

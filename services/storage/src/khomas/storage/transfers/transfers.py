@@ -99,20 +99,25 @@ class Transfers:
         async def work(connection: AsyncConnection) -> Results:
             wanted = await self._wanted(connection, {one.file for one in request.transfers})
             rows: list[dict[str, Any]] = []
-            results = Results()
-            for one, row in zip(request.transfers, await self._once_more(connection, judged, elements), strict=True):
-                if not isinstance(row, dict):
-                    results.results.add(error=row)
-                    continue
-                if (one.file, one.destination) not in wanted:
+            again = await self._once_more(connection, judged, elements)
+            for one, row in zip(request.transfers, again, strict=True):
+                if isinstance(row, dict) and (one.file, one.destination) not in wanted:
                     rows.append(row)
                     wanted[one.file, one.destination] = transfer_proto(row)
-                results.results.add(transfer=wanted[one.file, one.destination])
             await deal(connection, [row for row in rows if row["state"] in ACTIVE], self._shares)
-            await insert_many(connection, transfer, rows)
-            await self._log.append(connection, [transfer_event(row) for row in rows])
+            others = await self._insert(connection, rows)
+            new = [row for row in rows if (row["file"], row["destination"]) not in others]
+            await self._log.append(connection, [transfer_event(row) for row in new])
             self._database.after_commit(connection, self._wake)
-            return results
+            wanted |= others
+            return Results(
+                results=[
+                    storage_service_pb2.TransferResult(transfer=wanted[one.file, one.destination])
+                    if isinstance(row, dict)
+                    else storage_service_pb2.TransferResult(error=row)
+                    for one, row in zip(request.transfers, again, strict=True)
+                ]
+            )
 
         return await self._once(request, Results, work)
 
@@ -193,6 +198,24 @@ class Transfers:
             unsure = await doubtful(connection, unsure)
         nearest = sorted(elements.keys() - gone)
         return [_judged_again(row, gone, unsure, nearest) if isinstance(row, dict) else row for row in judged]
+
+    async def _insert(
+        self, connection: AsyncConnection, rows: Sequence[dict[str, Any]]
+    ) -> dict[tuple[str, str], pb.Transfer]:
+        """Insert new transfers; return, instead of those, what somebody else has begun to want at the same moment."""
+        others: dict[tuple[str, str], pb.Transfer] = {}
+        # In one order: two that wait for each other's would wait for ever.
+        left = sorted(rows, key=lambda row: (row["file"], row["destination"]))
+        while left:
+            await insert_many(connection, transfer, left, skip_existing=True)
+            uids = in_values(transfer.c.uid, [row["uid"] for row in left])
+            there = set((await connection.scalars(select(transfer.c.uid).where(uids))).all())
+            left = [row for row in left if row["uid"] not in there]
+            found = await self._wanted(connection, {row["file"] for row in left}) if left else {}
+            others |= {key: found[key] for row in left if (key := (row["file"], row["destination"])) in found}
+            # What is not there any more has ended since, and can be wanted again.
+            left = [row for row in left if (row["file"], row["destination"]) not in others]
+        return others
 
     async def _wanted(self, connection: AsyncConnection, names: Iterable[str]) -> dict[tuple[str, str], pb.Transfer]:
         query = select(transfer).where(in_values(transfer.c.file, list(names)), transfer.c.state.in_(ACTIVE))
