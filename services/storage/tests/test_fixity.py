@@ -1,16 +1,25 @@
 """Every byte of every replica is read again in its time; what differs is repaired."""
 
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
+from sqlalchemy import select
 
 from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
-from khomas.api.catalog.v1.file_pb2 import Replica
+from khomas.api.catalog.v1.file_pb2 import File, Replica
 from khomas.api.storage.v1 import care_pb2
 from khomas.api.storage.v1 import integrity_service_pb2 as pb
 from khomas.api.storage.v1.incident_pb2 import Incident
+from khomas.storage.elements.elements import Element
+from khomas.storage.reconciling.findings import Finding
+from khomas.storage.reconciling.looking import Looking
+from khomas.storage.reconciling.sides import Wanted
 from khomas.storage.reconciling.testing import PATIENCE, Place
+from khomas.storage.tables import replica
 from khomas.storage.testing import until
 
 YEARS_AGO = 1_000_000_000
@@ -26,10 +35,10 @@ async def verified_long_ago(place: Place, *names: str) -> None:
     """Let the catalogue think that nobody has read these replicas for years."""
     updates = []
     for name in names:
-        replica = await place.replica(name)
-        assert replica is not None
-        replica.verify_time.FromSeconds(YEARS_AGO)
-        updates.append(catalog_pb.ReplicaUpdate(name=name, set=[replica]))
+        copy = await place.replica(name)
+        assert copy is not None
+        copy.verify_time.FromSeconds(YEARS_AGO)
+        updates.append(catalog_pb.ReplicaUpdate(name=name, set=[copy]))
     request = catalog_pb.BatchUpdateReplicasRequest(updates=updates, request_id=str(uuid4()))
     await place.catalog.BatchUpdateReplicas(request)
 
@@ -60,9 +69,61 @@ async def test_byte_that_has_flipped_is_found_and_repaired(place: Place) -> None
     await until(repaired, PATIENCE)
     (found,) = await place.incidents()
     assert (found.kind, found.origin) == (Incident.KIND_CHECKSUM, "fixity")
-    replica = await place.replica("/hess/flipped")
-    assert replica is not None
-    assert (replica.state, (place.mirror / replica.path).read_bytes()) == (Replica.STATE_AVAILABLE, b"/hess/flipped")
+    copy = await place.replica("/hess/flipped")
+    assert copy is not None
+    assert (copy.state, (place.mirror / copy.path).read_bytes()) == (Replica.STATE_AVAILABLE, b"/hess/flipped")
+
+
+async def never_read(place: Place, *, never: bool) -> None:
+    """Let no replica of the mirror be read any more, or those that are due."""
+    policy = care_pb2.CarePolicy(name="storageElements/mirror/carePolicy")
+    if not never:
+        policy.verify_period.FromTimedelta(timedelta(days=90))
+    request = pb.UpdateCarePolicyRequest(care_policy=policy, request_id=str(uuid4()))
+    request.update_mask.paths.append("verify_period")
+    await place.integrity.UpdateCarePolicy(request)
+
+
+async def test_file_that_is_deleted_while_others_are_read_keeps_none_of_them_from_being_verified(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["/hess/a", "/hess/gone", "/hess/z"]
+    await never_read(place, never=True)
+    await place.stored(*names)
+    await verified_long_ago(place, *names)
+    uid = (await place.file("/hess/gone")).uid
+    unlike = Looking.unlike
+
+    async def known() -> bool:
+        old = select(replica).where(
+            replica.c.storage_element == "mirror", replica.c.verify_time < datetime(2002, 1, 1, tzinfo=UTC)
+        )
+        async with place.storage.parts.database.read() as connection:
+            return len((await connection.execute(old)).all()) == 3
+
+    async def gone() -> bool:
+        request = catalog_pb.BatchGetFilesRequest(names=[f"files/{uid}"])
+        (found,) = (await place.catalog.BatchGetFiles(request)).results
+        return found.HasField("error") or found.file.state == File.STATE_DELETED
+
+    async def deleting(looking: Looking, element: Element, wanted: Sequence[Wanted], *, read: bool) -> list[Finding]:
+        found = await unlike(looking, element, wanted, read=read)
+        request = catalog_pb.BatchDeleteFilesRequest(names=["/hess/gone"], reason="not wanted", undo_window=Duration())
+        request.request_id = uid
+        await place.catalog.BatchDeleteFiles(request)
+        await until(gone, PATIENCE)
+        return found
+
+    await until(known, PATIENCE)
+    monkeypatch.setattr(Looking, "unlike", deleting)
+
+    await never_read(place, never=False)
+
+    async def verified() -> bool:
+        copies = [await place.replica(name) for name in ("/hess/a", "/hess/z")]
+        return all(copy is not None and copy.verify_time.seconds > YEARS_AGO for copy in copies)
+
+    await until(verified, PATIENCE)
 
 
 async def local_copy_was_read(place: Place, name: str) -> None:
@@ -84,10 +145,7 @@ async def local_copy_was_read(place: Place, name: str) -> None:
 
 async def test_nothing_is_read_where_the_policy_says_never(place: Place) -> None:
     await place.stored("/hess/never", "/hess/control")
-    policy = care_pb2.CarePolicy(name="storageElements/mirror/carePolicy")
-    request = pb.UpdateCarePolicyRequest(care_policy=policy, request_id=str(uuid4()))
-    request.update_mask.paths.append("verify_period")
-    await place.integrity.UpdateCarePolicy(request)
+    await never_read(place, never=True)
     # Whatever was begun before is done then.
     await local_copy_was_read(place, "/hess/control")
     place.lay("hess/never", b"/hess/Never")

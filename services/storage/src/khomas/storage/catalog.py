@@ -1,6 +1,7 @@
 """What the storage asks of the catalogue, and what its answers mean."""
 
 import asyncio
+import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -12,6 +13,8 @@ import grpc
 from khomas.api.catalog.v1 import catalog_service_pb2 as pb
 from khomas.api.catalog.v1 import catalog_service_pb2_grpc, dataset_pb2
 from khomas.kit.errors import UpstreamUnavailable
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -61,6 +64,20 @@ class Catalog:
         """Change replicas, all or nothing."""
         request = pb.BatchUpdateReplicasRequest(updates=updates, request_id=request_id)
         await self._repeated(lambda left: self.stub.BatchUpdateReplicas(request, timeout=left))
+
+    async def note_replicas(self, updates: Sequence[pb.ReplicaUpdate]) -> None:
+        """Change replicas, in one call if all can be; those of files that are gone by now are left out."""
+        if not updates:
+            return
+        try:
+            await self.update_replicas(updates, str(uuid.uuid4()))
+        except grpc.aio.AioRpcError as error:
+            if len(updates) > 1:
+                half = len(updates) // 2
+                await self.note_replicas(updates[:half])
+                await self.note_replicas(updates[half:])
+            else:
+                log.warning("replica.refused", extra={"file": updates[0].name, "error": error.details()})
 
     async def add_to_dataset(self, dataset: str, names: Sequence[str], request_id: str) -> None:
         """Make files members of a dataset."""

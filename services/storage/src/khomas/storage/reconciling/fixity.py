@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import accumulate
 from typing import Any, Final
-from uuid import uuid4
 
 import grpc
 from sqlalchemy import Row, or_, select, update
@@ -118,15 +117,14 @@ class Fixity:
         await self._note(element, [row.file_uid for row in rows])
 
     async def _verified(self, element: Element, right: Sequence[Expected]) -> None:
-        """Tell the catalogue, in one call for all."""
+        """Tell the catalogue."""
         updates = []
         for one in right:
             there = next(copy for copy in one.file.replicas if copy.storage_element == element.id)
             if one.file.checksums.adler32 and there.state == file_pb2.Replica.STATE_AVAILABLE:
                 there.verify_time.FromDatetime(datetime.now(UTC))
                 updates.append(catalog_pb.ReplicaUpdate(name=f"files/{one.file.uid}", set=[there]))
-        if updates:
-            await self.catalog.update_replicas(updates, str(uuid4()))
+        await self.catalog.note_replicas(updates)
 
     async def _note(self, element: Element, uids: Sequence[str]) -> None:
         """Read others next, also before the catalogue's events are here."""

@@ -87,8 +87,7 @@ class MovingAside:
         moved = await self._moved(element, lost, missing_is_fine=True)
         done = [step for step in moved if step.state == pb.Incident.STATE_RESOLVED]
         updates = [catalog_pb.ReplicaUpdate(name=f"files/{step.row.file_uid}", remove=[element.id]) for step in done]
-        if updates:
-            await self.catalog.update_replicas(updates, str(uuid4()))
+        await self.catalog.note_replicas(updates)
         given_up = [resolved(step.row, "It is declared lost.", step.quarantine_path) for step in done]
         return [*kept, *given_up, *(step for step in moved if step not in done)]
 

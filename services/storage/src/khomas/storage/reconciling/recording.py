@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
-from uuid import uuid4
 
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -100,8 +99,7 @@ class Recording:
             and one.kind != pb.Incident.KIND_DARK
             and (replica := suspect(one.file, element.id)) is not None
         ]
-        if updates:
-            await self._catalog.update_replicas(updates, str(uuid4()))
+        await self._catalog.note_replicas(updates)
 
     async def outdated(self, element: str, kinds: Sequence[int], seen_before: datetime) -> None:
         """End those that were not seen any more: known files are verified first, of others there is nothing left."""

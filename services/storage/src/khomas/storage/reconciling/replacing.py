@@ -87,8 +87,7 @@ class Replacing:
             )
             replica.verify_time.FromDatetime(datetime.now(UTC))
             updates.append(catalog_pb.ReplicaUpdate(name=f"files/{one.file.uid}", set=[replica]))
-        if updates:
-            await self.catalog.update_replicas(updates, str(uuid4()))
+        await self.catalog.note_replicas(updates)
 
     async def _begun(self, element: Element, wanted: Sequence[tuple[Row[Any], Expected]]) -> list[Step]:
         if not wanted:
@@ -116,8 +115,7 @@ class Replacing:
             for one in bad
             if (replica := suspect(one.file, element.id)) is not None
         ]
-        if updates:
-            await self.catalog.update_replicas(updates, str(uuid4()))
+        await self.catalog.note_replicas(updates)
 
     async def _asked(
         self, request: storage_service_pb2.BatchCreateTransfersRequest
