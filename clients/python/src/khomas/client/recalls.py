@@ -27,21 +27,25 @@ class Recalls(Calls):
         lifetime: timedelta | None = None,
         origin: str = "",
     ) -> list[Any]:
-        """Want files, or those of a dataset, on disk for so long; returns RecallResults."""
+        """Want files, or those of a dataset that are on tape, on disk for so long; returns RecallResults."""
         from khomas.api.storage.v1 import recall_service_pb2 as pb
 
         if bool(names) == bool(dataset):
             raise UsageError("name files, or one dataset")
-        parts: Sequence[Sequence[str]] = list(chunks(names)) if names else [()]
         results: list[Any] = []
-        for part in parts:
+        for part in chunks(names or await self._members(dataset)):
             request = pb.BatchCreateRecallsRequest(files=part, storage_element=storage_element, origin=origin)
-            if dataset:
-                request.dataset = dataset_name(dataset)
             if lifetime is not None:
                 request.pin_lifetime.FromTimedelta(lifetime)
             results += (await self.call(_AREA, "BatchCreateRecalls", request)).results
-        return results
+        return [result for result in results if names or result.HasField("recall")]
+
+    async def _members(self, dataset: str) -> list[str]:
+        from khomas.api.catalog.v1 import catalog_service_pb2 as pb
+
+        request = pb.ListFilesRequest(dataset=dataset_name(dataset), view=pb.FILE_VIEW_BASIC)
+        pages = self._connection.stream("catalog", "StreamFiles", request)
+        return [file.name async for answer in pages for file in answer.files]
 
     async def all(self, filter_text: str = "") -> list[Any]:
         """Search recalls, the newest first."""
