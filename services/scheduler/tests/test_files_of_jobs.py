@@ -58,6 +58,24 @@ async def test_storage_that_does_not_answer_delays_the_end_and_nothing_else(
     assert (states([job]), len(job.attempts)) == (["SUCCEEDED"], 1)
 
 
+@pytest.mark.parametrize("settings", [{"grant_lifetime": 1.0}])
+async def test_upload_is_renewed_while_its_job_runs_and_no_longer(with_files: Scheduler, files: Files) -> None:
+    await with_files.run(shell("sleep 2; echo 1 > o", outputs=[{"glob": "o", "name_pattern": "/hess/o"}]))
+    while_it_ran = list(files.renewed)
+    await asyncio.sleep(1)
+    assert len(while_it_ran) >= 2
+    assert set(while_it_ran) == set(files.uploads)
+    assert files.renewed == while_it_ran
+
+
+@pytest.mark.parametrize("settings", [{"grant_lifetime": 2.0}])
+async def test_renewal_that_fails_is_tried_again_soon(with_files: Scheduler, files: Files) -> None:
+    files.renewal_troubles = [UpstreamUnavailable(service="storage") for _ in range(3)]
+    await with_files.run(shell("sleep 2; echo 1 > o", outputs=[{"glob": "o", "name_pattern": "/hess/o"}]))
+    assert files.renewal_troubles == []
+    assert files.renewed
+
+
 async def test_output_that_the_catalogue_refuses_fails_the_job_and_keeps_the_file(
     with_files: Scheduler, files: Files
 ) -> None:

@@ -171,6 +171,51 @@ async def test_expired_upload_is_given_up(storage: Storage) -> None:
     assert not Path(upload.grant.local_path).exists()  # noqa: ASYNC240  a test may block
 
 
+async def opened_for(storage: Storage, lifetime: timedelta) -> grant_pb2.Upload:
+    request = pb.BatchCreateUploadsRequest(uploads=[grant_pb2.Upload()], request_id=str(uuid4()))
+    request.lifetime.FromTimedelta(lifetime)
+    return (await storage.stub.BatchCreateUploads(request)).uploads[0]
+
+
+async def renewed(storage: Storage, lifetime: timedelta, *uploads: grant_pb2.Upload) -> list[grant_pb2.Upload]:
+    request = pb.BatchRenewUploadsRequest(names=[one.name for one in uploads], request_id=str(uuid4()))
+    request.lifetime.FromTimedelta(lifetime)
+    return list((await storage.stub.BatchRenewUploads(request)).uploads)
+
+
+@pytest.mark.parametrize("settings", [{"check_interval": timedelta(seconds=0.1)}])
+async def test_renewed_upload_takes_files_where_it_did_after_its_first_end(storage: Storage) -> None:
+    upload, other = [await opened_for(storage, timedelta(seconds=3)) for _ in range(2)]
+
+    (longer,) = await renewed(storage, timedelta(hours=1), upload)
+
+    async def given_up() -> bool:
+        return (await storage.uploads(other))[0].state == grant_pb2.Upload.STATE_ABANDONED
+
+    await until(given_up)
+    assert longer.expire_time.seconds > upload.expire_time.seconds + 3000
+    assert (await storage.put(upload, b"bytes"))[0] == 201
+    await storage.commit(storage.wanted(upload, "/hess/file", b"bytes"))
+
+
+@pytest.mark.parametrize("settings", [{"check_interval": timedelta(hours=1)}])
+async def test_upload_takes_nothing_after_its_end(storage: Storage) -> None:
+    upload = await opened_for(storage, timedelta(microseconds=1))
+
+    assert (await storage.put(upload, b"late"))[0] == 401
+
+
+async def test_renewal_brings_no_end_nearer_and_leaves_out_what_is_over(storage: Storage) -> None:
+    opened, gone = await storage.open(), await storage.open()
+    abandon = pb.BatchAbandonUploadsRequest(names=[gone.name], request_id=str(uuid4()))
+    await storage.stub.BatchAbandonUploads(abandon)
+    unknown = grant_pb2.Upload(name=f"uploads/{uuid4()}")
+
+    (left,) = await renewed(storage, timedelta(seconds=1), gone, opened, unknown)
+
+    assert (left.name, left.expire_time) == (opened.name, opened.expire_time)
+
+
 async def test_sweeping_clears_only_what_is_known_to_be_final(storage: Storage) -> None:
     opened, given_up = await storage.open(), await storage.open()
     await storage.put(opened, b"bytes")
@@ -229,4 +274,6 @@ async def test_uploads_of_others_do_not_exist(storage: Storage) -> None:
 
     assert not seen.uploads
     assert await refusal(mallory.BatchCommitUploads(commit)) == "UPLOAD_NOT_FOUND"
+    renew = pb.BatchRenewUploadsRequest(names=[upload.name], request_id=str(uuid4()))
     assert await refusal(mallory.BatchAbandonUploads(abandon)) == "UPLOAD_NOT_FOUND"
+    assert not (await mallory.BatchRenewUploads(renew)).uploads

@@ -144,7 +144,7 @@ class SchedulerSettings(ServiceSettings, env_prefix="KHOMAS_SCHEDULER_"):
     # Patience with a backend and with another service.
     backend_deadline: timedelta = timedelta(seconds=60)
     service_deadline: timedelta = timedelta(seconds=30)
-    # Grants live as long as a job may wait and run.
+    # Inputs must be read within this time after the handover. Uploads are renewed while their attempts are open.
     grant_lifetime: timedelta = timedelta(days=7)
     # Only one process works on the jobs of a database; another one takes over after this time.
     lease: timedelta = timedelta(seconds=30)

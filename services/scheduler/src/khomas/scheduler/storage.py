@@ -1,7 +1,7 @@
 """What the scheduler asks the storage."""
 
 from collections.abc import AsyncIterable, Collection, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import NAMESPACE_OID, uuid4, uuid5
 
 import grpc
@@ -28,6 +28,8 @@ class Storage:
         self._deadline = deadline
         self._lifetime = Duration()
         self._lifetime.FromTimedelta(lifetime)
+        # How long uploads live: the storage may give less than what is asked for.
+        self.granted = lifetime
 
     async def downloads(self, names: Collection[str], site: str) -> dict[str, pb.Download]:
         """How to read files, by LFN; each has grants or an error."""
@@ -70,7 +72,19 @@ class Storage:
             request = pb.BatchCreateUploadsRequest(uploads=some, lifetime=self._lifetime, request_id=str(uuid4()))
             answer = await self._stub.BatchCreateUploads(request, timeout=self._deadline)
             opened += answer.uploads
+        if opened and opened[0].HasField("expire_time"):
+            self.granted = opened[0].expire_time.ToDatetime() - opened[0].create_time.ToDatetime()
         return opened
+
+    async def renew(self, names: Collection[str]) -> None:
+        """Let uploads take files for as long again, from now on. Those that are over are left alone."""
+        ends: list[datetime] = []
+        for some in batches(names, _BATCH):
+            request = pb.BatchRenewUploadsRequest(names=some, lifetime=self._lifetime, request_id=str(uuid4()))
+            answer = await self._stub.BatchRenewUploads(request, timeout=self._deadline)
+            ends += [one.expire_time.ToDatetime(UTC) for one in answer.uploads]
+        if ends:
+            self.granted = min(ends) - datetime.now(UTC)
 
     async def commit(self, origin: str, files: Sequence[pb.UploadCommit]) -> Sequence[pb.CommittedFile]:
         """Commit all files of one attempt. Asking again after a lost answer gives the same one."""

@@ -81,6 +81,11 @@ class StorageServicer(StorageServiceServicer):
     ) -> pb.BatchCommitUploadsResponse:
         return await self._commits.commit(request)
 
+    async def BatchRenewUploads(
+        self, request: pb.BatchRenewUploadsRequest, context: Context
+    ) -> pb.BatchRenewUploadsResponse:
+        return await self._uploads.renew(request)
+
     async def BatchAbandonUploads(
         self, request: pb.BatchAbandonUploadsRequest, context: Context
     ) -> pb.BatchAbandonUploadsResponse:

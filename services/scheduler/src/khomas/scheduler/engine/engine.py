@@ -86,6 +86,7 @@ class Engine:
             for name, job in (
                 ("deadlines", self.housekeeping.deadlines),
                 ("abandon", self.housekeeping.abandon),
+                ("uploads", self.housekeeping.renew),
                 ("collect", self.collector.step),
                 ("care", self.care.step),
                 ("recalled", self.dispatcher.recalling.wake),

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from math import inf
 
 import grpc
 from sqlalchemy import select
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 _BATCH = 1000
 _CANCEL_AGAIN_SECONDS = 30.0
 _LOOK_SECONDS = 10.0
+# Parts of their lifetime after which uploads are renewed, and after which it is tried again.
+_RENEWAL, _RENEWAL_AGAIN = 1 / 2, 1 / 20
 
 
 class Housekeeping:
@@ -30,6 +33,8 @@ class Housekeeping:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
+        # When uploads were renewed, on the monotonic clock, and after which part of their lifetime they are again.
+        self._renewed, self._renewal = -inf, _RENEWAL
 
     async def cancel(self) -> None:
         """Tell backends whose end is wanted, whenever one is."""
@@ -94,6 +99,19 @@ class Housekeeping:
             deadline = self._desk.settings.backend_deadline.total_seconds()
             await self._desk.sites.look(deadline, self._desk.transcript.look)
             await asyncio.sleep(_LOOK_SECONDS)
+
+    async def renew(self) -> None:
+        """Let uploads of open attempts take files for longer when half of their time may be over."""
+        loop, lifetime = asyncio.get_running_loop().time(), self._desk.storage.granted.total_seconds()
+        if loop < self._renewed + self._renewal * lifetime:
+            return
+        names = [one.attempt.upload for one in self._desk.open.values() if one.attempt.upload]
+        self._renewed, self._renewal = loop, _RENEWAL
+        try:
+            await self._desk.storage.renew(names)
+        except grpc.aio.AioRpcError as error:
+            log.warning("renew.failed", extra={"uploads": len(names), "code": error.code().name})
+            self._renewal = _RENEWAL_AGAIN
 
     async def abandon(self) -> None:
         """Give up uploads of failed attempts. Those that are missed end by themselves."""

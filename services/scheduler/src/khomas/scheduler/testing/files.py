@@ -42,10 +42,12 @@ class Files:
     content: dict[str, bytes] = field(default_factory=dict)
     uploads: dict[str, dict[int, bytes]] = field(default_factory=dict)
     commits: list[storage_pb.BatchCommitUploadsRequest] = field(default_factory=list)
+    renewed: list[str] = field(default_factory=list)
     abandoned: list[str] = field(default_factory=list)
     keys: dict[str, "MetadataKey.Type.ValueType"] = field(default_factory=dict)
-    # Raised by the next commits, one each.
+    # Raised by the next commits, and by the next renewals, one each.
     troubles: list[DomainError] = field(default_factory=list)
+    renewal_troubles: list[DomainError] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
 
     # Where StorageElements are.
@@ -130,6 +132,14 @@ class _Storage(storage_grpc.StorageServiceServicer):
             file = self._files.files[one.name]
             answer.files.add(name=one.name, uid=file.uid, size_bytes=len(content), storage_element="local")
         return answer
+
+    async def BatchRenewUploads(  # noqa: N802
+        self, request: storage_pb.BatchRenewUploadsRequest, context: Context
+    ) -> storage_pb.BatchRenewUploadsResponse:
+        if self._files.renewal_troubles:
+            raise self._files.renewal_troubles.pop(0)
+        self._files.renewed += request.names
+        return storage_pb.BatchRenewUploadsResponse()
 
     async def BatchAbandonUploads(  # noqa: N802
         self, request: storage_pb.BatchAbandonUploadsRequest, context: Context

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, and_, delete, select, true, update
+from sqlalchemy import ColumnElement, Row, Select, and_, case, delete, literal, select, true, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -19,11 +19,13 @@ from khomas.kit.errors import DomainError
 from khomas.kit.events import EventLog, NewEvent
 from khomas.kit.idempotency import Once
 from khomas.kit.ids import new_uids
+from khomas.kit.leases import lock
 from khomas.storage import elsewhere
 from khomas.storage.checksums import Sums
 from khomas.storage.elements.elements import Element, Elements, Protocols, Usage, forgotten
 from khomas.storage.elements.space import Chooser, Usages, available, default_element
 from khomas.storage.errors import (
+    GrantRefused,
     ProtocolUnknown,
     StorageElementNotFound,
     StorageElementReadOnly,
@@ -116,6 +118,25 @@ class Uploads:
                 )
         return [found[uid] for uid in dict.fromkeys(uids) if uid in found]
 
+    async def renew(
+        self, request: storage_service_pb2.BatchRenewUploadsRequest
+    ) -> storage_service_pb2.BatchRenewUploadsResponse:
+        """Let open uploads live for longer."""
+        uids = [name.removeprefix(PREFIX) for name in request.names]
+        end = self._granting.end(request.lifetime if request.HasField("lifetime") else None, datetime.now(UTC))
+        expire_time = upload.c.expire_time
+        later = case((expire_time > end, expire_time), else_=literal(end, expire_time.type))
+        ours = (in_values(upload.c.uid, uids), _mine(), upload.c.state == State.STATE_OPEN)
+
+        async def work(connection: AsyncConnection) -> storage_service_pb2.BatchRenewUploadsResponse:
+            await lock(connection, upload, uids)
+            statement = update(upload).where(*ours).values(expire_time=later).returning(upload)
+            found = {row.uid: upload_proto(row) for row in (await connection.execute(statement)).all()}
+            uploads = [found[uid] for uid in dict.fromkeys(uids) if uid in found]
+            return storage_service_pb2.BatchRenewUploadsResponse(uploads=uploads)
+
+        return await self._once(request, storage_service_pb2.BatchRenewUploadsResponse, work)
+
     async def abandon(
         self, request: storage_service_pb2.BatchAbandonUploadsRequest
     ) -> storage_service_pb2.BatchAbandonUploadsResponse:
@@ -182,6 +203,8 @@ class Uploads:
             raise UploadNotFound(name=PREFIX + uid)
         if row.state != State.STATE_OPEN or row.commit_uid is not None:
             raise UploadState(name=PREFIX + uid, state=state_word(row))
+        if row.expire_time <= datetime.now(UTC):
+            raise GrantRefused
         return row, (await self._elements.all())[row.storage_element]
 
     async def stamp(self, uid: str, index: int) -> str | None:
@@ -325,6 +348,7 @@ def _message(row: Any) -> grant_pb2.Upload:
         origin=row["origin"],
         state=row["state"],
         create_time=row["create_time"],
+        expire_time=row["expire_time"],
     )
 
 

@@ -125,6 +125,7 @@ class Upload(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Output only. "uploads/{uid}"."""
     max_files: _builtins.int
@@ -153,6 +154,12 @@ class Upload(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Output only."""
 
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. It takes files until then, whatever its grant said when it was opened, and is given up if it is not
+        committed by then. See BatchRenewUploads.
+        """
+
     def __init__(
         self,
         *,
@@ -165,10 +172,11 @@ class Upload(_message.Message):
         state: Global___Upload.State.ValueType = ...,
         files: _abc.Iterable[Global___UploadedFile] | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "grant", b"grant"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "grant", b"grant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "files", b"files", "grant", b"grant", "max_files", b"max_files", "name", b"name", "origin", b"origin", "reserve_bytes", b"reserve_bytes", "state", b"state", "storage_elements", b"storage_elements"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "files", b"files", "grant", b"grant", "max_files", b"max_files", "name", b"name", "origin", b"origin", "reserve_bytes", b"reserve_bytes", "state", b"state", "storage_elements", b"storage_elements"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -450,6 +450,64 @@ class CommittedFile(_message.Message):
 Global___CommittedFile: _TypeAlias = CommittedFile  # noqa: Y015
 
 @_typing.final
+class BatchRenewUploadsRequest(_message.Message):
+    """See BatchRenewUploads."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    LIFETIME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """UUID4 of this request."""
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """"uploads/{uid}"."""
+
+    @_builtins.property
+    def lifetime(self) -> _duration_pb2.Duration:
+        """How long they are to live from now on. Unset = one hour, at most the service's maximum (7 days)."""
+
+    def __init__(
+        self,
+        *,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+        lifetime: _duration_pb2.Duration | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lifetime", b"lifetime"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lifetime", b"lifetime", "names", b"names", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchRenewUploadsRequest: _TypeAlias = BatchRenewUploadsRequest  # noqa: Y015
+
+@_typing.final
+class BatchRenewUploadsResponse(_message.Message):
+    """See BatchRenewUploads."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPLOADS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def uploads(self) -> _containers.RepeatedCompositeFieldContainer[_grant_pb2.Upload]:
+        """Those that are OPEN, without their grants, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        uploads: _abc.Iterable[_grant_pb2.Upload] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["uploads", b"uploads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchRenewUploadsResponse: _TypeAlias = BatchRenewUploadsResponse  # noqa: Y015
+
+@_typing.final
 class BatchAbandonUploadsRequest(_message.Message):
     """See BatchAbandonUploads."""
 

@@ -77,6 +77,11 @@ class StorageServiceStub(object):
                 request_serializer=khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.BatchCommitUploadsRequest.SerializeToString,
                 response_deserializer=khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.BatchCommitUploadsResponse.FromString,
                 _registered_method=True)
+        self.BatchRenewUploads = channel.unary_unary(
+                '/khomas.api.storage.v1.StorageService/BatchRenewUploads',
+                request_serializer=khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.BatchRenewUploadsRequest.SerializeToString,
+                response_deserializer=khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.BatchRenewUploadsResponse.FromString,
+                _registered_method=True)
         self.BatchAbandonUploads = channel.unary_unary(
                 '/khomas.api.storage.v1.StorageService/BatchAbandonUploads',
                 request_serializer=khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.BatchAbandonUploadsRequest.SerializeToString,
@@ -194,6 +199,15 @@ class StorageServiceServicer(object):
         place without overwriting anything, and commits all of them to the catalogue in one transaction. All or nothing:
         after an error nothing is visible and the uploads are still OPEN. Errors of the catalogue (FILE_EXISTS,
         METADATA_KEY_UNDECLARED, …) are passed on with their own reason and domain.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchRenewUploads(self, request, context):
+        """Lets OPEN uploads of the caller take files, and wait for their commit, for longer; the addresses and headers that
+        were given out stay as they are. No end comes earlier by it. Uploads that are not OPEN any more, or unknown, are
+        left out of the answer and are no error. Asking again does no harm.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -325,6 +339,11 @@ def add_StorageServiceServicer_to_server(servicer, server):
                     servicer.BatchCommitUploads,
                     request_deserializer=khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.BatchCommitUploadsRequest.FromString,
                     response_serializer=khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.BatchCommitUploadsResponse.SerializeToString,
+            ),
+            'BatchRenewUploads': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchRenewUploads,
+                    request_deserializer=khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.BatchRenewUploadsRequest.FromString,
+                    response_serializer=khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.BatchRenewUploadsResponse.SerializeToString,
             ),
             'BatchAbandonUploads': grpc.unary_unary_rpc_method_handler(
                     servicer.BatchAbandonUploads,
@@ -580,6 +599,33 @@ class StorageService(object):
             '/khomas.api.storage.v1.StorageService/BatchCommitUploads',
             khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.BatchCommitUploadsRequest.SerializeToString,
             khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.BatchCommitUploadsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchRenewUploads(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/khomas.api.storage.v1.StorageService/BatchRenewUploads',
+            khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.BatchRenewUploadsRequest.SerializeToString,
+            khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.BatchRenewUploadsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,11 @@ class StorageServiceStub:
     after an error nothing is visible and the uploads are still OPEN. Errors of the catalogue (FILE_EXISTS,
     METADATA_KEY_UNDECLARED, …) are passed on with their own reason and domain.
     """
+    BatchRenewUploads: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.BatchRenewUploadsRequest, _storage_service_pb2.BatchRenewUploadsResponse]
+    """Lets OPEN uploads of the caller take files, and wait for their commit, for longer; the addresses and headers that
+    were given out stay as they are. No end comes earlier by it. Uploads that are not OPEN any more, or unknown, are
+    left out of the answer and are no error. Asking again does no harm.
+    """
     BatchAbandonUploads: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.BatchAbandonUploadsRequest, _storage_service_pb2.BatchAbandonUploadsResponse]
     """Gives uploads up; their bytes are deleted. Giving up twice is no error."""
     BatchGetUploads: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.BatchGetUploadsRequest, _storage_service_pb2.BatchGetUploadsResponse]
@@ -144,6 +149,17 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         place without overwriting anything, and commits all of them to the catalogue in one transaction. All or nothing:
         after an error nothing is visible and the uploads are still OPEN. Errors of the catalogue (FILE_EXISTS,
         METADATA_KEY_UNDECLARED, …) are passed on with their own reason and domain.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchRenewUploads(
+        self,
+        request: _storage_service_pb2.BatchRenewUploadsRequest,
+        context: _aio.ServicerContext[_storage_service_pb2.BatchRenewUploadsRequest, _abc.Awaitable[_storage_service_pb2.BatchRenewUploadsResponse]],
+    ) -> _abc.Awaitable[_storage_service_pb2.BatchRenewUploadsResponse]:
+        """Lets OPEN uploads of the caller take files, and wait for their commit, for longer; the addresses and headers that
+        were given out stay as they are. No end comes earlier by it. Uploads that are not OPEN any more, or unknown, are
+        left out of the answer and are no error. Asking again does no harm.
         """
 
     @_abc_1.abstractmethod
