@@ -7,6 +7,7 @@ from pathlib import Path
 
 from khomas.client import AsyncClient, Client
 from tests.e2e.installation import Installation
+from tests.testbeds.processes import until
 
 
 def client_of(khomas: Installation) -> Client:
@@ -169,6 +170,19 @@ def test_files_go_in_are_found_and_come_back(khomas: Installation, tmp_path: Pat
     khomas.run("get", found["name"], "--to", tmp_path / "back")
     assert (tmp_path / "back" / source.name).read_bytes() == source.read_bytes()
     khomas.run("get", found["name"], "--to", tmp_path / "back", code=2)
+
+
+def test_what_a_person_puts_is_theirs_and_leads_to_the_upload_and_back(khomas: Installation, tmp_path: Path) -> None:
+    source = tmp_path / "put.txt"
+    source.write_text("put")
+    khomas.run("put", source, "/hess/put/")
+    (found,) = khomas.rows("find", "/hess/put")
+    khomas.run("put", source, "/hess/put/")
+    assert khomas.rows("find", "/hess/put") == [found]
+    assert found["owner"] == khomas.rows("show", khomas.submit("--", "true"))[0]["owner"]
+    upload = f"uploads/{found['origin']}"
+    until(lambda: upload in khomas.run("trace", found["name"]), 45, "the upload is in the trace")
+    assert found["name"] in khomas.run("trace", "--forward", upload)
 
 
 def test_a_job_file_survives_export(khomas: Installation, tmp_path: Path) -> None:

@@ -39,7 +39,9 @@ async def test_release_has_copies_with_cards_and_records(archive: Archive, run_f
         assert header["KHORIGIN"] == "0190aaaa-bbbb-7ccc-8ddd-eeeeeeeeeeee"
     catalogued = await archive.file(product.file)
     assert list(catalogued.parents) == [product.source]
-    assert catalogued.origin == release.uid
+    assert (catalogued.origin, catalogued.owner) == (release.uid, release.owner)
+    dataset = await archive.catalog.GetDataset(GetDatasetRequest(name="datasets/releases/crab/1"))
+    assert dataset.owner == release.owner
     assert (catalogued.checksums.adler32, catalogued.size_bytes) == (product.adler32, product.size_bytes)
     [record] = await archive.records(NAME)
     assert (record.obs_id, record.obs_collection, record.dataproduct_type) == ("42", "crab", "event")

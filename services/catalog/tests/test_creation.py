@@ -7,6 +7,7 @@ import pytest
 
 from khomas.api.catalog.v1 import catalog_service_pb2 as pb
 from khomas.api.catalog.v1.catalog_service_pb2_grpc import CatalogServiceStub
+from khomas.api.catalog.v1.dataset_pb2 import Dataset
 from khomas.api.catalog.v1.file_pb2 import File
 from khomas.api.common.v1 import event_pb2
 from khomas.catalog.testing import create, declare, new_file, request_id
@@ -61,6 +62,60 @@ async def test_an_equal_commit_again_counts_as_existing(catalog: CatalogServiceS
     again = await catalog.BatchCreateFiles(create(new_file("/hess/a", origin="job"), new_file("/hess/b")))
     assert again.existing == 1
     assert again.uids[0] == first.uids[0]
+
+
+async def test_equal_content_of_another_origin_exists_only_for_who_does_not_mind(catalog: CatalogServiceStub) -> None:
+    first = await catalog.BatchCreateFiles(create(new_file("/hess/a", origin="job")))
+    request = create(new_file("/hess/a", origin="other"))
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await catalog.BatchCreateFiles(request)
+    assert reason_of(refused.value) == "FILE_EXISTS"
+    request.any_origin = True
+    again = await catalog.BatchCreateFiles(request)
+    assert (again.existing, again.uids) == (1, first.uids)
+    request = create(new_file("/hess/a", b"CONTENT", origin="job"))
+    request.any_origin = True
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await catalog.BatchCreateFiles(request)
+    assert reason_of(refused.value) == "FILE_EXISTS"
+
+
+def requests_for(owner: str) -> tuple[pb.BatchCreateFilesRequest, pb.CreateDatasetRequest]:
+    files = create(new_file("/hess/a"), datasets=["datasets/joined"])
+    files.owner = owner
+    made = pb.CreateDatasetRequest(dataset=Dataset(name="datasets/made"), owner=owner, request_id=request_id())
+    return files, made
+
+
+async def test_a_service_makes_things_for_whom_it_names(served: Served, catalog: CatalogServiceStub) -> None:
+    service = CatalogServiceStub(served.channel_with(served.token(subject="service:storage")))
+    files, made = requests_for("alice")
+    await service.BatchCreateFiles(files)
+    await service.CreateDataset(made)
+    hers = 'owner = "alice"'
+    assert await names(catalog, filter=hers) == ["/hess/a"]
+    datasets = (await catalog.ListDatasets(pb.ListDatasetsRequest(filter=hers))).datasets
+    assert [one.name for one in datasets] == ["datasets/joined", "datasets/made"]
+
+
+@pytest.mark.parametrize("subject", ["bob", "job:1", "pilot:1", "host:node.example", "services:storage"])
+async def test_others_than_services_make_things_for_themselves_only(
+    served: Served, catalog: CatalogServiceStub, subject: str
+) -> None:
+    other = CatalogServiceStub(served.channel_with(served.token(subject=subject)))
+    files, made = requests_for("alice")
+    for call in (
+        other.BatchCreateFiles(files),
+        other.CreateDataset(made),
+        anext(aiter(other.ImportFiles(iter([files])))),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call
+        assert reason_of(refused.value) == "OWNER_REFUSED"
+    assert await names(catalog) == []
+    files.owner = subject
+    await other.BatchCreateFiles(files)
+    assert await names(catalog, filter=f'owner = "{subject}"') == ["/hess/a"]
 
 
 async def test_the_same_request_id_gives_the_same_answer(catalog: CatalogServiceStub) -> None:

@@ -30,7 +30,7 @@ async def test_input_is_brought_in_and_output_brought_out_with_its_origin(with_f
     assert states([job]) == ["SUCCEEDED"], job.status
     assert files.content["/hess/upper/out.txt"] == b"ABC"
     [commit] = files.commits
-    assert commit.origin == job.attempts[0].uid
+    assert (commit.origin, commit.owner) == (job.attempts[0].uid, job.owner)
     assert MessageToDict(commit.files[0])["parents"] == ["/hess/raw/run_1.txt"]
     assert MessageToDict(commit.files[0])["metadata"] == {"zenith": {"number": 40.0}, "kind": {"text": "out"}}
     [output] = job.attempts[0].outputs

@@ -1,7 +1,8 @@
 """The storage beside the real catalogue."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,7 +19,7 @@ from khomas.api.common.v1 import value_pb2
 from khomas.api.storage.v1 import storage_element_pb2, transfer_pb2
 from khomas.api.storage.v1 import storage_service_pb2 as pb
 from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceStub
-from khomas.kit.boundary.status import info_of, received_status
+from khomas.kit.boundary.status import info_of, reason_of, received_status
 from khomas.kit.plugins import installed, load
 from khomas.kit.testing import serve
 from khomas.storage.app import service
@@ -56,6 +57,42 @@ async def test_file_has_all_that_was_committed_with_it(both: Storage) -> None:
     assert b.replicas[0].HasField("verify_time")
     crab = await catalog.GetDataset(catalog_pb.GetDatasetRequest(name="datasets/crab"))
     assert crab.file_count == 1
+
+
+def as_subject(storage: Storage, subject: str) -> Storage:
+    return replace(storage, stub=StorageServiceStub(storage.served.channel_for("storage.create:/", subject=subject)))
+
+
+async def test_file_belongs_to_who_put_it_first_and_leads_to_that_upload(both: Storage) -> None:
+    upload = await both.open()
+    await both.put(upload, b"bytes")
+    (first,) = (await both.commit(both.wanted(upload, "/hess/file", b"bytes"))).files
+
+    again = await as_subject(both, "mallory").store("/hess/file", b"bytes")
+
+    (result,) = await found(both, "/hess/file")
+    assert (result.file.owner, result.file.origin) == (upload.owner, upload.name.removeprefix("uploads/"))
+    assert (upload.owner, again.uid, again.path) == ("tester", first.uid, first.path)
+
+
+async def commit_for(owner: str, storage: Storage) -> None:
+    upload = await storage.open()
+    await storage.put(upload, b"bytes")
+    wanted = storage.wanted(upload, "/hess/file", b"bytes")
+    request = pb.BatchCommitUploadsRequest(files=[wanted], owner=owner, request_id=str(uuid4()))
+    await storage.stub.BatchCommitUploads(request)
+
+
+async def test_only_a_service_brings_files_in_for_somebody_else(both: Storage) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await commit_for("alice", as_subject(both, "bob"))
+    assert reason_of(caught.value) == "OWNER_REFUSED"
+    assert both.visible() == []
+
+    await commit_for("alice", as_subject(both, "service:scheduler"))
+
+    (result,) = await found(both, "/hess/file")
+    assert result.file.owner == "alice"
 
 
 async def test_undeclared_key_is_refused_by_the_catalogue_and_nothing_stays(both: Storage) -> None:

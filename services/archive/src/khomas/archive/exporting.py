@@ -135,7 +135,7 @@ class Exporting:
                 raise FieldInvalid.of("options", f"{message}; repeat the export with those, or make the next version")
         missing = [file for file in new if file.name not in there]
         if missing:
-            await self._upstream.put(missing, content.release.uid)
+            await self._upstream.put(missing, content.release.uid, content.release.owner)
         return [file.name for file in new]
 
     async def _digest(self, path: Path) -> str:

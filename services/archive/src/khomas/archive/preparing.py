@@ -137,7 +137,7 @@ class Preparing:
         copies = await self._copied(row, message, checked)
         offered = {offer.file: copies[offer.file] if offer.copied else offer.source for offer in made}
         members = [*offered, *([await self._terms(row)] if row.terms else [])]
-        await self._upstream.close_dataset(names.dataset(row.name), row.title, members, row.uid)
+        await self._upstream.close_dataset(names.dataset(row.name), row.title, members, row.uid, row.owner)
         return Snapshot(checked, offered)
 
     async def _checked(self, row: AnyRow, message: pb.Release, made: Sequence[Offer]) -> list[Checked]:
@@ -160,10 +160,10 @@ class Preparing:
         missing = [one for name, one in wanted.items() if name not in there]
         for batch in self._reader.batches(missing):
             await self._renew(row)
-            await self._copy(row.uid, message, batch)
+            await self._copy(row, message, batch)
         return there | await self._upstream.files([one.offer.file for one in missing])
 
-    async def _copy(self, uid: str, message: pb.Release, batch: Sequence[Checked]) -> None:
+    async def _copy(self, row: AnyRow, message: pb.Release, batch: Sequence[Checked]) -> None:
         made_by = await self._provenance.of(one.offer.source.origin for one in batch)
         async with self._upstream.workspace() as folder:
             sources = await self._upstream.fetch([one.offer.source for one in batch], folder)
@@ -178,7 +178,7 @@ class Preparing:
                 await self._upstream.in_thread(write_copy, source, target, card_values)
                 return NewFile(offer.file, target, [offer.source.name], offer.source.metadata, one.content_digest)
 
-            await self._upstream.put(await asyncio.gather(*map(copied, batch)), uid)
+            await self._upstream.put(await asyncio.gather(*map(copied, batch)), row.uid, row.owner)
 
     async def _terms(self, row: AnyRow) -> str:
         """Bring the terms of use in, unless they are there; return their LFN."""
@@ -187,7 +187,7 @@ class Preparing:
             async with self._upstream.workspace() as folder:
                 path = folder / "terms"
                 await self._upstream.in_thread(path.write_text, row.terms)
-                await self._upstream.put([NewFile(name, path)], row.uid)
+                await self._upstream.put([NewFile(name, path)], row.uid, row.owner)
         return name
 
     async def _renew(self, row: AnyRow) -> None:

@@ -166,7 +166,9 @@ class Upstream:
         )
         return {download.name: path for download, path in zip(answer.downloads, paths, strict=True)}
 
-    async def put(self, files: Sequence[NewFile], origin: str) -> dict[str, storage_service_pb2.CommittedFile]:
+    async def put(
+        self, files: Sequence[NewFile], origin: str, owner: str
+    ) -> dict[str, storage_service_pb2.CommittedFile]:
         """Bring files in: all of them are in the catalogue then, or none."""
         sizes = await self.in_thread(lambda: [file.path.stat().st_size for file in files])
         upload = await self._open(len(files), sum(sizes), origin)
@@ -184,12 +186,12 @@ class Upstream:
             for number, (file, adler32, size) in enumerate(zip(files, sums, sizes, strict=True))
         ]
         request = storage_service_pb2.BatchCommitUploadsRequest(
-            files=commits, origin=origin, request_id=str(uuid.uuid4())
+            files=commits, origin=origin, owner=owner, request_id=str(uuid.uuid4())
         )
         answer = await self._storage.BatchCommitUploads(request, timeout=self._seconds)
         return {file.name: file for file in answer.files}
 
-    async def close_dataset(self, name: str, description: str, files: Sequence[str], origin: str) -> None:
+    async def close_dataset(self, name: str, description: str, files: Sequence[str], origin: str, owner: str) -> None:
         """Make a dataset that has these files for ever; one that was made before by the same origin is finished."""
         there = await self.dataset(name)
         if there is not None and there.state == dataset_pb2.Dataset.STATE_CLOSED:
@@ -198,6 +200,7 @@ class Upstream:
             create = catalog_service_pb2.CreateDatasetRequest(
                 dataset=dataset_pb2.Dataset(name=name, description=description[:4096], origin=origin),
                 request_id=derived_id(origin, "dataset"),
+                owner=owner,
             )
             await self._catalog.CreateDataset(create, timeout=self._seconds)
         for start in range(0, len(files), _NAMES):

@@ -196,6 +196,7 @@ def of_adoptions(events: Iterable[Event]) -> list[Done]:
                     description=f"{one.adopted_files} files of {one.storage_element} adopted as {one.destination}",
                     start_time=_moment(one.create_time),
                     end_time=_moment(one.end_time),
+                    agent=one.owner,
                     attributes={**facts, "files": str(one.adopted_files)},
                 )
             )
@@ -215,6 +216,7 @@ def of_uploads(events: Iterable[Event]) -> list[Done]:
                     description=f"upload to {', '.join(one.storage_elements)}",
                     start_time=_moment(one.create_time),
                     end_time=_moment(event.create_time),
+                    agent=one.owner,
                     origin=one.origin,
                 )
             )

@@ -325,6 +325,7 @@ def _state_name(state: int) -> str:
 def _proto(row: AnyRow) -> Adoption:
     message = Adoption.FromString(row.wanted)
     message.name = _PREFIX + row.uid
+    message.owner = row.owner
     message.state = Adoption.State.ValueType(row.state)
     message.adopted_files = row.adopted_files
     message.adopted_bytes = row.adopted_bytes

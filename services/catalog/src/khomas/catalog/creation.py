@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, NoReturn, TypeVar
 
@@ -18,7 +19,7 @@ from khomas.catalog.known import Known, KnownFile, look
 from khomas.catalog.membership import Member, Membership
 from khomas.catalog.names import check_distinct, check_name, default_path, directory_of
 from khomas.catalog.tables import file, file_value, parent, replica
-from khomas.kit.boundary.call import current_principal
+from khomas.kit.boundary.call import current_owner
 from khomas.kit.database import Database, Rows
 from khomas.kit.errors import FieldInvalid
 from khomas.kit.events import EventLog, NewEvent
@@ -45,25 +46,32 @@ class Creation:
 
     async def create(self, request: pb.BatchCreateFilesRequest) -> pb.BatchCreateFilesResponse:
         """Commit the files of a request, or with validate_only only check them."""
+        owner = current_owner(request.owner)
         check_files(request.files)
-        owner = current_principal().subject
+        work = partial(
+            self.commit,
+            owner=owner,
+            files=request.files,
+            datasets=request.datasets,
+            any_origin=request.any_origin,
+        )
         if not request.validate_only:
-            return await again_if_overtaken(
-                lambda: self._once(
-                    request,
-                    pb.BatchCreateFilesResponse,
-                    lambda connection: self.commit(connection, owner, request.files, request.datasets),
-                )
-            )
+            return await again_if_overtaken(lambda: self._once(request, pb.BatchCreateFilesResponse, work))
         try:
             async with self._database.write() as connection:
-                answer = await self.commit(connection, owner, request.files, request.datasets)
+                answer = await work(connection)
                 _take_back()
         except _TakenBack:
             return answer
 
     async def commit(
-        self, connection: AsyncConnection, owner: str, files: Sequence[File], datasets: Sequence[str] = ()
+        self,
+        connection: AsyncConnection,
+        owner: str,
+        files: Sequence[File],
+        datasets: Sequence[str] = (),
+        *,
+        any_origin: bool = False,
     ) -> pb.BatchCreateFilesResponse:
         """Commit files, which `check_files` has seen, in a transaction that is open already.
 
@@ -77,7 +85,8 @@ class Creation:
         _refuse_clashes(names, folders | unknown, known)
         _check_parents(files, names, known.files)
         # Rows in the order of the names lie side by side in every index.
-        new = sorted((one for one in files if not _is_known(one, known.files)), key=lambda one: one.name)
+        fresh = (one for one in files if not _is_known(one, known.files, any_origin=any_origin))
+        new = sorted(fresh, key=lambda one: one.name)
         uids = {name: one.uid for name, one in known.files.items()} | dict(
             zip((one.name for one in new), new_uids(len(new)), strict=True)
         )
@@ -209,12 +218,13 @@ def _file_rows(
     )
 
 
-def _is_known(one: File, known: Mapping[str, KnownFile]) -> bool:
+def _is_known(one: File, known: Mapping[str, KnownFile], *, any_origin: bool) -> bool:
     """Tell whether an equal commit was made before; raises FileExists for any other."""
     there = known.get(one.name)
     if there is None:
         return False
-    if there.state != File.STATE_ACTIVE or there.content != (one.size_bytes, one.checksums.adler32, one.origin):
+    equal = there.content == (one.size_bytes, one.checksums.adler32) and (any_origin or there.origin == one.origin)
+    if there.state != File.STATE_ACTIVE or not equal:
         raise FileExists(name=one.name)
     return True
 

@@ -14,7 +14,7 @@ from khomas.catalog.membership import Candidate, Membership, candidates, changed
 from khomas.catalog.searching import value_fields
 from khomas.catalog.tables import dataset, dataset_value, metadata_key
 from khomas.catalog.values import set_value
-from khomas.kit.boundary.call import current_principal
+from khomas.kit.boundary.call import current_owner
 from khomas.kit.database import AnyRow, Database, Rows, in_values, insert_new
 from khomas.kit.events import EventLog
 from khomas.kit.filtering import Fields, fields, where
@@ -45,10 +45,11 @@ class Datasets:
 
     async def create(self, request: pb.CreateDatasetRequest) -> Dataset:
         """Make a dataset, with files if any are named."""
-        return await self._once(request, Dataset, lambda connection: self._create(connection, request))
+        owner = current_owner(request.owner)
+        return await self._once(request, Dataset, lambda connection: self._create(connection, request, owner))
 
-    async def _create(self, connection: AsyncConnection, request: pb.CreateDatasetRequest) -> Dataset:
-        wanted = new_row(new_uid(), request.dataset, current_principal().subject, datetime.now(UTC))
+    async def _create(self, connection: AsyncConnection, request: pb.CreateDatasetRequest, owner: str) -> Dataset:
+        wanted = new_row(new_uid(), request.dataset, owner, datetime.now(UTC))
         made = await insert_new(connection, dataset, [wanted], *dataset.c)
         if not made:
             raise DatasetExists(name=request.dataset.name)

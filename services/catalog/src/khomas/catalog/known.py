@@ -14,11 +14,12 @@ from khomas.kit.database import Prepared, values_param
 
 @dataclass(frozen=True, slots=True)
 class KnownFile:
-    """A file that was there before; `content` is its size, checksum and origin."""
+    """A file that was there before; `content` is its size and checksum."""
 
     id: int
     uid: str
-    content: tuple[int, str, str]
+    content: tuple[int, str]
+    origin: str
     state: int
 
 
@@ -79,7 +80,7 @@ async def look(connection: AsyncConnection, names: set[str], directories: set[st
         directory_count=len(directories),
     )
     return Known(
-        {row[1]: KnownFile(row[2], row[3], (row[4], row[5], row[6]), row[7]) for row in rows if row[0] == _FILE},
+        {row[1]: KnownFile(row[2], row[3], (row[4], row[5]), row[6], row[7]) for row in rows if row[0] == _FILE},
         {row[1]: row[2] for row in rows if row[0] == _DIRECTORY},
         *[_ids(row[8], count) for row, count in zip(rows[-2:], (file_count, len(directories)), strict=True)],
     )

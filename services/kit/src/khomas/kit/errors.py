@@ -96,6 +96,14 @@ class CapabilityMissing(DomainError):
     template = "This needs the capability {capability} for {path}; ask for a token that has it."
 
 
+class OwnerRefused(DomainError):
+    """The caller would make something that belongs to somebody else."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+    reason = "OWNER_REFUSED"
+    template = "Only a service may make something for {owner}; leave the owner out."
+
+
 class FieldInvalid(DomainError):
     """A field of the request breaks its rule: `FieldInvalid.of("files[0].name", "must be absolute")`."""
 

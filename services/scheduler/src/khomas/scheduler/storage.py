@@ -86,9 +86,10 @@ class Storage:
         if ends:
             self.granted = min(ends) - datetime.now(UTC)
 
-    async def commit(self, origin: str, files: Sequence[pb.UploadCommit]) -> Sequence[pb.CommittedFile]:
+    async def commit(self, origin: str, owner: str, files: Sequence[pb.UploadCommit]) -> Sequence[pb.CommittedFile]:
         """Commit all files of one attempt. Asking again after a lost answer gives the same one."""
-        request = pb.BatchCommitUploadsRequest(files=files, origin=origin, request_id=request_id("commit", origin))
+        again = request_id("commit", origin)
+        request = pb.BatchCommitUploadsRequest(files=files, origin=origin, owner=owner, request_id=again)
         return (await self._stub.BatchCommitUploads(request, timeout=self._deadline)).files
 
     async def abandon(self, names: Collection[str]) -> None:

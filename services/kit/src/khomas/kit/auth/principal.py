@@ -10,7 +10,7 @@ from khomas.kit.auth.scopes import CONTAINED_IN, WITH_PATH, Capability
 
 
 class Kind(StrEnum):
-    """What sort of caller it is, for logs and accounting; it grants nothing."""
+    """What sort of caller it is, for logs and accounting; all it grants is `current_owner`."""
 
     USER = "user"
     HOST = "host"

@@ -6,7 +6,8 @@ from typing import Any
 
 import grpc
 
-from khomas.kit.auth.principal import Principal
+from khomas.kit.auth.principal import Kind, Principal
+from khomas.kit.errors import OwnerRefused
 
 Context = grpc.aio.ServicerContext[Any, Any]
 ORIGIN_HEADER = "khomas-origin"
@@ -45,3 +46,11 @@ def current_principal() -> Principal:
     if call is None or call.principal is None:
         raise LookupError("nobody is authenticated here")
     return call.principal
+
+
+def current_owner(named: str = "") -> str:
+    """Return whom the things belong to that the call makes: the caller, or the one that a service names."""
+    principal = current_principal()
+    if named not in ("", principal.subject) and principal.kind is not Kind.SERVICE:
+        raise OwnerRefused(owner=named)
+    return named or principal.subject

@@ -126,7 +126,7 @@ class Finisher:
             identity = Identity(work.job.parent or work.job.uid, work.job.index, attempt.number)
             values = work.blueprint.values(child, identity)
             wanted = commits(work.blueprint, attempt, values, await self._key_types())
-            files = list(await self._desk.storage.commit(attempt.uid, wanted))
+            files = list(await self._desk.storage.commit(attempt.uid, work.job.owner, wanted))
         stored = output_files(attempt, files)
         return ended(attempt._replace(outputs=stored), now())
 

@@ -17,7 +17,7 @@ from sqlalchemy import Row
 
 from khomas.api.catalog.v1 import dataset_pb2
 from khomas.api.storage.v1 import storage_service_pb2
-from khomas.kit.boundary.call import current_principal
+from khomas.kit.boundary.call import current_owner, current_principal
 from khomas.kit.errors import DomainError, FieldInvalid, UpstreamUnavailable
 from khomas.kit.ids import new_uid
 from khomas.storage.catalog import Catalog, derived_id, is_definite
@@ -60,6 +60,7 @@ class Commits:
     async def commit(self, request: storage_service_pb2.BatchCommitUploadsRequest) -> Answer:
         """Commit files, all or nothing; the same request again gives the same answer."""
         principal = current_principal()
+        current_owner(request.owner)
         asked = Asked.of(principal, request)
         uids = list(dict.fromkeys(one.upload.removeprefix(PREFIX) for one in request.files))
         rows = await self._intents.uploads(uids)

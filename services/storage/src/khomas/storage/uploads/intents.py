@@ -34,6 +34,8 @@ class Asked:
     """By what a repeated request is known."""
 
     request_id: str
+    # Subject of the caller.
+    caller: str
     # Digest of the caller and the request_id.
     key: str
     # Digest of the request.
@@ -44,7 +46,7 @@ class Asked:
         """Describe a caller's request."""
         key = repr((principal.issuer, principal.subject, request.request_id))
         digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
-        return cls(request.request_id, hashlib.sha256(key.encode()).hexdigest(), digest)
+        return cls(request.request_id, principal.subject, hashlib.sha256(key.encode()).hexdigest(), digest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,11 +55,20 @@ def planned(
         catalog_request=catalog_pb.BatchCreateFilesRequest(
             files=[_file(arrival, path, request.origin) for arrival, path in pairs],
             datasets=_common_datasets(request.files),
+            owner=request.owner or _opened_by(arrivals) or asked.caller,
+            # Who puts a file again does so by another upload.
+            any_origin=not any(request.origin or arrival.upload.origin for arrival in arrivals),
             # Of the caller, too: nobody can spoil the request of another one by taking its id first.
             request_id=derived_id(asked.key, "catalog"),
         ),
         memberships=tuple(memberships(request.files)),
     )
+
+
+def _opened_by(arrivals: Sequence[Arrival]) -> str:
+    """Return the owner of the uploads, "" where they have several."""
+    owners = {arrival.upload.owner for arrival in arrivals}
+    return owners.pop() if len(owners) == 1 else ""
 
 
 def _file(arrival: Arrival, path: str, origin: str) -> file_pb2.File:
@@ -75,7 +84,7 @@ def _file(arrival: Arrival, path: str, origin: str) -> file_pb2.File:
         ),
         metadata=wanted.metadata,
         parents=wanted.parents,
-        origin=origin or arrival.upload.origin,
+        origin=origin or arrival.upload.origin or arrival.upload.uid,
         replicas=[file_pb2.Replica(storage_element=arrival.element.id, path=path)],
     )
 

@@ -349,6 +349,7 @@ def _message(row: Any) -> grant_pb2.Upload:
         state=row["state"],
         create_time=row["create_time"],
         expire_time=row["expire_time"],
+        owner=row["owner"],
     )
 
 

@@ -76,6 +76,7 @@ class Adoption(_message.Message):
     PROBLEMS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Output only. "adoptions/{uid}"."""
     storage_element: _builtins.str
@@ -98,6 +99,8 @@ class Adoption(_message.Message):
     """Output only. Their size."""
     known_files: _builtins.int
     """Output only. Files that were already in the catalogue with this very replica."""
+    owner: _builtins.str
+    """Output only. Subject of the token that wanted it."""
     @_builtins.property
     def include(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Shell patterns over the relative path; empty = all files. "data/*.fits.gz"."""
@@ -146,10 +149,11 @@ class Adoption(_message.Message):
         problems: _abc.Iterable[_builtins.str] | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopted_bytes", b"adopted_bytes", "adopted_files", b"adopted_files", "create_time", b"create_time", "dataset", b"dataset", "declare_keys", b"declare_keys", "destination", b"destination", "end_time", b"end_time", "headers", b"headers", "include", b"include", "known_files", b"known_files", "name", b"name", "path", b"path", "path_patterns", b"path_patterns", "problems", b"problems", "state", b"state", "storage_element", b"storage_element"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopted_bytes", b"adopted_bytes", "adopted_files", b"adopted_files", "create_time", b"create_time", "dataset", b"dataset", "declare_keys", b"declare_keys", "destination", b"destination", "end_time", b"end_time", "headers", b"headers", "include", b"include", "known_files", b"known_files", "name", b"name", "owner", b"owner", "path", b"path", "path_patterns", b"path_patterns", "problems", b"problems", "state", b"state", "storage_element", b"storage_element"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -64,10 +64,20 @@ class BatchCreateFilesRequest(_message.Message):
     DATASETS_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    ANY_ORIGIN_FIELD_NUMBER: _builtins.int
     validate_only: _builtins.bool
     """Check everything, commit nothing."""
     request_id: _builtins.str
     """UUID4 of this request."""
+    owner: _builtins.str
+    """Subject that the files, and the datasets that are made, belong to. Empty = the caller, who is the only one that may
+    be named, unless a service calls: OWNER_REFUSED.
+    """
+    any_origin: _builtins.bool
+    """Count a file that is there with the same size and checksum as created, whatever its origin: who brings one in again
+    does so by another upload.
+    """
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[_file_pb2.File]:
         """The files, with unique names."""
@@ -83,10 +93,12 @@ class BatchCreateFilesRequest(_message.Message):
         datasets: _abc.Iterable[_builtins.str] | None = ...,
         validate_only: _builtins.bool = ...,
         request_id: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        any_origin: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["datasets", b"datasets", "files", b"files", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["any_origin", b"any_origin", "datasets", b"datasets", "files", b"files", "owner", b"owner", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -989,8 +1001,11 @@ class CreateDatasetRequest(_message.Message):
     DATASET_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """UUID4 of this request."""
+    owner: _builtins.str
+    """Subject that it belongs to, as in BatchCreateFiles."""
     @_builtins.property
     def dataset(self) -> _dataset_pb2.Dataset:
         """The dataset."""
@@ -1005,10 +1020,11 @@ class CreateDatasetRequest(_message.Message):
         dataset: _dataset_pb2.Dataset | None = ...,
         files: _abc.Iterable[_builtins.str] | None = ...,
         request_id: _builtins.str = ...,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "files", b"files", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "files", b"files", "owner", b"owner", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -175,7 +175,7 @@ class CatalogServiceServicer(object):
     def BatchCreateFiles(self, request, context):
         """Commits files with their replicas, checksums, metadata, parents and dataset memberships: all or nothing.
         A file that is already there with the same size, checksum and origin counts as created (a repeated commit);
-        with other content it is ALREADY_EXISTS and nothing is committed.
+        with other content, or of another origin without `any_origin`, it is ALREADY_EXISTS and nothing is committed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -27,7 +27,7 @@ class CatalogServiceStub:
     BatchCreateFiles: _aio.UnaryUnaryMultiCallable[_catalog_service_pb2.BatchCreateFilesRequest, _catalog_service_pb2.BatchCreateFilesResponse]
     """Commits files with their replicas, checksums, metadata, parents and dataset memberships: all or nothing.
     A file that is already there with the same size, checksum and origin counts as created (a repeated commit);
-    with other content it is ALREADY_EXISTS and nothing is committed.
+    with other content, or of another origin without `any_origin`, it is ALREADY_EXISTS and nothing is committed.
     """
     ImportFiles: _aio.StreamStreamMultiCallable[_catalog_service_pb2.BatchCreateFilesRequest, _catalog_service_pb2.BatchCreateFilesResponse]
     """Imports any number of files; each message is one transaction, answered in order.
@@ -109,7 +109,7 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_catalog_service_pb2.BatchCreateFilesResponse]:
         """Commits files with their replicas, checksums, metadata, parents and dataset memberships: all or nothing.
         A file that is already there with the same size, checksum and origin counts as created (a repeated commit);
-        with other content it is ALREADY_EXISTS and nothing is committed.
+        with other content, or of another origin without `any_origin`, it is ALREADY_EXISTS and nothing is committed.
         """
 
     @_abc_1.abstractmethod

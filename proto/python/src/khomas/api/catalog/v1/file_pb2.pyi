@@ -101,7 +101,7 @@ class File(_message.Message):
     state: Global___File.State.ValueType
     """Output only."""
     owner: _builtins.str
-    """Output only. Subject of the token that made it."""
+    """Output only. Subject of whoever brought it in, or whose job or release made it."""
     etag: _builtins.str
     """Output only. Changes with every change."""
     @_builtins.property

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'khomas/api/common/v1/error_reason.proto\x12\x14khomas.api.common.v1*\xd2\x04\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_REASON_TOKEN_MISSING\x10\x01\x12\x1e\n\x1a\x45RROR_REASON_TOKEN_EXPIRED\x10\x02\x12\x1e\n\x1a\x45RROR_REASON_TOKEN_REFUSED\x10\x03\x12#\n\x1f\x45RROR_REASON_CAPABILITY_MISSING\x10\x04\x12\x1e\n\x1a\x45RROR_REASON_FIELD_INVALID\x10\x05\x12\x1f\n\x1b\x45RROR_REASON_FILTER_INVALID\x10\x06\x12\x1e\n\x1a\x45RROR_REASON_ORDER_INVALID\x10\x07\x12#\n\x1f\x45RROR_REASON_PAGE_TOKEN_INVALID\x10\x08\x12\"\n\x1e\x45RROR_REASON_REQUEST_ID_REUSED\x10\t\x12\x1f\n\x1b\x45RROR_REASON_CURSOR_EXPIRED\x10\n\x12\x1b\n\x17\x45RROR_REASON_OVERLOADED\x10\x0b\x12%\n!ERROR_REASON_UPSTREAM_UNAVAILABLE\x10\x0c\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\r\x12\x1e\n\x1a\x45RROR_REASON_ETAG_MISMATCH\x10\x0e\x12\x1a\n\x16\x45RROR_REASON_NOT_FOUND\x10\x0f\x12\x1e\n\x1a\x45RROR_REASON_NOT_INSTALLED\x10\x10\x12\x1a\n\x16\x45RROR_REASON_DISK_FULL\x10\x11\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'khomas/api/common/v1/error_reason.proto\x12\x14khomas.api.common.v1*\xf2\x04\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_REASON_TOKEN_MISSING\x10\x01\x12\x1e\n\x1a\x45RROR_REASON_TOKEN_EXPIRED\x10\x02\x12\x1e\n\x1a\x45RROR_REASON_TOKEN_REFUSED\x10\x03\x12#\n\x1f\x45RROR_REASON_CAPABILITY_MISSING\x10\x04\x12\x1e\n\x1a\x45RROR_REASON_FIELD_INVALID\x10\x05\x12\x1f\n\x1b\x45RROR_REASON_FILTER_INVALID\x10\x06\x12\x1e\n\x1a\x45RROR_REASON_ORDER_INVALID\x10\x07\x12#\n\x1f\x45RROR_REASON_PAGE_TOKEN_INVALID\x10\x08\x12\"\n\x1e\x45RROR_REASON_REQUEST_ID_REUSED\x10\t\x12\x1f\n\x1b\x45RROR_REASON_CURSOR_EXPIRED\x10\n\x12\x1b\n\x17\x45RROR_REASON_OVERLOADED\x10\x0b\x12%\n!ERROR_REASON_UPSTREAM_UNAVAILABLE\x10\x0c\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\r\x12\x1e\n\x1a\x45RROR_REASON_ETAG_MISMATCH\x10\x0e\x12\x1a\n\x16\x45RROR_REASON_NOT_FOUND\x10\x0f\x12\x1e\n\x1a\x45RROR_REASON_NOT_INSTALLED\x10\x10\x12\x1a\n\x16\x45RROR_REASON_DISK_FULL\x10\x11\x12\x1e\n\x1a\x45RROR_REASON_OWNER_REFUSED\x10\x12\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,5 +32,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'khomas.api.common.v1.error_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ERRORREASON']._serialized_start=66
-  _globals['_ERRORREASON']._serialized_end=660
+  _globals['_ERRORREASON']._serialized_end=692
 # @@protoc_insertion_point(module_scope)

@@ -62,6 +62,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNIMPLEMENTED. The installation lacks the plug-in or service for this. Metadata: needed."""
     ERROR_REASON_DISK_FULL: _ErrorReason.ValueType  # 17
     """RESOURCE_EXHAUSTED. No space left where the service keeps its state; nothing was changed. Metadata: none."""
+    ERROR_REASON_OWNER_REFUSED: _ErrorReason.ValueType  # 18
+    """PERMISSION_DENIED. The caller is no service and names somebody else as the owner of what it makes.
+    Metadata: owner.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Reason of an error, found in google.rpc.ErrorInfo with domain "khomas".
@@ -108,4 +112,8 @@ ERROR_REASON_NOT_INSTALLED: ErrorReason.ValueType  # 16
 """UNIMPLEMENTED. The installation lacks the plug-in or service for this. Metadata: needed."""
 ERROR_REASON_DISK_FULL: ErrorReason.ValueType  # 17
 """RESOURCE_EXHAUSTED. No space left where the service keeps its state; nothing was changed. Metadata: none."""
+ERROR_REASON_OWNER_REFUSED: ErrorReason.ValueType  # 18
+"""PERMISSION_DENIED. The caller is no service and names somebody else as the owner of what it makes.
+Metadata: owner.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from khomas.api.common.v1 import checksum_pb2 as khomas_dot_api_dot_common_dot_v1_dot_checksum__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!khomas/api/storage/v1/grant.proto\x12\x15khomas.api.storage.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#khomas/api/common/v1/checksum.proto\"\xea\x01\n\x0b\x41\x63\x63\x65ssGrant\x12\x0b\n\x03url\x18\x01 \x01(\t\x12@\n\x07headers\x18\x02 \x03(\x0b\x32/.khomas.api.storage.v1.AccessGrant.HeadersEntry\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fstorage_element\x18\x04 \x01(\t\x12\x12\n\nlocal_path\x18\x05 \x01(\t\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xe9\x03\n\x06Upload\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\"\n\x10storage_elements\x18\x02 \x03(\tB\x08\xbaH\x05\x92\x01\x02\x10\x10\x12\x1d\n\tmax_files\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x90N(\x00\x12\x1e\n\rreserve_bytes\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x17\n\x06origin\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x31\n\x05grant\x18\x06 \x01(\x0b\x32\".khomas.api.storage.v1.AccessGrant\x12\x32\n\x05state\x18\x07 \x01(\x0e\x32#.khomas.api.storage.v1.Upload.State\x12\x32\n\x05\x66iles\x18\x08 \x03(\x0b\x32#.khomas.api.storage.v1.UploadedFile\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"X\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0e\n\nSTATE_OPEN\x10\x01\x12\x13\n\x0fSTATE_COMMITTED\x10\x02\x12\x13\n\x0fSTATE_ABANDONED\x10\x03\"e\n\x0cUploadedFile\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x32\n\tchecksums\x18\x03 \x01(\x0b\x32\x1f.khomas.api.common.v1.Checksumsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!khomas/api/storage/v1/grant.proto\x12\x15khomas.api.storage.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#khomas/api/common/v1/checksum.proto\"\xea\x01\n\x0b\x41\x63\x63\x65ssGrant\x12\x0b\n\x03url\x18\x01 \x01(\t\x12@\n\x07headers\x18\x02 \x03(\x0b\x32/.khomas.api.storage.v1.AccessGrant.HeadersEntry\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fstorage_element\x18\x04 \x01(\t\x12\x12\n\nlocal_path\x18\x05 \x01(\t\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xf8\x03\n\x06Upload\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\"\n\x10storage_elements\x18\x02 \x03(\tB\x08\xbaH\x05\x92\x01\x02\x10\x10\x12\x1d\n\tmax_files\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x90N(\x00\x12\x1e\n\rreserve_bytes\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x17\n\x06origin\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x31\n\x05grant\x18\x06 \x01(\x0b\x32\".khomas.api.storage.v1.AccessGrant\x12\x32\n\x05state\x18\x07 \x01(\x0e\x32#.khomas.api.storage.v1.Upload.State\x12\x32\n\x05\x66iles\x18\x08 \x03(\x0b\x32#.khomas.api.storage.v1.UploadedFile\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05owner\x18\x0b \x01(\t\"X\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0e\n\nSTATE_OPEN\x10\x01\x12\x13\n\x0fSTATE_COMMITTED\x10\x02\x12\x13\n\x0fSTATE_ABANDONED\x10\x03\"e\n\x0cUploadedFile\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x32\n\tchecksums\x18\x03 \x01(\x0b\x32\x1f.khomas.api.common.v1.Checksumsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,9 +49,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACCESSGRANT_HEADERSENTRY']._serialized_start=348
   _globals['_ACCESSGRANT_HEADERSENTRY']._serialized_end=394
   _globals['_UPLOAD']._serialized_start=397
-  _globals['_UPLOAD']._serialized_end=886
-  _globals['_UPLOAD_STATE']._serialized_start=798
-  _globals['_UPLOAD_STATE']._serialized_end=886
-  _globals['_UPLOADEDFILE']._serialized_start=888
-  _globals['_UPLOADEDFILE']._serialized_end=989
+  _globals['_UPLOAD']._serialized_end=901
+  _globals['_UPLOAD_STATE']._serialized_start=813
+  _globals['_UPLOAD_STATE']._serialized_end=901
+  _globals['_UPLOADEDFILE']._serialized_start=903
+  _globals['_UPLOADEDFILE']._serialized_end=1004
 # @@protoc_insertion_point(module_scope)

@@ -126,6 +126,7 @@ class Upload(_message.Message):
     FILES_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Output only. "uploads/{uid}"."""
     max_files: _builtins.int
@@ -136,6 +137,8 @@ class Upload(_message.Message):
     """Uid of what writes it: an attempt or a client's request."""
     state: Global___Upload.State.ValueType
     """Output only."""
+    owner: _builtins.str
+    """Output only. Subject of the token that opened it."""
     @_builtins.property
     def storage_elements(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """StorageElements to choose from, by id, the preferred first. Empty = the default one."""
@@ -173,10 +176,11 @@ class Upload(_message.Message):
         files: _abc.Iterable[Global___UploadedFile] | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "grant", b"grant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "files", b"files", "grant", b"grant", "max_files", b"max_files", "name", b"name", "origin", b"origin", "reserve_bytes", b"reserve_bytes", "state", b"state", "storage_elements", b"storage_elements"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "files", b"files", "grant", b"grant", "max_files", b"max_files", "name", b"name", "origin", b"origin", "owner", b"owner", "reserve_bytes", b"reserve_bytes", "state", b"state", "storage_elements", b"storage_elements"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

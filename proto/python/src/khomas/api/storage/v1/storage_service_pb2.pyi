@@ -358,10 +358,15 @@ class BatchCommitUploadsRequest(_message.Message):
     FILES_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     origin: _builtins.str
-    """Uid that the catalogue stores as the files' origin. Empty = the upload's origin."""
+    """Uid that the catalogue stores as the files' origin. Empty = the upload's origin, or where it has none the upload."""
     request_id: _builtins.str
     """UUID4 of this request."""
+    owner: _builtins.str
+    """Subject that the files belong to. Empty = whoever opened the uploads. Only a service may name somebody else than
+    itself: OWNER_REFUSED.
+    """
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___UploadCommit]:
         """The files. One transaction for all of them."""
@@ -372,10 +377,11 @@ class BatchCommitUploadsRequest(_message.Message):
         files: _abc.Iterable[Global___UploadCommit] | None = ...,
         origin: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "origin", b"origin", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "origin", b"origin", "owner", b"owner", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
