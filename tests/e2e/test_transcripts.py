@@ -133,6 +133,7 @@ def test_a_production_is_made_shown_and_complete(khomas: Installation, tmp_path:
     (shown,) = khomas.rows("prod", "show", "gspectrum")
     assert [cell["progress"]["produced_events"] for cell in shown["cells"]] == [800, 800]
     assert "0.01" in khomas.run("prod", "show", "gspectrum")
+    assert khomas.run("trace", "gspectrum").startswith("productions/gspectrum  production")
 
 
 def test_a_script_uses_jobs_as_objects(khomas: Installation, tmp_path: Path) -> None:
@@ -167,6 +168,7 @@ def test_files_go_in_are_found_and_come_back(khomas: Installation, tmp_path: Pat
     khomas.run("put", source, "/hess/test/", "--meta", "zenith=45", "--dataset", "test/files")
     (found,) = khomas.rows("find", "/hess/test", "--where", "metadata.zenith > 40")
     assert found["size"] == 256_000
+    assert f"part of: {found['name']}" in khomas.run("trace", "test/files")
     khomas.run("get", found["name"], "--to", tmp_path / "back")
     assert (tmp_path / "back" / source.name).read_bytes() == source.read_bytes()
     khomas.run("get", found["name"], "--to", tmp_path / "back", code=2)
@@ -183,6 +185,7 @@ def test_what_a_person_puts_is_theirs_and_leads_to_the_upload_and_back(khomas: I
     upload = f"uploads/{found['origin']}"
     until(lambda: upload in khomas.run("trace", found["name"]), 45, "the upload is in the trace")
     assert found["name"] in khomas.run("trace", "--forward", upload)
+    assert f"copy of: storageElements/{found['paths'][0]}" in khomas.run("trace", found["name"])
 
 
 def test_a_job_file_survives_export(khomas: Installation, tmp_path: Path) -> None:

@@ -128,10 +128,10 @@ async def test_a_production_of_more_files_than_are_followed_says_so(
 async def test_more_files_of_one_origin_than_are_followed_are_told(
     catalog: CatalogServiceStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    origin, asked = new_uid(), outside.Outside(catalog, None)  # type: ignore[arg-type]  # the scheduler is not asked
+    origin, asked = new_uid(), outside.Outside(catalog, *[None] * 3)  # type: ignore[arg-type]  # the others are not asked
     await catalog.BatchCreateFiles(create(*[new_file(f"/raw/{number}", origin=origin) for number in range(3)]))
     assert await asked.files_of_origin(origin) == (["/raw/0", "/raw/1", "/raw/2"], False)
-    monkeypatch.setattr(outside, "_OF_ORIGIN", 2)
+    monkeypatch.setattr(outside, "_FILES", 2)
     assert await asked.files_of_origin(origin) == (["/raw/0", "/raw/1"], True)
 
 

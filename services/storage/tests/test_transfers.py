@@ -297,6 +297,8 @@ async def test_list_filters_and_orders(storage: Storage, disk: Any) -> None:
     for result in results:
         await ended(storage, result.transfer)
 
+    of_files = await storage.stub.ListTransfers(pb.ListTransfersRequest(files=["/hess/b", "/hess/none"]))
+    assert {one.file for one in of_files.transfers} == {"/hess/b"}
     found = await storage.stub.ListTransfers(
         pb.ListTransfersRequest(filter='state = SUCCEEDED AND file = "/hess/b"', order_by="create_time desc")
     )

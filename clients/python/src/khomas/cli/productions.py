@@ -304,13 +304,17 @@ def run_flag(name: str, quality: str, comment: str) -> None:
     show_one(_run_row(found), as_json=False)
 
 
+# Relations of a part to its whole: of copies, attempts, jobs, items and files.
+_PARTS = ("copy of", "attempt of", "made for", "part of", "wanted by")
+
+
 @click.command()
 @click.argument("id_", metavar="ID")
 @click.option("--forward", is_flag=True, help="What came of it, instead of where it came from.")
 @click.option("--depth", type=int, default=0, help="Steps from file to file; default all.")
 @click.option("--json", "as_json", is_flag=True)
 def trace(id_: str, forward: bool, depth: int, as_json: bool) -> None:
-    """Say where anything came from: an LFN, a uid, a job, a native id, a production."""
+    """Say where anything came from: an LFN, a uid, a native id, or any name that another command prints."""
     found = with_client(lambda client: client.bookkeeping.trace(id_, forward=forward, max_depth=depth))
     if as_json:
         show_one(as_dict(found), as_json=True)
@@ -321,9 +325,25 @@ def trace(id_: str, forward: bool, depth: int, as_json: bool) -> None:
         # Python keyword, hence getattr.
         start, end = (edge.to, getattr(edge, "from")) if forward else (getattr(edge, "from"), edge.to)
         following.setdefault(start, []).append((edge.relation, end))
+    if not forward:
+        _with_parts(following, found)
     _tree(nodes, following, found.subject, "", set())
     for name in found.cut_short:
         talk(f"{name} has more files than are followed here; ask for one of them")
+
+
+def _with_parts(following: dict[str, list[tuple[str, str]]], found: Any) -> None:
+    """Let what was asked for lead to its parts, and these to theirs, instead of the other way round."""
+    parts_of: dict[str, list[tuple[str, str]]] = {}
+    for edge in found.edges:
+        if edge.relation in _PARTS:
+            parts_of.setdefault(edge.to, []).append((edge.relation, getattr(edge, "from")))
+    wholes = [found.subject]
+    for whole in wholes:
+        for relation, part in parts_of.pop(whole, ()):
+            following[part].remove((relation, whole))
+            following.setdefault(whole, []).append((relation, part))
+            wholes.append(part)
 
 
 def _tree(

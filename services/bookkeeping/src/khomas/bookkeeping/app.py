@@ -8,6 +8,7 @@ from khomas.api.archive.v1.archive_service_pb2_grpc import ArchiveServiceStub
 from khomas.api.bookkeeping.v1 import bookkeeping_service_pb2_grpc
 from khomas.api.catalog.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from khomas.api.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
+from khomas.api.storage.v1.rule_service_pb2_grpc import RuleServiceStub
 from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceStub
 from khomas.bookkeeping import tables
 from khomas.bookkeeping.activities import Activities
@@ -65,6 +66,7 @@ async def start(settings: BookkeepingSettings, host: Host) -> Running:
     intake, planner = Intake(database, log, catalog, pausing), Planner(database, log)
     submitting = Submitting(database, log, scheduler, pausing)
     activities = Activities(database, log)
+    storage, rules = StorageServiceStub(host.channel("storage")), RuleServiceStub(host.channel("storage"))
     archive = ArchiveServiceStub(host.channel("archive"))
     releases = Releases(database, activities, archive)
     cancelling = Cancelling(database, scheduler)
@@ -80,7 +82,7 @@ async def start(settings: BookkeepingSettings, host: Host) -> Running:
         activities=activities,
         explaining=Explaining(database),
         runs=Runs(database, once, log),
-        tracing=Tracing(database, Outside(catalog, scheduler)),
+        tracing=Tracing(database, Outside(catalog, scheduler, storage, rules)),
         engine=engine,
         log=log,
     )
@@ -96,7 +98,7 @@ async def start(settings: BookkeepingSettings, host: Host) -> Running:
         database,
         tables.event_cursor,
         name="storage",
-        watch=StorageServiceStub(host.channel("storage")).WatchEvents,
+        watch=storage.WatchEvents,
         filter_text='kind = "storage.upload.committed"',
     )
     published = EventConsumer(

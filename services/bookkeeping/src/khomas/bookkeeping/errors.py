@@ -88,4 +88,4 @@ class TraceMissing(BookkeepingError):
 
     code = StatusCode.NOT_FOUND
     reason = "TRACE_NOT_FOUND"
-    template = "No file, job, attempt, production, release or run has the id {id}."
+    template = "No file, job, production, release, run, dataset, upload, adoption, transfer or rule has the id {id}."

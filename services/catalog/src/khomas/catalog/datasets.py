@@ -30,6 +30,7 @@ _FIELDS = {
     "origin": fields.text(dataset.c.origin),
     "create_time": fields.time(dataset.c.create_time),
     "update_time": fields.time(dataset.c.update_time),
+    "uid": fields.text(dataset.c.uid),
 }
 
 

@@ -49,6 +49,12 @@ class Graph:
         """Return the things of a kind."""
         return [node.name for node in self._nodes.values() if node.kind == kind]
 
+    def facts(self, kind: str, fact: str) -> dict[str, str]:
+        """Return a fact of the things of a kind that have it."""
+        return {
+            node.name: node.facts[fact] for node in self._nodes.values() if node.kind == kind and fact in node.facts
+        }
+
     def trace(self, subject: str) -> Trace:
         """Return what was found, the subject first."""
         first = [self._nodes[subject]] if subject in self._nodes else []

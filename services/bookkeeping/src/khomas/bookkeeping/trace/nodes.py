@@ -2,12 +2,16 @@
 
 from khomas.api.bookkeeping.v1.production_pb2 import Production, WorkItem
 from khomas.api.bookkeeping.v1.run_pb2 import Run
+from khomas.api.catalog.v1.dataset_pb2 import Dataset
 from khomas.api.catalog.v1.file_pb2 import File, Replica
 from khomas.api.scheduler.v1.job_pb2 import Job
 from khomas.api.scheduler.v1.state_pb2 import JobState
+from khomas.api.storage.v1.rule_pb2 import ReplicationRule
+from khomas.api.storage.v1.transfer_pb2 import Transfer
 from khomas.bookkeeping.trace.graph import Graph
 from khomas.kit.database import AnyRow
 
+RULE = "replicationRules/"
 _KIND = {"job": "attempt", "adoption": "adoption", "upload": "transfer", "release": "release"}
 
 
@@ -63,11 +67,61 @@ def add_file(graph: Graph, file: File) -> None:
         },
     )
     for replica in file.replicas:
-        name = f"storageElements/{replica.storage_element}:{replica.path}"
+        name = replica_name(replica)
         shown = Replica.State.Name(replica.state).removeprefix("STATE_")
         facts = {"path": replica.path, "storage_element": replica.storage_element}
         graph.node(name, "replica", summary=f"{shown} on {replica.storage_element}", facts=facts)
         graph.edge(name, file.name, "copy of")
+
+
+def replica_name(replica: Replica) -> str:
+    """Return what a replica is called in a trace."""
+    return f"storageElements/{replica.storage_element}:{replica.path}"
+
+
+def add_transfer(graph: Graph, transfer: Transfer) -> str:
+    """Add a transfer with the file that it copies, and return its name."""
+    state = Transfer.State.Name(transfer.state).removeprefix("STATE_")
+    where = f"from {transfer.source} to {transfer.destination}" if transfer.source else f"to {transfer.destination}"
+    graph.node(
+        transfer.name,
+        "transfer",
+        uid=transfer.name.rpartition("/")[2],
+        summary=f"{state} {where}",
+        time=(transfer.end_time if transfer.HasField("end_time") else transfer.create_time).ToDatetime(),
+        facts={
+            "source": transfer.source,
+            "destination": transfer.destination,
+            "owner": transfer.owner,
+            "origin": transfer.origin,
+            "message": transfer.message,
+        },
+    )
+    graph.edge(transfer.name, transfer.file, "used")
+    return transfer.name
+
+
+def add_dataset(graph: Graph, dataset: Dataset) -> str:
+    """Add a dataset and return its name."""
+    state = Dataset.State.Name(dataset.state).removeprefix("STATE_")
+    summary = f"{state}, {dataset.file_count} files, {dataset.size_bytes} bytes {dataset.description}".strip()
+    facts = {"owner": dataset.owner, "origin": dataset.origin}
+    graph.node(dataset.name, "dataset", uid=dataset.uid, summary=summary, facts=facts)
+    return dataset.name
+
+
+def add_rule(graph: Graph, rule: ReplicationRule) -> str:
+    """Add a replication rule and return its name."""
+    state = ReplicationRule.State.Name(rule.state).removeprefix("STATE_")
+    graph.node(
+        rule.name,
+        "rule",
+        uid=rule.name.removeprefix(RULE),
+        summary=f"{state}, {rule.copies} copies on {rule.expression} {rule.description}".strip(),
+        time=rule.create_time.ToDatetime(),
+        facts={"dataset": rule.dataset, "directory": rule.directory, "owner": rule.owner, "origin": rule.origin},
+    )
+    return rule.name
 
 
 def add_job(graph: Graph, job: Job) -> None:

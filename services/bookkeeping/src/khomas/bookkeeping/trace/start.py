@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -32,12 +33,10 @@ async def find(database: Database, outside: Outside, graph: Graph, name: str) ->
         known = await _known(connection, graph, name)
     if known is not None:
         return known
-    if name.startswith(("/", "files/")) or is_uid(name):
-        lfn = name if name.startswith("/") else f"files/{name.removeprefix('files/')}"
-        for file in await outside.files([lfn]):
-            nodes.add_file(graph, file)
-            return Start(file.name, [file.name])
-    return await _job(database, outside, graph, name)
+    for look in (_catalogued, partial(_job, database), _dataset, _transfer, _rule):
+        if (start := await look(outside, graph, name)) is not None:
+            return start
+    return None
 
 
 async def _known(connection: AsyncConnection, graph: Graph, name: str) -> Start | None:
@@ -74,8 +73,11 @@ async def _run(connection: AsyncConnection, graph: Graph, name: str) -> Start | 
 
 
 async def _release(connection: AsyncConnection, graph: Graph, name: str) -> Start | None:
-    rows = name.startswith("releases/") and await stored.releases_named(connection, name)
-    return Start(name, activities=rows) if rows else None
+    if "/" not in name[1:]:
+        return None
+    full = f"releases/{name.removeprefix('releases/')}"
+    rows = await stored.releases_named(connection, full)
+    return Start(full, activities=rows) if rows else None
 
 
 async def _item(connection: AsyncConnection, graph: Graph, name: str) -> Start | None:
@@ -114,3 +116,42 @@ async def _job(database: Database, outside: Outside, graph: Graph, name: str) ->
             children = await stored.activities_of_array(connection, job.name)
         return Start(job.name, activities=children)
     return None
+
+
+async def _catalogued(outside: Outside, graph: Graph, name: str) -> Start | None:
+    if not name.startswith("/") and not is_uid(name.removeprefix("files/")):
+        return None
+    lfn = name if name.startswith("/") else f"files/{name.removeprefix('files/')}"
+    for file in await outside.files([lfn]):
+        nodes.add_file(graph, file)
+        return Start(file.name, [file.name])
+    return None
+
+
+async def _dataset(outside: Outside, graph: Graph, name: str) -> Start | None:
+    # A release that is not recorded yet is not the dataset of its files, which is called alike.
+    if name.startswith(("/", "releases/")) or (dataset := await outside.dataset(name)) is None:
+        return None
+    files, more = await outside.files_of_dataset(dataset.name)
+    return _holding(graph, nodes.add_dataset(graph, dataset), files, "part of", more=more)
+
+
+async def _transfer(outside: Outside, graph: Graph, name: str) -> Start | None:
+    transfer = await outside.transfer(name)
+    return Start(nodes.add_transfer(graph, transfer), [transfer.file]) if transfer is not None else None
+
+
+async def _rule(outside: Outside, graph: Graph, name: str) -> Start | None:
+    uid = name.removeprefix(nodes.RULE)
+    for rule in await outside.rules([uid]) if is_uid(uid) else ():
+        files, more = await outside.files_of_rule(rule.name)
+        return _holding(graph, nodes.add_rule(graph, rule), files, "wanted by", more=more)
+    return None
+
+
+def _holding(graph: Graph, name: str, files: Sequence[str], relation: str, *, more: bool) -> Start:
+    for file in files:
+        graph.edge(file, name, relation)
+    if more:
+        graph.cut_short(name)
+    return Start(name, files)

@@ -98,9 +98,10 @@ async def activities_of_array(connection: AsyncConnection, name: str) -> Sequenc
 
 
 async def production_named(connection: AsyncConnection, name: str) -> AnyRow | None:
-    """Return a production by its name or uid."""
-    query = select(production).where(or_(production.c.name == name, production.c.uid == name))
-    return (await connection.execute(query)).one_or_none()
+    """Return a production by its name, with or without the collection, or its uid."""
+    named = production.c.name.in_((name, f"productions/{name}"))
+    query = select(production).where(or_(named, production.c.uid == name))
+    return (await connection.execute(query)).first()
 
 
 async def files_of_production(connection: AsyncConnection, production_id: int, limit: int) -> list[str]:

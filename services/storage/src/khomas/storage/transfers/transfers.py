@@ -138,6 +138,8 @@ class Transfers:
     ) -> storage_service_pb2.ListTransfersResponse:
         """Read a page."""
         query = select(transfer).where(where(request.filter, _FIELDS))
+        if request.files:
+            query = query.where(in_values(transfer.c.file, request.files))
         async with self._database.read() as connection:
             page = await list_page(connection, query, request, _ORDER)
         return storage_service_pb2.ListTransfersResponse(

@@ -257,8 +257,10 @@ class BookkeepingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetTrace(self, request, context):
-        """Answers where anything came from and what came of it: an LFN, a uid of a file, job, attempt or release, a
-        native id, a production.
+        """Answers where anything came from and what came of it. It goes by its name, by its uid, or by what the command line
+        prints for it: an LFN, a job, an attempt also by its native id, a production, a stage's item or cell, a run, a
+        release, an upload, an adoption, a dataset, a transfer, a replication rule. Replicas show the transfers that made
+        them for as long as the storage remembers these.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -62,8 +62,10 @@ class BookkeepingServiceStub:
     ListActivities: _aio.UnaryUnaryMultiCallable[_bookkeeping_service_pb2.ListActivitiesRequest, _bookkeeping_service_pb2.ListActivitiesResponse]
     """Lists activities, newest first."""
     GetTrace: _aio.UnaryUnaryMultiCallable[_bookkeeping_service_pb2.GetTraceRequest, _provenance_pb2.Trace]
-    """Answers where anything came from and what came of it: an LFN, a uid of a file, job, attempt or release, a
-    native id, a production.
+    """Answers where anything came from and what came of it. It goes by its name, by its uid, or by what the command line
+    prints for it: an LFN, a job, an attempt also by its native id, a production, a stage's item or cell, a run, a
+    release, an upload, an adoption, a dataset, a transfer, a replication rule. Replicas show the transfers that made
+    them for as long as the storage remembers these.
     """
     WatchEvents: _aio.UnaryStreamMultiCallable[_event_pb2.WatchEventsRequest, _event_pb2.WatchEventsResponse]
     """The event log. Kinds: bookkeeping.production.changed with a Production, bookkeeping.item.changed with a WorkItem,
@@ -215,8 +217,10 @@ class BookkeepingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _bookkeeping_service_pb2.GetTraceRequest,
         context: _aio.ServicerContext[_bookkeeping_service_pb2.GetTraceRequest, _abc.Awaitable[_provenance_pb2.Trace]],
     ) -> _abc.Awaitable[_provenance_pb2.Trace]:
-        """Answers where anything came from and what came of it: an LFN, a uid of a file, job, attempt or release, a
-        native id, a production.
+        """Answers where anything came from and what came of it. It goes by its name, by its uid, or by what the command line
+        prints for it: an LFN, a job, an attempt also by its native id, a production, a stage's item or cell, a run, a
+        release, an upload, an adoption, a dataset, a transfer, a replication rule. Replicas show the transfers that made
+        them for as long as the storage remembers these.
         """
 
     @_abc_1.abstractmethod

@@ -43,7 +43,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_RUN_EXISTS: _ErrorReason.ValueType  # 9
     """ALREADY_EXISTS. The run is known with other facts. Metadata: name."""
     ERROR_REASON_TRACE_NOT_FOUND: _ErrorReason.ValueType  # 10
-    """NOT_FOUND. No file, job, attempt, production, release or replica has this id. Metadata: id."""
+    """NOT_FOUND. Nothing that GetTrace knows has this id. Metadata: id."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Reason of an error, found in google.rpc.ErrorInfo with domain "khomas.bookkeeping"."""
@@ -69,5 +69,5 @@ ERROR_REASON_RUN_NOT_FOUND: ErrorReason.ValueType  # 8
 ERROR_REASON_RUN_EXISTS: ErrorReason.ValueType  # 9
 """ALREADY_EXISTS. The run is known with other facts. Metadata: name."""
 ERROR_REASON_TRACE_NOT_FOUND: ErrorReason.ValueType  # 10
-"""NOT_FOUND. No file, job, attempt, production, release or replica has this id. Metadata: id."""
+"""NOT_FOUND. Nothing that GetTrace knows has this id. Metadata: id."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -1063,7 +1063,7 @@ class ListDatasetsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     filter: _builtins.str
-    """AIP-160 over name, state, owner, origin, create_time, update_time, metadata.<key>."""
+    """AIP-160 over name, state, owner, origin, create_time, update_time, uid, metadata.<key>."""
     order_by: _builtins.str
     """"name" (default), "create_time", each with " desc"."""
     page_size: _builtins.int
