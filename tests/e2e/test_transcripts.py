@@ -33,6 +33,11 @@ def test_the_same_file_runs_elsewhere_by_one_word(khomas: Installation, tmp_path
     assert "local" in refused
 
 
+def test_a_job_finds_the_trace_of_its_submission_in_its_environment(khomas: Installation) -> None:
+    job = khomas.submit("--", "sh", "-c", "echo $TRACEPARENT")
+    assert khomas.run("logs", job).startswith(f"00-{khomas.rows('show', job)[0]['trace_id']}-")
+
+
 def test_dry_run_says_backend_reason_and_script_and_submits_nothing(khomas: Installation, tmp_path: Path) -> None:
     before = len(khomas.rows("ls", "--limit", 0))
     said = khomas.run("submit", "--memory", "100MB", "--dry-run", "--", "echo", "x")

@@ -2,6 +2,7 @@
 
 from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
 from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
+from khomas.kit.telemetry.trace import Trace, enter_trace
 from khomas.scheduler.testing import Scheduler, shell, states
 
 
@@ -34,3 +35,22 @@ async def test_running_job_is_cancelled(scheduler: Scheduler) -> None:
     assert (answer.cancelled, answer.cancelling) == (0, 1)
     ended = await scheduler.wait(job.name)
     assert (ended.status.state, ended.status.reason) == (JobState.JOB_STATE_CANCELLED, Reason.REASON_USER_CANCELLED)
+
+
+async def test_trace_of_the_submission_is_kept_with_a_job_and_in_its_environment(scheduler: Scheduler) -> None:
+    trace = Trace("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", sampled=True)
+    enter_trace(trace)
+    printing = 'echo "$TRACEPARENT"'
+    single, array = await scheduler.submit(shell(printing), shell(printing, splitter={"count": {"count": 2}}))
+    enter_trace(Trace("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"))
+    await scheduler.submit(shell(printing))
+
+    ended = [await scheduler.wait(name) for name in (single.name, f"{array.name}/1")]
+
+    assert [await scheduler.log(job.name) for job in ended] == [f"{trace.traceparent}\n"] * 2
+    assert [job.trace_id for job in ended] == [trace.trace_id] * 2
+    listed = await scheduler.stub.ListJobs(pb.ListJobsRequest(filter=f"trace_id = {trace.trace_id}"))
+    assert {(job.name, job.trace_id) for job in listed.jobs} == {
+        (single.name, trace.trace_id),
+        (array.name, trace.trace_id),
+    }

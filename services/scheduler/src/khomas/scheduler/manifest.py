@@ -46,6 +46,7 @@ def manifest(job: Job, spec: JobSpec, attempt_uid: str, number: int, payload: Pa
         "kill_grace_s": grace_seconds(spec),
     }
     optional: dict[str, Any] = {
+        "traceparent": job.traceparent,
         "inherit_env": spec.command.inherit_env,
         "success_exit_codes": list(spec.command.success_exit_codes),
         "pre_command": spec.command.pre_command,

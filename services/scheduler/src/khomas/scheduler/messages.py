@@ -49,6 +49,7 @@ def write_job(
     message.name = f"jobs/{job.uid}"
     message.uid = job.uid
     message.origin = job.origin
+    message.trace_id = job.trace_id
     if job.parent:
         message.parent = f"jobs/{job.parent}"
     message.index = job.index

@@ -16,6 +16,8 @@ Desired: TypeAlias = DesiredState.ValueType
 # A moment as the driver gives it: microseconds since 1970 on SQLite.
 Stored: TypeAlias = datetime | int
 
+# Where the trace id is in a W3C traceparent.
+TRACE_ID = slice(3, 35)
 # Nothing has been handed to a backend yet.
 WAITING = frozenset({JobState.JOB_STATE_DRAFT, JobState.JOB_STATE_PENDING, JobState.JOB_STATE_STAGING})
 
@@ -62,11 +64,17 @@ class Job(NamedTuple):
     max_running: int
     share: str = ""
     retain_s: int | None = None
+    traceparent: str = ""
 
     @property
     def name(self) -> str:
         """Resource name."""
         return f"jobs/{self.uid}"
+
+    @property
+    def trace_id(self) -> str:
+        """Trace of the call that submitted it."""
+        return self.traceparent[TRACE_ID]
 
     @property
     def final(self) -> bool:
@@ -124,6 +132,12 @@ class Summary(NamedTuple):
     made: int
     rest_state: State
     rest_reason: ReasonCode
+    traceparent: str
+
+    @property
+    def trace_id(self) -> str:
+        """Trace of the call that submitted it."""
+        return self.traceparent[TRACE_ID]
 
     @property
     def parameters(self) -> dict[str, str]:

@@ -89,6 +89,8 @@ job = Table(
     Column("share", Text, nullable=False, server_default=""),
     # How long it is kept after its end; NULL = as the service is set.
     Column("retain_s", BigInteger),
+    # W3C trace context of the call that submitted it; "" of what nobody called for.
+    Column("traceparent", Text, nullable=False, server_default=""),
     Index("job_children", "parent", "index"),
     Index("job_origin", "origin"),
 )

@@ -54,3 +54,9 @@ def current_trace_id() -> str:
     """Return the trace id of the current task, 32 hex digits, or "" outside of a trace."""
     trace = _current.get()
     return trace.trace_id if trace is not None else ""
+
+
+def current_traceparent() -> str:
+    """Return the W3C header of the current task, or "" outside of a trace."""
+    trace = _current.get()
+    return trace.traceparent if trace is not None else ""

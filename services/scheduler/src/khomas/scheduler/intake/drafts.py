@@ -14,7 +14,7 @@ from khomas.kit.auth.principal import Principal
 from khomas.kit.boundary.call import current_call
 from khomas.kit.errors import FieldInvalid
 from khomas.kit.ids import new_uids
-from khomas.kit.telemetry.trace import current_trace_id
+from khomas.kit.telemetry.trace import current_traceparent
 from khomas.scheduler.intake import rights
 from khomas.scheduler.intake.blueprint import Blueprint
 from khomas.scheduler.intake.freezing import check_files, freeze, frozen_names, wanted_names
@@ -36,8 +36,6 @@ class Draft:
     job: Job
     blueprint: Blueprint
     dependencies: Sequence[Dependency]
-    # Of the call that submits it.
-    trace_id: str = ""
 
     @property
     def sandboxes(self) -> list[str]:
@@ -106,8 +104,8 @@ async def _draft(wire: WireJob, uid: str, field: str, principal: Principal, loca
     call = current_call()
     origin = wire.origin or (call.origin if call else "")
     dependencies = _dependencies(spec, uid)
-    job = new_job(uid, uid, blueprint, total, principal.subject, origin, now)
-    return Draft(job, blueprint, dependencies, current_trace_id())
+    job = new_job(uid, uid, blueprint, total, principal.subject, origin, now, current_traceparent())
+    return Draft(job, blueprint, dependencies)
 
 
 async def _frozen(locality: Locality, spec: JobSpec) -> Frozen:
@@ -147,7 +145,16 @@ FRESH: Mapping[str, Any] = {
 }
 
 
-def new_job(uid: str, spec_uid: str, blueprint: Blueprint, total: int, owner: str, origin: str, now: datetime) -> Job:
+def new_job(
+    uid: str,
+    spec_uid: str,
+    blueprint: Blueprint,
+    total: int,
+    owner: str,
+    origin: str,
+    now: datetime,
+    traceparent: str = "",
+) -> Job:
     """The row of a new job or array, waiting for its turn."""
     spec = blueprint.spec
     start_after = spec.limits.start_after.ToDatetime(UTC) if spec.limits.HasField("start_after") else None
@@ -176,6 +183,7 @@ def new_job(uid: str, spec_uid: str, blueprint: Blueprint, total: int, owner: st
         max_running=spec.splitter.max_running,
         share=spec.share,
         retain_s=spec.retain_after_end.seconds if spec.HasField("retain_after_end") else None,
+        traceparent=traceparent,
         **FRESH,
     )
 

@@ -22,7 +22,7 @@ from khomas.scheduler.engine.candidates import children
 from khomas.scheduler.errors import JobNotFound
 from khomas.scheduler.messages import reason_name, state_name
 from khomas.scheduler.names import uid_of
-from khomas.scheduler.records import Job, Summary
+from khomas.scheduler.records import TRACE_ID, Job, Summary
 from khomas.scheduler.store.blueprints import Blueprints
 from khomas.scheduler.store.changes import read_jobs
 
@@ -70,6 +70,7 @@ def _fields(columns: Columns) -> Fields:
         "desired": fields.enum(columns["desired"], DesiredState),
         "priority": fields.integer(columns["priority"]),
         "tags": _Tags(columns["tags"]),
+        "trace_id": fields.text(func.substr(columns["traceparent"], TRACE_ID.start + 1, 32)),
         **{name: fields.text(columns[name]) for name in texts},
         **{name: fields.time(columns[name]) for name in times},
     }

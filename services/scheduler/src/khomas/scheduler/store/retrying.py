@@ -12,7 +12,7 @@ from khomas.api.scheduler.v1.job_spec_pb2 import JobSpec
 from khomas.api.scheduler.v1.state_pb2 import JobState
 from khomas.kit.database import in_values
 from khomas.kit.ids import new_uids
-from khomas.kit.telemetry.trace import current_trace_id
+from khomas.kit.telemetry.trace import current_traceparent
 from khomas.scheduler import tables
 from khomas.scheduler.errors import JobStateForbids
 from khomas.scheduler.intake.blueprint import Blueprint
@@ -144,8 +144,8 @@ def _draft(old: _Old, plan: Blueprint, request: pb.RetryJobsRequest, uid: str, o
     if old.indices:
         frozen = replace(frozen, picks=Picks.of([plan.original_index(index) for index in old.indices]))
     blueprint = Blueprint(spec, frozen)
-    job = new_job(uid, uid, blueprint, len(blueprint), owner, old.job.uid, now)
-    return Draft(job._replace(merges=old.job.merges, deadline=None), blueprint, (), current_trace_id())
+    job = new_job(uid, uid, blueprint, len(blueprint), owner, old.job.uid, now, current_traceparent())
+    return Draft(job._replace(merges=old.job.merges, deadline=None), blueprint, ())
 
 
 def _grow(spec: JobSpec, request: pb.RetryJobsRequest) -> None:

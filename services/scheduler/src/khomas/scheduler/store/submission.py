@@ -54,9 +54,8 @@ class Submission:
         }
         await insert_rows(connection, *_rows(drafts, list(jobs.values()), dependencies))
         written = {uid: job_message(job) for uid, job in jobs.items()}
-        traces = {draft.job.uid: draft.trace_id for draft in drafts}
         events = [
-            NewEvent("scheduler.job.created", job.name, uid, job.origin, written[uid], traces[uid])
+            NewEvent("scheduler.job.created", job.name, uid, job.origin, written[uid], job.trace_id)
             for uid, job in jobs.items()
         ]
         await self._events.append(connection, events)

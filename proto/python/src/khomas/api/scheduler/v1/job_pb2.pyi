@@ -65,6 +65,7 @@ class Job(_message.Message):
     OWNER_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     MERGES_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Output only. "jobs/{uid}", for a child of an array "jobs/{uid}/{index}" with the index from 0."""
     origin: _builtins.str
@@ -81,6 +82,10 @@ class Job(_message.Message):
     """Output only."""
     merges: _builtins.str
     """Output only. For a merger job: the job or array whose outputs it merges."""
+    trace_id: _builtins.str
+    """Output only. OpenTelemetry trace id of the call that submitted it, 32 hex digits. The payload finds the trace in
+    TRACEPARENT.
+    """
     @_builtins.property
     def spec(self) -> _job_spec_pb2.JobSpec:
         """What is wanted. Immutable."""
@@ -132,10 +137,11 @@ class Job(_message.Message):
         owner: _builtins.str = ...,
         etag: _builtins.str = ...,
         merges: _builtins.str = ...,
+        trace_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "create_time", b"create_time", "end_time", b"end_time", "spec", b"spec", "status", b"status", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "counts", b"counts", "create_time", b"create_time", "end_time", b"end_time", "etag", b"etag", "index", b"index", "merges", b"merges", "name", b"name", "origin", b"origin", "owner", b"owner", "parameters", b"parameters", "parent", b"parent", "spec", b"spec", "status", b"status", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "counts", b"counts", "create_time", b"create_time", "end_time", b"end_time", "etag", b"etag", "index", b"index", "merges", b"merges", "name", b"name", "origin", b"origin", "owner", b"owner", "parameters", b"parameters", "parent", b"parent", "spec", b"spec", "status", b"status", "trace_id", b"trace_id", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -315,7 +315,7 @@ class ListJobsRequest(_message.Message):
     """"jobs/{uid}" of an array: list its children. Empty = jobs and arrays, without children."""
     filter: _builtins.str
     """AIP-160 over state, reason, desired, display_name, owner, origin, backend, create_time, update_time, end_time,
-    priority, tags.<key>, uid: `state = FAILED AND tags.prod = 26 AND create_time > "2026-11-01T00:00:00Z"`.
+    priority, tags.<key>, trace_id, uid: `state = FAILED AND tags.prod = 26 AND create_time > "2026-11-01T00:00:00Z"`.
     Without `parent` the state of an array is the one in its status.
     """
     order_by: _builtins.str
