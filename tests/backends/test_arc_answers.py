@@ -192,6 +192,23 @@ def test_one_of_a_kind_is_no_list() -> None:
     assert (versions({"version": "1.0"}), versions({"version": ["1.0", "1.1"]})) == (["1.0"], ["1.0", "1.1"])
 
 
+@pytest.mark.parametrize(("state", "closed"), [("production", False), ("draining", True), ("closed", True)])
+def test_queue_that_does_not_serve_is_closed(state: str, closed: bool) -> None:
+    service = {"ComputingShare": {"Name": "grid", "ServingState": state}}
+    [one] = resources({"Domains": {"AdminDomain": {"Services": {"ComputingService": service}}}})
+    assert one.closed == closed
+
+
+async def test_configured_queue_is_the_default_one(ce: ComputingElement, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("abc\n")
+    service = {"ComputingShare": [{"Name": "grid"}, {"Name": "long"}]}
+    ce.answers["GET info"] = {"Domains": {"AdminDomain": {"Services": {"ComputingService": service}}}}
+    for queue, defaults in {"": [False, False], "long": [False, True]}.items():
+        backend = open_arc(ArcSettings(ce.url, token=tmp_path / "token", queue=queue))
+        assert [one.is_default for one in await backend.list_resources()] == defaults
+        await backend.aclose()
+
+
 def test_document_without_figures_is_no_usage() -> None:
     assert usage_of({"State": "arcrest:FAILED"}) is None
     used = usage_of({"UsedTotalWallTime": "20", "UsedTotalCPUTime": "5", "RequestedSlots": "2"})

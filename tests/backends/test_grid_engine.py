@@ -1,6 +1,7 @@
 """Grid Engine: the conformance suite against a real one, and what is its own."""
 
 import asyncio
+import re
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -115,10 +116,17 @@ def test_accounting_is_read_and_half_a_line_left_out() -> None:
 
 def test_queues_are_told_with_what_is_wrong_with_them() -> None:
     queues = grid_engine_answers.parse_queues(read("queues.xml"), read("hosts.xml"))
-    assert [(one.queue, one.cpu_milli, one.free_cpu_milli, one.message) for one in queues] == [
-        ("batch.q", 16000, 8000, ""),
-        ("broken.q", 4000, 0, "vm: load alarm, host does not answer, error"),
+    assert [(one.queue, one.cpu_milli, one.free_cpu_milli, one.message, one.closed) for one in queues] == [
+        ("batch.q", 16000, 8000, "", False),
+        ("broken.q", 4000, 0, "vm: load alarm, host does not answer, error", True),
     ]
+
+
+def test_queue_with_one_good_instance_is_open() -> None:
+    [host] = re.findall(r"(?s)<host name='vm'>.*</host>", read("hosts.xml"))
+    second = host.replace("'vm'", "'vm2'").replace(">auE<", ">a<")
+    queues = grid_engine_answers.parse_queues(read("queues.xml"), read("hosts.xml").replace(host, host + second))
+    assert [one.closed for one in queues] == [False, False]
 
 
 class TestGridEngineAlone:
@@ -220,9 +228,11 @@ class TestGridEngineAlone:
     async def test_queue_says_what_is_wrong_with_it(self, engine: GridEngine, backend: Backend) -> None:
         [queue] = await backend.list_resources()
         assert (queue.queue, queue.cpu_milli, queue.message) == (engine.queue, engine.slots * 1000, "")
+        assert (queue.closed, queue.is_default) == (False, True)
         engine.run("qmod", "-d", engine.queue)
         try:
-            assert "disabled" in (await backend.list_resources())[0].message
+            [queue] = await backend.list_resources()
+            assert ("disabled" in queue.message, queue.closed) == (True, True)
         finally:
             engine.run("qmod", "-e", engine.queue)
 

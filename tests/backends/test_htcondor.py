@@ -88,6 +88,14 @@ class TestHtcondor(BackendConformance):
             raise AssertionError("\n".join([str(error), *said])) from error
 
 
+def test_pool_is_closed_when_all_its_slots_are_drained() -> None:
+    slot = {"Name": "slot1@n1", "PartitionableSlot": True, "TotalSlotCpus": 4, "Cpus": 4, "State": "Drained"}
+    assert htcondor_answers.pool_of([slot, {**slot, "State": "Unclaimed"}], [], "pool").closed is False
+    drained = htcondor_answers.pool_of([slot, slot], [], "pool")
+    assert (drained.closed, drained.message) == (True, "all slots are drained")
+    assert htcondor_answers.pool_of([], [], "pool").closed is False
+
+
 async def until(backend: Backend, native_id: str, *states: State) -> Observation:
     deadline = time.monotonic() + 120
     while (seen := (await backend.poll([native_id])).observations[0]).state not in states:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from khomas.scheduler.backends import lsf_answers
-from khomas.scheduler.backends.interface import State, Submitted, Usage
+from khomas.scheduler.backends.interface import Backend, State, Submitted, Usage
 from khomas.scheduler.backends.lsf import LsfSettings, open_lsf
 from khomas.scheduler.conformance import OpenBackend
 from tests.backends.emulated_suite import EmulatedConformance, loses_nothing_while_its_server_is_away
@@ -58,11 +58,19 @@ def test_number_of_a_submission_is_read() -> None:
 
 def test_queues_are_told_with_what_is_wrong_with_them() -> None:
     queues = lsf_answers.parse_queues(read("lsf/bqueues.json"), read("lsf/bhosts.json"))
-    assert [(one.queue, one.running_jobs, one.queued_jobs, one.message) for one in queues] == [
-        ("normal", 5, 4, ""),
-        ("night", 0, 0, "Open:Inact"),
+    assert [(one.queue, one.running_jobs, one.queued_jobs, one.message, one.closed) for one in queues] == [
+        ("normal", 5, 4, "", False),
+        ("night", 0, 0, "Open:Inact", True),
     ]
     assert (queues[0].cpu_milli, queues[0].free_cpu_milli) == (12000, 7000)
+
+
+def test_default_queues_are_read() -> None:
+    assert lsf_answers.parse_defaults("Default Queues:  normal idle\nMBD_SLEEP_TIME used for calculations:  10\n") == [
+        "normal",
+        "idle",
+    ]
+    assert lsf_answers.parse_defaults("bparams: LSF is down\n") == []
 
 
 def test_sizes_have_units() -> None:
@@ -92,6 +100,10 @@ class TestLsf(EmulatedConformance):
     """LSF as emulated keeps the contract."""
 
     held = "PSUSP"
+
+    async def test_default_queue_and_closed_ones_are_told(self, backend: Backend) -> None:
+        told = [(one.queue, one.is_default, one.closed) for one in await backend.list_resources()]
+        assert told == [("normal", True, False), ("short", False, True)]
 
 
 async def test_server_that_is_away_is_no_answer_and_nothing_is_lost(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from khomas.scheduler.backends import pbs_answers
-from khomas.scheduler.backends.interface import State, Submitted, Usage
+from khomas.scheduler.backends.interface import Backend, State, Submitted, Usage
 from khomas.scheduler.backends.pbs import PbsSettings, open_pbs
 from khomas.scheduler.conformance import GRACE, OpenBackend, job, shell
 from tests.backends.emulated_suite import EmulatedConformance, loses_nothing_while_its_server_is_away
@@ -57,13 +57,21 @@ def test_jobs_of_torque_are_read_from_xml() -> None:
 
 def test_queues_are_told_with_what_is_wrong_with_them() -> None:
     queues = pbs_answers.parse_queues(read("pbs/queues.json"), read("pbs/nodes.json"))
-    assert [(one.queue, one.running_jobs, one.queued_jobs, one.message) for one in queues] == [
-        ("workq", 3, 4, ""),
-        ("old", 0, 0, "takes no jobs"),
+    assert [(one.queue, one.running_jobs, one.queued_jobs, one.message, one.closed) for one in queues] == [
+        ("workq", 3, 4, "", False),
+        ("old", 0, 0, "takes no jobs", True),
     ]
     assert (queues[0].cpu_milli, queues[0].free_cpu_milli) == (8000, 3000)
     assert (queues[0].max_wall_time, queues[1].max_wall_time) == (timedelta(hours=48), None)
     assert queues[0].max_memory_bytes == 16384000 << 10
+
+
+def test_default_queue_is_told_by_the_server_and_a_routing_one_stands_for_its_destinations() -> None:
+    queues, server = read("pbs/queues.json"), '{"Server":{"pbs":{"server_state":"Active","default_queue":"%s"}}}'
+    assert pbs_answers.parse_defaults(queues, server % "workq") == ["workq"]
+    assert pbs_answers.parse_defaults(queues, server % "route") == ["route", "workq", "old"]
+    assert pbs_answers.parse_defaults(queues, server % "workq", "old") == ["old"]
+    assert pbs_answers.parse_defaults(queues, "") == [""]
 
 
 def test_sizes_and_times_have_units() -> None:
@@ -93,6 +101,11 @@ class TestPbs(EmulatedConformance):
     """PBS as emulated keeps the contract."""
 
     held = "H"
+
+    async def test_default_queue_and_margin_are_told(self, backend: Backend) -> None:
+        told = [(one.queue, one.is_default, one.closed) for one in await backend.list_resources()]
+        assert told == [("workq", True, False), ("short", False, False)]
+        assert backend.capabilities.wall_margin == timedelta(minutes=5)
 
 
 async def test_server_that_is_away_is_no_answer_and_nothing_is_lost(tmp_path: Path) -> None:

@@ -111,6 +111,17 @@ class TestPilots(BackendConformance):
         for one in blockers:
             assert (await self.ended(backend, one)).state == State.SUCCEEDED
 
+    async def test_pilots_ask_for_no_more_time_than_their_partition_gives(self, backend: Backend, slurm: Slurm) -> None:
+        slurm.command("scontrol", "update", "PartitionName=batch", "MaxTime=10")
+        try:
+            await backend.list_resources()
+            ids = await self.submitted(backend, [job("true", resources={"wall_time_s": 60}) for _ in range(40)])
+            assert {one.isdigit() for one in ids} == {False}
+            for one in ids:
+                assert (await self.ended(backend, one)).state == State.SUCCEEDED
+        finally:
+            slurm.command("scontrol", "update", "PartitionName=batch", "MaxTime=INFINITE")
+
     async def test_place_of_a_pilot_that_was_never_submitted_is_given_to_another(self, settings: SlurmSettings) -> None:
         place = settings.spool / "pilots" / "never"
         place.mkdir(parents=True)

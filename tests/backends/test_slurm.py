@@ -5,14 +5,21 @@ import json
 import os
 import signal
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from khomas.api.scheduler.v1.state_pb2 import JobState
+from khomas.kit.testing import serve
+from khomas.scheduler.app import service
 from khomas.scheduler.backends.commands import recording
 from khomas.scheduler.backends.interface import Backend, Seen, State, Submitted
 from khomas.scheduler.backends.slurm import SlurmSettings, open_slurm
 from khomas.scheduler.conformance import GRACE, BackendConformance, OpenBackend, job, shell
+from khomas.scheduler.testing import Scheduler, states
+from khomas.scheduler.testing import shell as line
+from tests.backends.conftest import shared_folder
 from tests.testbeds.slurm import Slurm
 
 
@@ -57,6 +64,21 @@ class TestSlurm(BackendConformance):
         assert outcome.kind == Submitted.REJECTED
         assert "partition" in outcome.message
         assert await backend.find([outcome.token]) == {}
+
+    async def test_partitions_are_told_with_the_default_one_and_those_that_are_down(
+        self, backend: Backend, slurm: Slurm
+    ) -> None:
+        slurm.command("scontrol", "update", "PartitionName=long", "RootOnly=YES")
+        try:
+            told = await backend.list_resources()
+        finally:
+            slurm.command("scontrol", "update", "PartitionName=long", "RootOnly=NO")
+        assert [(one.queue, one.is_default, one.closed, one.message) for one in told] == [
+            ("batch", True, False, ""),
+            ("long", False, True, "the partition is for root only"),
+            ("shut", False, True, "the partition is down"),
+        ]
+        assert [one.max_wall_time for one in told] == [None, timedelta(days=7), None]
 
     async def test_native_option_goes_along(self, backend: Backend) -> None:
         ids = await self.submitted(
@@ -126,3 +148,29 @@ class TestSlurm(BackendConformance):
         assert await backend.find([item.token]) == {}
         [native_id] = await self.submitted(backend, [item])
         assert (await self.ended(backend, native_id)).state == State.SUCCEEDED
+
+
+@pytest.mark.timeout(300)
+async def test_jobs_go_to_a_partition_that_takes_them_and_wait_for_one_that_is_down(
+    slurm: Slurm, tmp_path: Path
+) -> None:
+    options = {"spool": str(shared_folder("queues") / "spool"), "env": dict(slurm.environment), "poll_seconds": 0.2}
+    settings = {"poll": 0.2, "backends": {"farm": {"kind": "slurm", "options": options}}}
+    slurm.command("scontrol", "update", "PartitionName=batch", "MaxTime=10")
+    try:
+        async with serve(service, state=tmp_path / "state", settings={"scheduler": settings}) as served:
+            scheduler = Scheduler(served)
+            walls = [{"wall_time": f"{seconds}s"} for seconds in (300, 301, 10800)]
+            ended = await scheduler.run(*[line("true", resources=wall) for wall in walls])
+            places = [(job.attempts[0].queue, states([job])) for job in ended]
+            assert places == [("batch", ["SUCCEEDED"]), ("long", ["SUCCEEDED"]), ("long", ["SUCCEEDED"])]
+
+            [waiting] = await scheduler.submit(line("true", placement={"queue": "shut"}))
+            await scheduler.wait(waiting.name, [JobState.JOB_STATE_PENDING])
+            assert not (await scheduler.get(waiting.name)).attempts
+            slurm.command("scontrol", "update", "PartitionName=shut", "State=UP")
+            job = await scheduler.wait(waiting.name, seconds=60)
+            assert (job.attempts[0].queue, states([job])) == ("shut", ["SUCCEEDED"])
+    finally:
+        slurm.command("scontrol", "update", "PartitionName=shut", "State=DOWN")
+        slurm.command("scontrol", "update", "PartitionName=batch", "MaxTime=INFINITE")

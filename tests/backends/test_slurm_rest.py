@@ -99,6 +99,13 @@ class TestSlurmRest(BackendConformance):
         assert "partition" in outcome.message
         assert await backend.find([outcome.token]) == {}
 
+    async def test_partitions_are_told_with_the_default_one_and_those_that_are_down(self, backend: Backend) -> None:
+        assert [(one.queue, one.is_default, one.closed) for one in await backend.list_resources()] == [
+            ("batch", True, False),
+            ("long", False, False),
+            ("shut", False, True),
+        ]
+
     async def test_native_options_go_along(self, backend: Backend, slurm: Slurm) -> None:
         native = {**NATIVE, "account": "ctao", "qos": "normal"}
         [native_id] = await self.submitted(backend, [replace(job("sleep", "60"), native=native)])
@@ -286,6 +293,24 @@ class TestNewestSlurmRest(BackendConformance):
     @pytest.fixture
     def open_backend(self, settings: SlurmRestSettings, open_with: OpenWith) -> OpenBackend:
         return lambda: open_with(settings)
+
+    async def test_default_partition_is_told_by_the_settings(
+        self, settings: SlurmRestSettings, open_with: OpenWith
+    ) -> None:
+        told = await open_with(replace(settings, queue="long")).list_resources()
+        assert [(one.queue, one.is_default, one.closed) for one in told] == [
+            ("batch", False, False),
+            ("long", True, False),
+            ("shut", False, True),
+        ]
+        assert not any(one.is_default for one in await open_with(settings).list_resources())
+
+    async def test_job_that_names_no_queue_goes_to_the_partition_of_the_settings(
+        self, settings: SlurmRestSettings, open_with: OpenWith
+    ) -> None:
+        backend = open_with(replace(settings, queue="long"))
+        [native_id] = await self.submitted(backend, [job("true")])
+        assert (await self.ended(backend, native_id)).queue == "long"
 
     async def test_native_options_go_along(self, backend: Backend, newest: Slurm) -> None:
         [native_id] = await self.submitted(backend, [replace(job("sleep", "60"), native=NATIVE)])

@@ -1,4 +1,4 @@
-"""A real Slurm on loopback: a controller, four nodes of four cores, and if wanted accounting and the REST server."""
+"""A real Slurm on loopback: a controller, four nodes of four cores, accounting and the REST server if wanted."""
 
 import contextlib
 import os
@@ -56,6 +56,8 @@ Licenses=mars:4
 NodeName=DEFAULT CPUs={cores} CoresPerSocket={cores} RealMemory={memory} Feature=common Gres=tape:2
 {nodes}
 PartitionName=batch Nodes=ALL Default=YES DefMemPerCPU=100 State=UP
+PartitionName=long Nodes=n3,n4 MaxTime=7-0 DefMemPerCPU=100 State=UP
+PartitionName=shut Nodes=ALL DefMemPerCPU=100 State=DOWN
 """
 _ACCOUNTING = """
 AccountingStorageType=accounting_storage/slurmdbd
@@ -158,7 +160,7 @@ class Slurm:
             return True
 
     def _nodes_up(self) -> bool:
-        told = self.command("sinfo", "-h", "-N", "-o", "%N %T").split("\n")
+        told = self.command("sinfo", "-h", "-N", "-p", "batch", "-o", "%N %T").split("\n")
         states = [line.split()[1] for line in told if line]
         return len(states) == len(_NODES) and all(state in ("idle", "mixed", "allocated") for state in states)
 
@@ -286,8 +288,8 @@ def _end_jobs(slurm: Slurm) -> None:
         ).stdout
 
     with contextlib.suppress(NotReadyError, subprocess.SubprocessError):
-        told("scancel", "--partition=batch", "--state=PENDING")
-        told("scancel", "--partition=batch", "--signal=KILL", "--full", "--state=RUNNING")
+        told("scancel", "--state=PENDING")
+        told("scancel", "--signal=KILL", "--full", "--state=RUNNING")
         until(lambda: not told("squeue", "--noheader", "--states=RUNNING,COMPLETING"), 15, "the end of the jobs")
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -145,6 +145,71 @@ def test_any_queue_that_fits_will_do_unless_one_is_named() -> None:
     assert names(found(day, LONG)) == ["long"]
     assert names(found({**day, "placement": {"queue": ""}}, LONG)) == ["long"]
     assert found({**day, "placement": {"queue": "none"}}, LONG).excluded == {"long": "it has no queue 'none'"}
+
+
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+FARM = Offer(
+    "farm",
+    "slurm",
+    "lyon",
+    [
+        ComputeResource("short", free_cpu_milli=9000, max_wall_time=HOUR, is_default=True),
+        ComputeResource("week", free_cpu_milli=1000, max_wall_time=7 * DAY),
+        ComputeResource("day", free_cpu_milli=4000, max_wall_time=DAY),
+    ],
+)
+
+
+def chosen(wall: str, offer: Offer, queue: str = "") -> Mapping[str, str]:
+    return found({"resources": {"wallTime": wall}, "placement": {"queue": queue}}, offer).queues
+
+
+def test_job_that_fits_the_default_queue_names_none_and_others_name_the_best_that_fits() -> None:
+    assert chosen("3600s", FARM) == {"farm": ""}
+    assert chosen("3601s", FARM) == {"farm": "day"}
+    assert chosen("100000s", FARM) == {"farm": "week"}
+    assert chosen("60s", FARM, "week") == {"farm": "week"}
+    assert found({"resources": {"wallTime": "7200s"}}, FARM).why.startswith("farm, queue day: rank 0.9")
+
+
+def test_queue_is_chosen_by_wait_where_it_is_known_and_by_free_cores() -> None:
+    short, week, day = FARM.resources
+    quick = replace(FARM, resources=[short, replace(week, expected_wait=timedelta(minutes=1)), day])
+    assert chosen("7200s", quick) == {"farm": "week"}
+    assert chosen("60s", replace(FARM, resources=[replace(short, is_default=False), week, day])) == {"farm": "short"}
+
+
+def test_only_queue_and_queues_without_names_are_never_named() -> None:
+    assert chosen("60s", replace(FARM, resources=[ComputeResource("all")])) == {"farm": ""}
+    assert chosen("60s", replace(FARM, resources=[ComputeResource("")])) == {"farm": ""}
+    assert chosen("60s", replace(FARM, resources=[])) == {"farm": ""}
+    assert chosen("60s", replace(FARM, resources=[]), "night") == {"farm": "night"}
+
+
+def test_only_queues_that_the_operator_allows_are_chosen() -> None:
+    allowed = replace(FARM, queues=frozenset({"week"}))
+    assert [chosen(wall, allowed) for wall in ("60s", "7200s")] == [{"farm": ""}, {"farm": "week"}]
+    assert chosen("7200s", allowed, "day") == {"farm": "day"}
+
+
+def test_margin_that_is_asked_for_beside_the_wall_time_counts_towards_the_limit() -> None:
+    farm = replace(FARM, wall_margin=timedelta(minutes=5))
+    assert [chosen(wall, farm) for wall in ("3300s", "3301s")] == [{"farm": ""}, {"farm": "day"}]
+    assert chosen("0s", replace(farm, wall_margin=HOUR * 2)) == {"farm": ""}
+    assert found({"resources": {"wallTime": "3600s"}, "placement": {"queue": "short"}}, farm).excluded == {
+        "farm": "1:00:00 of wall time wanted and 0:05:00 beside it, at most 1:00:00"
+    }
+
+
+def test_closed_queue_gets_no_jobs_and_is_no_reason_to_refuse_one() -> None:
+    short, week, day = FARM.resources
+    closed = replace(short, closed=True, message="the partition is down")
+    assert chosen("60s", replace(FARM, resources=[closed, week, day])) == {"farm": "day"}
+    shut = replace(FARM, resources=[closed, week])
+    result = found({"placement": {"queue": "short"}}, shut)
+    assert names(result) == []
+    assert result.closed == {"farm": "closed by those who run it: queue short (the partition is down)"}
+    check_placement(ParseDict({"placement": {"queue": "short"}}, JobSpec()), [shut])
 
 
 def test_needs_that_grew_are_what_counts() -> None:

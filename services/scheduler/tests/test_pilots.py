@@ -220,6 +220,20 @@ def test_look_at_nothing_of_ours_costs_no_look_at_the_pool(dialect: PilotDialect
     assert len(dialect.status(["417"])) == 2  # there is a pilot to see to
 
 
+def sinfo(wall: str) -> Sequence[Answer]:
+    rows = f"short*|up|0/8/0/8|8000|4|{wall}|idle|no\nweek|up|0/8/0/8|8000|4|7-00:00:00|idle|no\n"
+    return [Answer(0, rows, ""), Answer(0, "", "")]
+
+
+def test_pilots_keep_to_the_limit_of_their_queue(dialect: PilotDialect) -> None:
+    dialect.queues(sinfo("10:00"))
+    assert dialect.wall_s == 600 - 300 - 30
+    assert (dialect.takes(Needs(wall_time_s=216)), dialect.takes(Needs(wall_time_s=217))) == (True, False)
+    dialect.queues(sinfo("infinite"))
+    assert dialect.wall_s == 4 * 3600
+    assert dialect.takes(Needs(wall_time_s=600))
+
+
 def test_unknown_option_of_pilots_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="pilot_native: slurm has no option colour; there are: account"):
         open_slurm(SlurmSettings(spool=Path("/spool"), pilot_native={"colour": "red"}))

@@ -11,7 +11,7 @@ from typing import Any
 from tests.backends.recorded.batch_system import BatchSystem, Task
 from tests.backends.recorded.server import Answer, Call, UsageError, serve
 
-PROGRAMS = ("bsub", "bjobs", "bkill", "bstop", "bresume", "bqueues", "bhosts")
+PROGRAMS = ("bsub", "bjobs", "bkill", "bstop", "bresume", "bqueues", "bhosts", "bparams")
 QUEUES = ("normal", "short")
 _NAME = re.compile(r"([^\[\]]*)(?:\[(\d+)-(\d+)\](?:%\d+)?)?$")
 _ID = re.compile(r"(\d+)(?:\[(\d+)\])?$")
@@ -33,6 +33,7 @@ class Lsf:
             "bresume": self.bstop,
             "bqueues": self.bqueues,
             "bhosts": self.bhosts,
+            "bparams": self.bparams,
         }
         return handlers[call.program](call)
 
@@ -125,6 +126,9 @@ class Lsf:
         used = self.system.used_slots
         counts = {"MAX": self.system.slots, "NJOBS": used, "RUN": used}
         return Answer(_document("bhosts", "HOSTS", [{"HOST_NAME": "node1", "STATUS": "ok"} | _texts(counts)]))
+
+    def bparams(self, call: Call) -> Answer:
+        return Answer(f"Default Queues:  {QUEUES[0]}\n")
 
     def _named(self, name: str) -> list[Task]:
         match = _ID.match(name)

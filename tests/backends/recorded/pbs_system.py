@@ -85,10 +85,12 @@ class Pbs:
             )
 
     def qstat(self, call: Call) -> Answer:
-        options, names = _options(call.arguments, "tfxQF:")
+        options, names = _options(call.arguments, "tfxQBF:")
         given = dict(options)
         if given.get("-F") != "json" or "-f" not in given:
             raise UsageError("this emulation knows -f -F json only")
+        if "-B" in given:
+            return Answer(_document({"Server": {SERVER: {"server_state": "Active", "default_queue": QUEUES[0]}}}))
         if "-Q" in given:
             return Answer(_document({"Queue": {queue: self._queue(queue) for queue in QUEUES}}))
         jobs: dict[str, Any] = {}

@@ -21,6 +21,8 @@ class BackendSettings(BaseModel):
     max_jobs: int = Field(default=1000, gt=0)
     # Name in `credentials`: without it, good for as long as a job runs, nothing is handed over. Empty = none needed.
     credential: str = ""
+    # Queues that are chosen for jobs that name none, beside the system's default. Empty = all.
+    queues: tuple[str, ...] = ()
     # Factor on its rank.
     priority: float = Field(default=1.0, ge=0)
     # What jobs find there, beside what the queues tell: "x86_64-el9".

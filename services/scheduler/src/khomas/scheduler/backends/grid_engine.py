@@ -20,6 +20,7 @@ from khomas.scheduler.backends.grid_engine_answers import (
     state_of,
 )
 from khomas.scheduler.backends.interface import BackendPlugin, ComputeResource, State, Submitted, Usage
+from khomas.scheduler.backends.queues import with_defaults
 from khomas.scheduler.backends.spool.backend import SpooledBackend
 from khomas.scheduler.backends.spool.dialect import (
     Answer,
@@ -105,6 +106,7 @@ class GridEngineDialect:
 
     def __init__(self, settings: GridEngineSettings) -> None:
         self._settings = settings
+        self.margin_seconds = settings.margin_seconds
         # The worker runs with this Python, so on this machine only.
         there = not settings.ssh and importlib.util.find_spec("drmaa") is not None
         self._by_drmaa = there and settings.drmaa_library != "" and Path(settings.drmaa_library).exists()
@@ -229,7 +231,8 @@ class GridEngineDialect:
     def queues(self, answers: Sequence[Answer]) -> list[ComputeResource]:
         """Read what resources() asked for."""
         hosts = answers[1].text()
-        return _read(lambda summary: parse_queues(summary, hosts), answers[0])
+        names = [name.partition("@")[0] for name in self._settings.queue.split(",")]
+        return with_defaults(_read(lambda summary: parse_queues(summary, hosts), answers[0]), names)
 
 
 def _read(parse: Callable[[str], Read], answer: Answer) -> Read:

@@ -1,6 +1,6 @@
 """What Grid Engine answers: pure functions from its text to records."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from xml.etree import ElementTree
@@ -8,6 +8,8 @@ from xml.etree import ElementTree
 from khomas.scheduler.backends.interface import ComputeResource, State, Usage
 
 _FIELDS = 45  # of sge_accounting(5)
+# An instance in one of these states gets no jobs until somebody, or the calendar, ends it.
+_SHUT = set("cCdDEosS")
 _QUEUE_STATES = {
     "a": "load alarm",
     "A": "load alarm, jobs get suspended",
@@ -121,26 +123,31 @@ def _account(parts: list[str]) -> Account:
 
 def parse_queues(summary: str, hosts: str) -> list[ComputeResource]:
     """Read the answers of `qstat -g c -xml` and `qhost -q -xml`."""
-    troubles = _troubles(hosts)
+    letters = _letters(hosts)
     root = ElementTree.fromstring(summary)  # noqa: S314  the site's own command wrote it
     return [
         ComputeResource(
             queue=_text(entry, "name"),
             cpu_milli=int(_text(entry, "total") or 0) * 1000 or None,
             free_cpu_milli=int(_text(entry, "available") or 0) * 1000,
-            message="; ".join(troubles.get(_text(entry, "name"), ())),
+            message="; ".join(_troubles(letters.get(_text(entry, "name"), {}))),
+            closed=all(_SHUT & set(told) for told in letters.get(_text(entry, "name"), {"": ""}).values()),
         )
         for entry in root.iter("cluster_queue_summary")
     ]
 
 
-def _troubles(hosts: str) -> dict[str, list[str]]:
-    """What is wrong with the instances of each queue."""
-    found: dict[str, list[str]] = {}
+def _letters(hosts: str) -> dict[str, dict[str, str]]:
+    """States of the instances of each queue, by host."""
+    found: dict[str, dict[str, str]] = {}
     for host in ElementTree.fromstring(hosts).iter("host"):  # noqa: S314  the site's own command wrote it
         for queue in host.iter("queue"):
-            letters = queue.findtext("queuevalue[@name='state_string']") or ""
-            words = [_QUEUE_STATES.get(letter, letter) for letter in letters.strip()]
-            if words:
-                found.setdefault(queue.get("name", ""), []).append(f"{host.get('name')}: {', '.join(words)}")
+            told = queue.findtext("queuevalue[@name='state_string']") or ""
+            found.setdefault(queue.get("name", ""), {})[host.get("name", "")] = told.strip()
     return found
+
+
+def _troubles(letters: Mapping[str, str]) -> list[str]:
+    """What is wrong with the instances of a queue."""
+    words = {host: [_QUEUE_STATES.get(letter, letter) for letter in told] for host, told in letters.items()}
+    return [f"{host}: {', '.join(some)}" for host, some in words.items() if some]

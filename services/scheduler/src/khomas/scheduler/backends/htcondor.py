@@ -98,6 +98,7 @@ class HtcondorDialect:
 
     def __init__(self, settings: HtcondorSettings) -> None:
         self._settings = settings
+        self.margin_seconds = settings.margin_seconds
         python = settings.host_python or sys.executable
         self._worker = [python, htcondor_worker.__file__, settings.schedd]
         self._ours = f"KhomasSpool =?= {json.dumps(str(settings.spool))}"

@@ -147,6 +147,7 @@ def pool_of(slots: Sequence[Ad], schedds: Sequence[Ad], name: str) -> ComputeRes
     whole = [slot for slot in slots if not slot.get("DynamicSlot")]
     free = [slot for slot in whole if slot.get("PartitionableSlot") or slot.get("State") == "Unclaimed"]
     cores = [int(slot.get("TotalSlotCpus", slot.get("Cpus", 0))) for slot in whole]
+    drained = bool(whole) and all(slot.get("State") == "Drained" for slot in whole)
     memory = [int(slot["TotalSlotMemory"]) for slot in whole if "TotalSlotMemory" in slot]
     return ComputeResource(
         queue=name,
@@ -156,7 +157,8 @@ def pool_of(slots: Sequence[Ad], schedds: Sequence[Ad], name: str) -> ComputeRes
         max_memory_bytes=max(memory) * MIB if memory else None,
         running_jobs=sum(int(ad.get("TotalRunningJobs", 0)) for ad in schedds),
         queued_jobs=sum(int(ad.get("TotalIdleJobs", 0)) for ad in schedds),
-        message="" if whole else "the pool has no slots",
+        message="the pool has no slots" if not whole else "all slots are drained" if drained else "",
+        closed=drained,
     )
 
 

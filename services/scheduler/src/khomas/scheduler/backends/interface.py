@@ -162,6 +162,8 @@ class ComputeResource:
     power_per_core_hs23: float | None = None
     # Closed by those who run it.
     closed: bool = False
+    # Jobs that name no queue go there; where there are several such, the system chooses.
+    is_default: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +182,8 @@ class Capabilities:
     # Job folders are on a disk that the service sees: outputs need no upload.
     shared_folder: bool = False
     enforces_memory: bool = True
+    # What is asked for beyond the wall time of a job; limits of queues count it.
+    wall_margin: timedelta = timedelta(0)
     # Options in the words of the batch system that a job may give; all others are refused by name.
     native_options: frozenset[str] = frozenset()
 

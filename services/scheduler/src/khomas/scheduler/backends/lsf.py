@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from khomas.scheduler.backends.interface import BackendPlugin, ComputeResource, Submitted, Usage
-from khomas.scheduler.backends.lsf_answers import FIELDS, Row, parse_jobs, parse_queues
+from khomas.scheduler.backends.lsf_answers import FIELDS, Row, parse_defaults, parse_jobs, parse_queues
+from khomas.scheduler.backends.queues import with_defaults
 from khomas.scheduler.backends.spool.backend import SpooledBackend
 from khomas.scheduler.backends.spool.dialect import (
     Answer,
@@ -55,6 +56,7 @@ class LsfDialect:
 
     def __init__(self, settings: LsfSettings) -> None:
         self._settings = settings
+        self.margin_seconds = settings.margin_seconds
 
     def submission(self, needs: Needs, runs: str) -> Submission:
         """One array for all; its elements are counted from 1."""
@@ -130,16 +132,18 @@ class LsfDialect:
         return [[self._tool(tool), *native_ids[start : start + _IDS_PER_COMMAND]] for start in starts]
 
     def resources(self) -> list[list[str]]:
-        """Queues and hosts."""
+        """Queues, hosts, and which queues are the default ones."""
         return [
             [self._tool("bqueues"), "-json", "-o", "queue_name status max njobs pend run"],
             [self._tool("bhosts"), "-json", "-o", "host_name status max njobs run"],
+            [self._tool("bparams")],
         ]
 
     def queues(self, answers: Sequence[Answer]) -> list[ComputeResource]:
         """The queues."""
         try:
-            return parse_queues(answers[0].text(), answers[1].text())
+            told, queue = parse_queues(answers[0].text(), answers[1].text()), self._settings.queue
+            return with_defaults(told, [queue] if queue else parse_defaults(answers[2].stdout))
         except ValueError as error:
             raise UnreadableAnswerError(f"no JSON: {error}") from None
 

@@ -131,9 +131,16 @@ def parse_queues(queues: str, hosts: str) -> list[ComputeResource]:
             running_jobs=_count(queue["RUN"]),
             queued_jobs=_count(queue["PEND"]),
             message="" if queue["STATUS"] == "Open:Active" else queue["STATUS"],
+            closed=queue["STATUS"] != "Open:Active",
         )
         for queue in _records(queues)
     ]
+
+
+def parse_defaults(text: str) -> list[str]:
+    """Read the first line of `bparams`: "Default Queues:  normal interactive"."""
+    match = re.search(r"(?m)^Default Queues:(.*)$", text)
+    return match[1].split() if match else []
 
 
 def _count(text: str) -> int:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from khomas.scheduler.backends.interface import BackendPlugin, ComputeResource, Submitted, Usage
-from khomas.scheduler.backends.pbs_answers import Row, parse_json, parse_queues, parse_xml
+from khomas.scheduler.backends.pbs_answers import Row, parse_defaults, parse_json, parse_queues, parse_xml
+from khomas.scheduler.backends.queues import with_defaults
 from khomas.scheduler.backends.spool.backend import SpooledBackend
 from khomas.scheduler.backends.spool.dialect import (
     Answer,
@@ -60,6 +61,7 @@ class PbsDialect:
 
     def __init__(self, settings: PbsSettings) -> None:
         self._settings = settings
+        self.margin_seconds = settings.margin_seconds
 
     def submission(self, needs: Needs, runs: str) -> Submission:
         """One array for all; PBS copies the script."""
@@ -160,18 +162,21 @@ class PbsDialect:
         return [[self._tool(tool), *native_ids[start : start + _IDS_PER_COMMAND]] for start in starts]
 
     def resources(self) -> list[list[str]]:
-        """Queues and nodes; Torque has no form of them that is made to be read by programs."""
+        """Queues, nodes and the server; Torque has no form of them that is made to be read by programs."""
         if self._settings.torque:
             return []
         json = ["-F", "json"]
-        return [[self._tool("qstat"), "-Q", "-f", *json], [self._tool("pbsnodes"), "-a", *json]]
+        qstat = self._tool("qstat")
+        return [[qstat, "-Q", "-f", *json], [self._tool("pbsnodes"), "-a", *json], [qstat, "-B", "-f", *json]]
 
     def queues(self, answers: Sequence[Answer]) -> list[ComputeResource]:
         """The queues; of Torque, that there is one."""
         if self._settings.torque:
             return [ComputeResource(queue=self._settings.queue)]
         try:
-            return parse_queues(answers[0].text(), answers[1].text())
+            queues, nodes = answers[0].text(), answers[1].text()
+            names = parse_defaults(queues, answers[2].stdout, self._settings.queue)
+            return with_defaults(parse_queues(queues, nodes), names)
         except ValueError as error:
             raise UnreadableAnswerError(f"no JSON: {error}") from None
 

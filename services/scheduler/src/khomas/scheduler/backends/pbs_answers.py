@@ -152,6 +152,14 @@ def parse_queues(queues: str, nodes: str) -> list[ComputeResource]:
     return list(_queues(_document(queues).get("Queue", {}), total, used, memory))
 
 
+def parse_defaults(queues: str, server: str, wanted: str = "") -> list[str]:
+    """Names of the queues where jobs end up that name none; a routing queue chooses among its destinations."""
+    servers = _document(server).get("Server", {}).values()
+    first = wanted or next((str(one.get("default_queue", "")) for one in servers), "")
+    destinations = _document(queues).get("Queue", {}).get(first, {}).get("route_destinations", "")
+    return [first, *(name.partition("@")[0] for name in str(destinations).split(",") if name)]
+
+
 def _in_service(state: str) -> bool:
     return not {"down", "offline", "unknown", "stale"} & set(re.split(r"[,\s-]+", state))
 
@@ -163,6 +171,7 @@ def _queues(queues: Mapping[str, Mapping[str, Any]], total: int, used: int, memo
         counts = {key: int(number) for key, number in _COUNT.findall(str(queue.get("state_count", "")))}
         wall = queue.get("resources_max", {}).get("walltime")
         wants = {"enabled": "takes no jobs", "started": "starts no jobs"}
+        troubles = [why for key, why in wants.items() if str(queue.get(key, "True")) != "True"]
         yield ComputeResource(
             queue=name,
             cpu_milli=total * 1000 or None,
@@ -171,5 +180,6 @@ def _queues(queues: Mapping[str, Mapping[str, Any]], total: int, used: int, memo
             max_wall_time=timedelta(seconds=seconds(str(wall))) if wall else None,
             running_jobs=counts.get("Running", 0),
             queued_jobs=counts.get("Queued", 0) + counts.get("Held", 0) + counts.get("Waiting", 0),
-            message="; ".join(why for key, why in wants.items() if str(queue.get(key, "True")) != "True"),
+            message="; ".join(troubles),
+            closed=bool(troubles),
         )

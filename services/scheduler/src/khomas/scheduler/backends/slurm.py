@@ -79,7 +79,7 @@ _SQUEUE = "%F|%K|%T|%N|%P|%S|%e|%r"
 _SACCT = (
     "JobID,State,ExitCode,ElapsedRaw,UserCPU,SystemCPU,MaxRSS,MaxDiskRead,MaxDiskWrite,NodeList,Partition,Start,End"
 )
-_SINFO = "%R|%a|%C|%m|%c|%l|%T"
+_SINFO = "%P|%a|%C|%m|%c|%l|%T|%r"
 _AGO = "now-7days"
 
 
@@ -103,6 +103,7 @@ class SlurmDialect:
 
     def __init__(self, settings: SlurmSettings) -> None:
         self._settings = settings
+        self.margin_seconds = settings.margin_seconds
 
     def submission(self, needs: Needs, runs: str) -> Submission:
         """One sbatch for all jobs that ask for the same."""
@@ -218,7 +219,10 @@ class SlurmDialect:
             row = line.strip().split("|")
             rows.setdefault(row[0], []).append(row)
         jobs = [line.strip().split("|") for line in answers[1].text().splitlines()]
-        return [_queue(name, parts, [state for where, state in jobs if where == name]) for name, parts in rows.items()]
+        return [
+            _queue(name, parts, [state for where, state in jobs if where == name.rstrip("*")])
+            for name, parts in rows.items()
+        ]
 
 
 def limits(needs: Needs, margin: float) -> list[str]:
@@ -291,12 +295,13 @@ def _folded(native_ids: Sequence[str]) -> list[str]:
 
 
 def _queue(name: str, rows: Sequence[Sequence[str]], states: Sequence[str]) -> ComputeResource:
-    up = [row for row in rows if row[1] == "up"]
+    up = any(row[1] == "up" for row in rows)
+    for_us = any(row[7] == "no" for row in rows)  # only root: yes, no
     used = [[int(part) for part in row[2].split("/")] for row in rows]
     known = {row[5].rstrip("*") for row in rows}
     longest = None if "infinite" in known else max((_limit(text) for text in known), default=None)
     return ComputeResource(
-        queue=name,
+        queue=name.rstrip("*"),
         cpu_milli=1000 * sum(total - other for _, _, other, total in used) or None,
         max_cpu_milli=1000 * max(int(row[4].rstrip("+")) for row in rows),
         free_cpu_milli=1000 * sum(idle for _, idle, _, _ in used),
@@ -304,7 +309,9 @@ def _queue(name: str, rows: Sequence[Sequence[str]], states: Sequence[str]) -> C
         max_wall_time=longest,
         running_jobs=states.count("RUNNING"),
         queued_jobs=states.count("PENDING"),
-        message="" if up else "the partition is down",
+        message="" if up and for_us else "the partition is for root only" if up else "the partition is down",
+        closed=not (up and for_us),
+        is_default=name.endswith("*"),
     )
 
 

@@ -11,6 +11,7 @@ from urllib.parse import quote, urlsplit
 
 from khomas.scheduler.backends import slurm_rest_answers as answers
 from khomas.scheduler.backends.interface import BackendPlugin, ComputeResource, Submitted, Usage
+from khomas.scheduler.backends.queues import with_defaults
 from khomas.scheduler.backends.slurm import MIB, THROTTLED
 from khomas.scheduler.backends.slurm_rest_calls import NOT_SENT, REFUSED, RestHost, SlurmRest
 from khomas.scheduler.backends.spool.backend import SpooledBackend
@@ -51,6 +52,8 @@ class SlurmRestSettings(SpoolSettings):
     token_file: Path
     # Name of the user; needed only when the token does not say it.
     user: str = ""
+    # For jobs that name no queue; empty = the default partition, and the best that fits where that is not told.
+    queue: str = ""
     # Whether slurmrestd has a database to ask.
     accounting: bool = True
     # Beyond the wall time of a job, for bringing files in and out.
@@ -76,11 +79,12 @@ class SlurmRestDialect:
 
     def __init__(self, settings: SlurmRestSettings) -> None:
         self._settings = settings
+        self.margin_seconds = settings.margin_seconds
 
     def submission(self, needs: Needs, runs: str) -> Submission:
         """One call for all jobs that ask for the same."""
         script = f"#!/bin/sh\nKHOMAS_INDEX=${{SLURM_ARRAY_TASK_ID:-0}}\n{runs}"
-        job = _job(needs, self._settings.margin_seconds)
+        job = _job(needs, needs.queue or self._settings.queue, self._settings.margin_seconds)
         return Submission(
             script,
             _submit(script, job),
@@ -150,10 +154,11 @@ class SlurmRestDialect:
     def queues(self, answers_: Sequence[Answer]) -> list[ComputeResource]:
         """A row a partition."""
         partitions, nodes, jobs = (_document(one) for one in answers_)
-        return answers.queues(partitions, nodes, jobs)
+        told, queue = answers.queues(partitions, nodes, jobs), self._settings.queue
+        return with_defaults(told, [queue]) if queue else told
 
 
-def _job(needs: Needs, margin: float) -> dict[str, Any]:
+def _job(needs: Needs, queue: str, margin: float) -> dict[str, Any]:
     """What is asked for; the wrapper enforces the job's own limits, these stand a little behind them."""
     job: dict[str, Any] = {
         "name": "@BATCH@",
@@ -171,8 +176,8 @@ def _job(needs: Needs, margin: float) -> dict[str, Any]:
         job["memory_per_node"] = math.ceil(needs.memory_bytes / MIB) + 64
     if needs.wall_time_s:
         job["time_limit"] = math.ceil((needs.wall_time_s + margin) / 60)
-    if needs.queue:
-        job["partition"] = needs.queue
+    if queue:
+        job["partition"] = queue
     return job | {OPTIONS[name]: value for name, value in needs.native.items()}
 
 

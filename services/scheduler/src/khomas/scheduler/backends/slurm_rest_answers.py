@@ -144,6 +144,9 @@ def _queue(partition: Document, nodes: Sequence[Document], jobs: Iterable[Docume
         running_jobs=words.count("RUNNING"),
         queued_jobs=words.count("PENDING"),
         message="" if state in ("", "UP") else f"the partition is {state}",
+        closed=state not in ("", "UP"),
+        # v0.0.40 does not tell it.
+        is_default="default" in partition.get("flags", ()),
     )
 
 

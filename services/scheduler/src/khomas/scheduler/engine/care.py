@@ -48,8 +48,8 @@ class Care:
     # Test jobs that have not ended, by backend, and when the last one was sent.
     _tests: dict[str, _Test] = field(default_factory=dict)
     _sent: dict[str, datetime] = field(default_factory=dict)
-    # Backends that got jobs at the last look.
-    _open: frozenset[str] = frozenset()
+    # Backends and their queues that were open at the last look.
+    _open: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def _events(self) -> EventLog:
@@ -69,8 +69,10 @@ class Care:
         await self._test(moment)
 
     async def _wake(self, moment: datetime) -> None:
-        """Let jobs be looked at again that wait for a backend which was opened, by whatever process."""
-        now_open = frozenset(site.name for site in self.desk.sites if site.standing.status == Status.PRODUCTION)
+        """Let jobs be looked at again that wait for a backend or a queue which was opened, by whomever."""
+        good = [site for site in self.desk.sites if site.standing.status == Status.PRODUCTION]
+        queues = {(site.name, one.queue) for site in good for one in site.resources if not one.closed}
+        now_open = frozenset({(site.name, "") for site in good} | queues)
         if now_open - self._open:
             job = tables.job.c
             waits = (job.reason == Reason.REASON_WAIT_BACKEND) & job.due.is_not(None) & (job.due > moment)
@@ -156,7 +158,7 @@ class Care:
 
     def _due(self, site: Site, moment: datetime) -> bool:
         """Every now and then; a backend that the service banned when its time has passed, one that people did never."""
-        if site.name in self._tests or site.trouble:
+        if site.name in self._tests or site.trouble or site.shut:
             return False
         if site.standing.status != Status.PRODUCTION:
             return site.standing.automatic and site.standing.over(moment)

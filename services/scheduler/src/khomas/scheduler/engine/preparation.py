@@ -73,6 +73,8 @@ class _Plan:
 
     candidate: Candidate
     site: str
+    # Empty = the system's own choice.
+    queue: str
     attempt_uid: str
     number: int
     child: Child
@@ -116,7 +118,7 @@ class Preparation:
         refused: list[Refused] = []
         known = {attempt.uid: attempt for attempt in attempts}
         plans = [
-            _Plan(one, attempt.backend, attempt.uid, attempt.number, *_special(one, attempt.number))
+            _Plan(one, attempt.backend, attempt.queue, attempt.uid, attempt.number, *_special(one, attempt.number))
             for one, attempt in zip(candidates, attempts, strict=True)
         ]
         return await self._ready(connection, plans, refused, now, known)
@@ -152,10 +154,11 @@ class Preparation:
             if isinstance(chosen, Refused):
                 refused.append(chosen)
                 continue
-            placing.took(chosen)
+            site, queue = chosen
+            placing.took(site)
             number = one.job.attempt + 1
             try:
-                plans.append(_Plan(one, chosen, next(uids), number, *_special(one, number)))
+                plans.append(_Plan(one, site, queue, next(uids), number, *_special(one, number)))
             except DomainError as error:
                 refused.append(Refused(one, Reason.REASON_APP_CHECK_FAILED, error.message))
         return plans
@@ -241,7 +244,7 @@ class Preparation:
         attempt = attempt._replace(upload=plan.upload.name if plan.upload else "", script_sha256=_digest(written))
         kind = self._desk.sites[plan.site].backend.capabilities.kind
         native = dict(spec.placement.native[kind]) if kind in spec.placement.native else {}
-        return Prepared(plan.candidate, attempt, SubmitItem(attempt.token, written, spec.placement.queue, native))
+        return Prepared(plan.candidate, attempt, SubmitItem(attempt.token, written, plan.queue, native))
 
 
 def _special(one: Candidate, number: int) -> tuple[Child, dict[str, Scalar]]:
@@ -251,7 +254,8 @@ def _special(one: Candidate, number: int) -> tuple[Child, dict[str, Scalar]]:
     return child, blueprint.values(child, Identity(job.parent or job.uid, job.index, number))
 
 
-def _choose(one: Candidate, placing: Placing, local: Local | None) -> str | Refused:
+def _choose(one: Candidate, placing: Placing, local: Local | None) -> tuple[str, str] | Refused:
+    """Backend and queue."""
     if one.over_quota:
         return Refused(one, Reason.REASON_WAIT_QUOTA, one.over_quota, _QUOTA_AGAIN)
     if one.throttled:
@@ -269,7 +273,7 @@ def _choose(one: Candidate, placing: Placing, local: Local | None) -> str | Refu
         why = "; ".join(f"{name}: {no.said}" for name, no in group.lacks.items())
         return Refused(one, Reason.REASON_WAIT_CREDENTIAL, why, _CREDENTIAL_AGAIN)
     offer, has_room = best
-    return offer.name if has_room else _full(one, offer)
+    return (offer.name, group.match.queues[offer.name]) if has_room else _full(one, offer)
 
 
 def _nowhere(one: Candidate, found: Match) -> Refused:
@@ -325,7 +329,7 @@ def _attempt(plan: _Plan, now: datetime) -> Attempt:
         number=plan.number,
         backend=plan.site,
         native_id="",
-        queue=plan.candidate.blueprint.spec.placement.queue,
+        queue=plan.queue,
         node="",
         state=JobState.JOB_STATE_SUBMITTING,
         reason=Reason.REASON_UNSPECIFIED,

@@ -21,7 +21,7 @@ def plan(draft: Draft, sites: Sites, with_scripts: bool) -> pb.Plan:
     inputs = [one.lfn for one in blueprint.inputs(child, values, {}) if one.lfn]
     best = found.fitting[0].name if found.fitting else next(iter(found.closed))
     why = found.why or "; ".join(f"{name} is {closed}" for name, closed in found.closed.items())
-    scripts = _scripts(draft, sites, best) if with_scripts else []
+    scripts = _scripts(draft, sites, best, found.queues.get(best, "")) if with_scripts else []
     return pb.Plan(
         backend=best,
         why=why,
@@ -33,14 +33,14 @@ def plan(draft: Draft, sites: Sites, with_scripts: bool) -> pb.Plan:
     )
 
 
-def _scripts(draft: Draft, sites: Sites, backend: str) -> list[pb.RenderedScript]:
+def _scripts(draft: Draft, sites: Sites, backend: str, queue: str) -> list[pb.RenderedScript]:
     jobs: list[Job] = [draft.job]
     if draft.job.is_array:
         jobs = [child_job(draft.job, index, {}) for index in range(min(draft.job.total, _RENDERED_CHILDREN))]
     items = []
     for job in jobs:
         manifest = rendered(draft.blueprint, job._replace(backend=backend))
-        items.append(SubmitItem(manifest["token"], manifest))
+        items.append(SubmitItem(manifest["token"], manifest, queue))
     return [
         pb.RenderedScript(path=script.name, content=script.content.encode(), command=["sh", script.name])
         for script in sites[backend].backend.render(items)

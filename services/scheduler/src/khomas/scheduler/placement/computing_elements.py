@@ -52,8 +52,7 @@ def status_of(site: Site) -> "Backend.Status.ValueType":
         return Backend.STATUS_DRAINING
     if site.trouble:
         return Backend.STATUS_UNREACHABLE
-    closed = bool(site.resources) and all(queue.closed for queue in site.resources)
-    return Backend.STATUS_CLOSED if closed else Backend.STATUS_PRODUCTION
+    return Backend.STATUS_CLOSED if site.shut else Backend.STATUS_PRODUCTION
 
 
 def _facts(place: _Place) -> Facts:

@@ -1,7 +1,7 @@
 """Which backend a job goes to, and why."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from khomas.api.scheduler.v1.job_spec_pb2 import JobSpec
@@ -42,6 +42,10 @@ class Offer:
     closed: str = ""
     # Test jobs go there all the same.
     probed: bool = False
+    # What it asks of its system beyond the wall time of a job.
+    wall_margin: timedelta = timedelta(0)
+    # Queues that may be chosen for jobs that name none; empty = all.
+    queues: frozenset[str] = frozenset()
 
     @property
     def room(self) -> int:
@@ -100,6 +104,8 @@ class Match:
     # Those that would fit but get no new jobs now.
     closed: Mapping[str, str] = field(default_factory=dict)
     ranks: Mapping[str, Rank] = field(default_factory=dict)
+    # The queue at each that fits; empty = the system's own choice.
+    queues: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def others(self) -> list[str]:
@@ -134,12 +140,14 @@ def match(spec: JobSpec, needs: Needs, offers: Sequence[Offer], ranking: Ranking
     """Rank the backends that fit: those with room first, then by rank and by how crowded they are."""
     excluded = {offer.name: why for offer in offers if (why := _excluded(spec, needs, offer))}
     fitting = [offer for offer in offers if offer.name not in excluded]
-    closed = {one.name: one.closed for one in fitting if one.closed and not (needs.probe and one.probed)}
+    closed = {offer.name: why for offer in fitting if (why := _closed(spec, needs, offer))}
     open_ones = [offer for offer in fitting if offer.name not in closed]
-    found = ranking([_facts(spec, needs, offer) for offer in open_ones], needs.length)
+    chosen = {offer.name: _chosen(spec, needs, offer) for offer in open_ones}
+    found = ranking([_facts(needs, offer, chosen[offer.name]) for offer in open_ones], needs.length)
     ranks = {offer.name: rank for offer, rank in zip(open_ones, found, strict=True)}
     open_ones.sort(key=lambda offer: standing_in_line(offer, ranks[offer.name].value))
-    return Match(open_ones, excluded, _why(open_ones, ranks), closed, ranks)
+    queues = {name: spec.placement.queue or ("" if one.is_default else one.queue) for name, one in chosen.items()}
+    return Match(open_ones, excluded, _why(open_ones, ranks, queues), closed, ranks, queues)
 
 
 def standing_in_line(offer: Offer, rank: float, jobs: int | None = None) -> tuple[bool, float, float, str]:
@@ -152,26 +160,25 @@ def standing_in_line(offer: Offer, rank: float, jobs: int | None = None) -> tupl
     return full, -rank / (1 + jobs / _capacity(offer)), jobs / offer.max_jobs, offer.name
 
 
-def _facts(spec: JobSpec, needs: Needs, offer: Offer) -> Facts:
-    waits = [one.expected_wait for one in _queues(spec, offer) if not _too_big(spec, needs, offer, one)]
-    known = [wait for wait in waits if wait is not None]
+def _facts(needs: Needs, offer: Offer, queue: ComputeResource) -> Facts:
     return Facts(
         offer.name,
         offer.priority,
-        min(known) if known else offer.expected_wait,
+        offer.expected_wait if queue.expected_wait is None else queue.expected_wait,
         offer.successes,
         offer.sample,
         needs.local.get(offer.site, 0.0) if needs.local else None,
     )
 
 
-def _why(fitting: Sequence[Offer], ranks: Mapping[str, Rank]) -> str:
+def _why(fitting: Sequence[Offer], ranks: Mapping[str, Rank], queues: Mapping[str, str]) -> str:
     if not fitting:
         return ""
     best = fitting[0]
+    queue = f", queue {queues[best.name]}" if queues[best.name] else ""
     others = f"best of {len(fitting)} that fit" if len(fitting) > 1 else "it is the only one that fits"
     rank = ranks[best.name]
-    return f"{best.name}: rank {rank.value:.3g} = {rank.why}; it has {_load(best)}; {others}"
+    return f"{best.name}{queue}: rank {rank.value:.3g} = {rank.why}; it has {_load(best)}; {others}"
 
 
 def _load(offer: Offer) -> str:
@@ -224,17 +231,51 @@ def _no_queue(spec: JobSpec, needs: Needs, offer: Offer) -> str:
 
 
 def _queues(spec: JobSpec, offer: Offer) -> list[ComputeResource]:
-    return [one for one in offer.resources if not spec.placement.queue or one.queue == spec.placement.queue]
+    """The queues that it may be given to."""
+    if spec.placement.queue:
+        return [one for one in offer.resources if one.queue == spec.placement.queue]
+    return [one for one in offer.resources if not offer.queues or one.is_default or one.queue in offer.queues]
+
+
+def _fitting(spec: JobSpec, needs: Needs, offer: Offer) -> list[ComputeResource]:
+    return [one for one in _queues(spec, offer) if not _too_big(spec, needs, offer, one)]
+
+
+def _closed(spec: JobSpec, needs: Needs, offer: Offer) -> str:
+    """Why it gets no new jobs, or none of the queues that the job fits does; empty when it is open."""
+    if offer.closed:
+        return "" if needs.probe and offer.probed else offer.closed
+    fitting = _fitting(spec, needs, offer)
+    if not fitting or not all(one.closed for one in fitting):
+        return ""
+    names = ", ".join(f"{one.queue} ({one.message})" if one.message else one.queue for one in fitting)
+    return f"closed by those who run it: queue {names}"
+
+
+def _chosen(spec: JobSpec, needs: Needs, offer: Offer) -> ComputeResource:
+    """The best open queue that the job fits; the system's own choice where that is one of them."""
+    fitting = [one for one in _fitting(spec, needs, offer) if not one.closed]
+    if not fitting:
+        return ComputeResource("", is_default=True)  # it tells of no queues
+    best = min(fitting, key=_in_line)
+    return replace(best, is_default=True) if len(offer.resources) == 1 else best
+
+
+def _in_line(queue: ComputeResource) -> tuple[bool, timedelta, int, int, str]:
+    """What the queues of a backend are sorted by, the best first."""
+    wait = timedelta.max if queue.expected_wait is None else queue.expected_wait
+    return not queue.is_default, wait, -(queue.free_cpu_milli or 0), queue.queued_jobs or 0, queue.queue
 
 
 def _too_big(spec: JobSpec, needs: Needs, offer: Offer, queue: ComputeResource) -> str:
-    most = queue.max_cpu_milli or queue.cpu_milli
+    most, margin = queue.max_cpu_milli or queue.cpu_milli, offer.wall_margin
     if most is not None and needs.cpu_milli > most:
         return f"{needs.cpu_milli / 1000:g} cores wanted, it has {most / 1000:g}"
     if queue.max_memory_bytes is not None and needs.memory_bytes > queue.max_memory_bytes:
         return f"{needs.memory_bytes} bytes of memory wanted, it has {queue.max_memory_bytes}"
-    if queue.max_wall_time is not None and needs.wall_time > queue.max_wall_time:
-        return f"{needs.wall_time} of wall time wanted, at most {queue.max_wall_time}"
+    if queue.max_wall_time is not None and needs.wall_time and needs.wall_time + margin > queue.max_wall_time:
+        beside = f" and {margin} beside it" if margin else ""
+        return f"{needs.wall_time} of wall time wanted{beside}, at most {queue.max_wall_time}"
     return _no_platform(spec, (*offer.platforms, *queue.platforms))
 
 

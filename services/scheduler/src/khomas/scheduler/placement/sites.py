@@ -61,6 +61,11 @@ class Site:
     # What this process has seen.
     reputation: Reputation = field(default_factory=Reputation)
 
+    @property
+    def shut(self) -> bool:
+        """Whether those who run it closed all its queues."""
+        return bool(self.resources) and all(queue.closed for queue in self.resources)
+
     def offer(self) -> Offer:
         """What the choice of a backend is made from."""
         return Offer(
@@ -79,6 +84,8 @@ class Site:
             self.record.sample,
             self.standing.said,
             self.standing.automatic,
+            self.backend.capabilities.wall_margin,
+            frozenset(self.settings.queues),
         )
 
     async def look(self, deadline: float, watch: Watch = unwatched) -> None:

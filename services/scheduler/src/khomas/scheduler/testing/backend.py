@@ -67,6 +67,8 @@ class BatchSystem:
     live: dict[str, Usage] = field(default_factory=dict)
     # What accounting tells.
     used: dict[str, Usage] = field(default_factory=dict)
+    # As much as anybody wants.
+    queues: list[ComputeResource] = field(default_factory=lambda: [ComputeResource(queue="", cpu_milli=10**9)])
     # Tokens in the order of their handovers, repeated ones too.
     submitted: list[str] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
@@ -175,8 +177,8 @@ class BatchSystem:
         return {native_id: self.used[native_id[1:]] for native_id in ids if native_id[1:] in self.used}
 
     async def list_resources(self) -> list[ComputeResource]:
-        """As much as anybody wants."""
-        return [ComputeResource(queue="", cpu_milli=10**9)]
+        """What the test said."""
+        return self.queues
 
     async def aclose(self) -> None:
         """Stay."""

@@ -57,7 +57,7 @@ class Placement(_message.Message):
     NATIVE_FIELD_NUMBER: _builtins.int
     REQUIRE_DATA_LOCAL_FIELD_NUMBER: _builtins.int
     queue: _builtins.str
-    """Queue of the batch system. Empty = its default."""
+    """Queue of the batch system. Empty = its default where the job fits that, else the best that it fits."""
     require_data_local: _builtins.bool
     """Only where all input files have a replica at the site."""
     @_builtins.property

@@ -104,6 +104,7 @@ def _resource(share: Mapping[str, Any], slots: int | None) -> ComputeResource:
         running_jobs=number(share.get("RunningJobs")),
         queued_jobs=_sum(number(share.get("WaitingJobs")), before),
         message="" if state == "production" else f"the queue says {state}",
+        closed=state != "production",
     )
 
 

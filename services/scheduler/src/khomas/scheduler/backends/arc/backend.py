@@ -32,6 +32,7 @@ from khomas.scheduler.backends.interface import (
     Usage,
 )
 from khomas.scheduler.backends.journal import usage_of as recorded_usage
+from khomas.scheduler.backends.queues import with_defaults
 from khomas.scheduler.backends.script import without_secrets
 
 _STREAMS = ("stdout", "stderr")
@@ -55,6 +56,7 @@ class ArcBackend:
             min_poll_interval=settings.poll_interval,
             peek=True,
             native_options=OPTIONS,
+            wall_margin=timedelta(seconds=settings.extra_wall_time_s),
         )
 
     def render(self, items: Sequence[SubmitItem]) -> list[RenderedScript]:
@@ -187,7 +189,8 @@ class ArcBackend:
 
     async def list_resources(self) -> list[ComputeResource]:
         """Tell the queues from what the CE publishes; it is up to some minutes old."""
-        return resources(await self._client.information())
+        told, queue = resources(await self._client.information()), self._settings.queue
+        return with_defaults(told, [queue]) if queue else told
 
     # ------------------------------------------------------------------------------------------------- orders
 

@@ -65,6 +65,7 @@ class DirectBackend:
             min_poll_interval=timedelta(seconds=settings.poll_seconds),
             peek=True,
             native_options=pods.OPTIONS,
+            wall_margin=timedelta(seconds=settings.margin_seconds),
         )
 
     def render(self, items: Sequence[SubmitItem]) -> list[RenderedScript]:

@@ -26,6 +26,7 @@ class KubernetesDialect:
 
     def __init__(self, settings: KubernetesSettings) -> None:
         self._settings = settings
+        self.margin_seconds = settings.margin_seconds
         self._group = sha256(str(settings.spool).encode()).hexdigest()[:32]
 
     def submission(self, needs: Needs, runs: str) -> Submission:

@@ -61,6 +61,7 @@ class SpooledBackend:
             peek=True,
             shared_folder=settings.shared_state,
             native_options=dialect.native_options,
+            wall_margin=timedelta(seconds=dialect.margin_seconds),
         )
 
     def render(self, items: Sequence[SubmitItem]) -> list[RenderedScript]:

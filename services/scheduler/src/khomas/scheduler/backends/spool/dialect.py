@@ -100,6 +100,8 @@ class Dialect(Protocol):
     can_hold: bool
     # Whether a job is known by its process on the host rather than by a status command.
     by_process: bool
+    # Asked for beyond the wall time of a job.
+    margin_seconds: float
 
     def submission(self, needs: Needs, runs: str) -> Submission:
         """How to hand over; `runs` is the shell line that runs the job of this element, given `$KHOMAS_INDEX`.

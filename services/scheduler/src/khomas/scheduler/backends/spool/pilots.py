@@ -56,7 +56,10 @@ class PilotDialect:
         self.kind = inner.kind
         self.native_options = inner.native_options
         self.can_hold = inner.can_hold
+        self.margin_seconds = inner.margin_seconds
         self._settings = settings
+        # As long as a pilot may run: the limit of its queue may be lower than what is configured.
+        self.wall_s = settings.pilot_wall_s
         # The pool keeper with its operation and the spool to come.
         self._pool = list(pool)
         # The last look: the pool, and what the batch system told of the pilots.
@@ -76,7 +79,7 @@ class PilotDialect:
         limits = self._settings
         return (
             (needs.wall_time_s or math.inf) <= limits.short_job_seconds
-            and needs.wall_time_s <= _SHARE * limits.pilot_wall_s
+            and needs.wall_time_s <= _SHARE * self.wall_s
             and needs.cpu_milli <= 1000 * limits.pilot_cores
             and needs.memory_bytes <= limits.pilot_memory_bytes
             and needs.queue in ("", limits.pilot_queue)
@@ -230,8 +233,13 @@ class PilotDialect:
         return self.inner.resources()
 
     def queues(self, answers: Sequence[Answer]) -> list[ComputeResource]:
-        """Those of the batch system."""
-        return self.inner.queues(answers)
+        """Those of the batch system; pilots keep to the limit of theirs."""
+        found, queue = self.inner.queues(answers), self._settings.pilot_queue
+        walls = [one.max_wall_time for one in found if (one.queue == queue if queue else one.is_default)]
+        longest = [wall.total_seconds() - self.margin_seconds - _END_SECONDS for wall in walls if wall is not None]
+        limited = longest and len(longest) == len(walls)
+        self.wall_s = min(self._settings.pilot_wall_s, max(longest)) if limited else self._settings.pilot_wall_s
+        return found
 
 
 def _direct(native_ids: Sequence[str]) -> list[str]:
@@ -326,7 +334,7 @@ class Pilots:
         if time.monotonic() < self._resumes:
             return
         cpu = 0 if self._single else 1000 * settings.pilot_cores
-        limits = [settings.pilots, cpu, settings.pilot_memory_bytes, settings.pilot_wall_s]
+        limits = [settings.pilots, cpu, settings.pilot_memory_bytes, self.dialect.wall_s]
         reserved = (await self._order("reserve", *map(str, limits)))["reserved"]
         if not reserved:
             return
