@@ -165,6 +165,23 @@ class TestGridEngineAlone:
         assert "arch=lx-*" in told
         assert (await ended(backend, outcome.native_id)).state == State.SUCCEEDED
 
+    # DRMAA refuses what no queue can run, qsub lets it wait.
+    @pytest.mark.parametrize(("drmaa", "kind"), [(True, Submitted.REJECTED), (False, Submitted.ACCEPTED)])
+    async def test_job_keeps_off_the_nodes_that_it_is_to_avoid(
+        self, engine: GridEngine, tmp_path: Path, drmaa: bool, kind: Submitted
+    ) -> None:
+        backend = open_grid_engine(by(engine, tmp_path, drmaa=drmaa))
+        [first] = await backend.submit([job("true")])
+        node = (await ended(backend, first.native_id)).node
+        [never, elsewhere] = await backend.submit(
+            [replace(job("true"), avoid_nodes=("n1", node)), replace(job("true"), avoid_nodes=("n1", "n2"))]
+        )
+        assert (await ended(backend, elsewhere.native_id)).state == State.SUCCEEDED
+        assert (never.kind, "no suitable queues" in never.message) == (kind, drmaa)
+        seen = await look(backend, never.native_id)
+        assert (seen.seen, seen.native_state) == ((Seen.ABSENT, "") if drmaa else (Seen.PRESENT, "qw"))
+        await backend.cancel([never.native_id], GRACE)
+
     @pytest.mark.parametrize("drmaa", [True, False])
     async def test_full_system_is_tried_again_later(self, engine: GridEngine, tmp_path: Path, drmaa: bool) -> None:
         backend = open_grid_engine(by(engine, tmp_path, drmaa=drmaa))

@@ -121,6 +121,21 @@ class TestHtcondorAlone:
         for native_id in ids:
             await until(backend, native_id, State.CANCELLED)
 
+    async def test_job_keeps_off_the_nodes_that_it_is_to_avoid(self, backend: Backend) -> None:
+        [first] = await backend.submit([job("true")])
+        node = (await until(backend, first.native_id, State.SUCCEEDED)).node
+        native = {"requirements": "Cpus > 0 || Memory > 0"}
+        [never, elsewhere] = await backend.submit(
+            [
+                replace(job("true"), avoid_nodes=("n1", f"{node}.example.org"), native=native),
+                replace(job("true"), avoid_nodes=("n1", "n2"), native=native),
+            ]
+        )
+        await until(backend, elsewhere.native_id, State.SUCCEEDED)
+        assert (await backend.poll([never.native_id])).observations[0].state == State.QUEUED
+        await backend.cancel([never.native_id], GRACE)
+        await until(backend, never.native_id, State.CANCELLED)
+
     async def test_job_that_a_person_holds_waits_and_goes_on_when_released(self, backend: Backend) -> None:
         item = replace(job("true"), native={"requirements": "time() - QDate > 3"})
         [outcome] = await backend.submit([item])

@@ -61,9 +61,10 @@ class TestPilots(BackendConformance):
             job("true", resources={"wall_time_s": 3600}),
             job("true"),
             replace(job("true", resources={"wall_time_s": 60}), native={"partition": "batch"}),
+            replace(job("true", resources={"wall_time_s": 60}), avoid_nodes=("n1",)),
         ]
         ids = await self.submitted(backend, items)
-        assert [one.isdigit() for one in ids] == [False, True, True, True]
+        assert [one.isdigit() for one in ids] == [False, True, True, True, True]
         for one in ids:
             assert (await self.ended(backend, one)).state == State.SUCCEEDED
 

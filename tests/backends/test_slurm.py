@@ -86,6 +86,14 @@ class TestSlurm(BackendConformance):
         )
         assert (await self.ended(backend, ids[0])).queue == "batch"
 
+    async def test_nodes_to_avoid_join_those_that_the_job_excludes(self, backend: Backend, slurm: Slurm) -> None:
+        item = replace(job("sleep", "60"), avoid_nodes=("n4", "n3"), native={"exclude": "n1"})
+        [native_id] = await self.submitted(backend, [item])
+        assert (await self.wait_for(backend, native_id, State.RUNNING)).node == "n2"
+        assert slurm.command("squeue", "-h", "-j", native_id, "-o", "%x").strip() == "n[1,3-4]"
+        await backend.cancel([native_id], GRACE)
+        await self.ended(backend, native_id)
+
     async def test_wrapper_that_was_killed_leaves_the_word_to_slurm(
         self, backend: Backend, settings: SlurmSettings
     ) -> None:
@@ -174,3 +182,16 @@ async def test_jobs_go_to_a_partition_that_takes_them_and_wait_for_one_that_is_d
     finally:
         slurm.command("scontrol", "update", "PartitionName=shut", "State=DOWN")
         slurm.command("scontrol", "update", "PartitionName=batch", "MaxTime=INFINITE")
+
+
+@pytest.mark.timeout(300)
+async def test_attempts_keep_away_from_the_nodes_where_others_failed(slurm: Slurm, tmp_path: Path) -> None:
+    options = {"spool": str(shared_folder("avoiding") / "spool"), "env": dict(slurm.environment), "poll_seconds": 0.2}
+    settings = {"poll": 0.2, "initial_backoff": 0.1, "backends": {"farm": {"kind": "slurm", "options": options}}}
+    rule = {"exit_codes": [3], "action": "ACTION_RETRY"}
+    policy = {"max_attempts": 4, "avoid_failed_nodes": True, "multiplier": 1, "rules": [rule]}
+    async with serve(service, state=tmp_path / "state", settings={"scheduler": settings}) as served:
+        scheduler = Scheduler(served)
+        [failed] = await scheduler.submit(line("exit 3", retry=policy))
+        job = await scheduler.wait(failed.name, seconds=120)
+    assert sorted(one.node for one in job.attempts) == ["n1", "n2", "n3", "n4"]

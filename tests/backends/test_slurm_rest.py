@@ -115,6 +115,11 @@ class TestSlurmRest(BackendConformance):
         await self.ended(backend, native_id)
         assert told.strip() == "batch|n3|ctao|7|normal|common|gres:tape:1|mars:1|w|n1"
 
+    async def test_nodes_to_avoid_join_those_that_the_job_excludes(self, backend: Backend) -> None:
+        item = replace(job("true"), avoid_nodes=("n4", "n3"), native={"exclude": "n1"})
+        [native_id] = await self.submitted(backend, [item])
+        assert (await self.ended(backend, native_id)).node == "n2"
+
     async def test_needs_go_along(self, backend: Backend, slurm: Slurm) -> None:
         resources = {"cpu_milli": 1500, "memory_bytes": 1 << 28, "wall_time_s": 600}
         [native_id] = await self.submitted(backend, [job("sleep", "60", resources=resources)])
@@ -311,6 +316,10 @@ class TestNewestSlurmRest(BackendConformance):
         backend = open_with(replace(settings, queue="long"))
         [native_id] = await self.submitted(backend, [job("true")])
         assert (await self.ended(backend, native_id)).queue == "long"
+
+    async def test_nodes_to_avoid_go_along(self, backend: Backend, newest: Slurm) -> None:
+        [native_id] = await self.submitted(backend, [replace(job("true"), avoid_nodes=("n1", "n2", "n4"))])
+        assert (await self.ended(backend, native_id)).node == "n3"
 
     async def test_native_options_go_along(self, backend: Backend, newest: Slurm) -> None:
         [native_id] = await self.submitted(backend, [replace(job("sleep", "60"), native=NATIVE)])

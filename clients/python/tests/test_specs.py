@@ -27,7 +27,12 @@ def test_a_full_job_file_becomes_a_spec(tmp_path: Path) -> None:
             "inputs": [{"dataset": "hess/crab", "match": "*.fits", "path": "inputs/"}, {"file": "/hess/a"}],
             "outputs": [{"glob": "*.fits", "name": "/hess/{file}", "dataset": "x", "fits": {"tables": ["GTI"]}}],
             "split": {"grid": {"zenith": [0, 60], "seed": "1..3"}, "derive": {"e": "0.005/cos(zenith)"}},
-            "retry": {"rules": [{"reason": "LIMIT_MEMORY", "action": "grow", "memory": 2}]},
+            "retry": {
+                "jitter": 0.5,
+                "avoid_failed_nodes": True,
+                "avoid_failed_backend": True,
+                "rules": [{"reason": "LIMIT_MEMORY", "action": "grow", "memory": 2}],
+            },
             "on": "local",
             "after": ["0190"],
             "tags": {"prod": 26},
@@ -41,6 +46,7 @@ def test_a_full_job_file_becomes_a_spec(tmp_path: Path) -> None:
     assert spec.outputs[0].fits.tables == ["GTI"]
     assert spec.splitter.grid.axes[1].range.last == 3
     assert spec.retry.rules[0].reasons == [state_pb2.REASON_LIMIT_MEMORY]
+    assert (spec.retry.jitter, spec.retry.avoid_failed_nodes, spec.retry.avoid_failed_backend) == (0.5, True, True)
     assert spec.dependencies[0].job == "jobs/0190"
     assert dict(spec.tags) == {"prod": "26"}
 

@@ -212,6 +212,15 @@ def test_closed_queue_gets_no_jobs_and_is_no_reason_to_refuse_one() -> None:
     check_placement(ParseDict({"placement": {"queue": "short"}}, JobSpec()), [shut])
 
 
+def test_backend_where_it_failed_is_the_last_choice() -> None:
+    spec = JobSpec()
+    needs = Needs.of(spec, avoid=frozenset({"small"}))
+    assert names(match(spec, needs, [replace(SMALL, priority=9), LONG])) == ["long"]
+    assert match(spec, needs, [SMALL, LONG]).others == ["small excluded: it failed there"]
+    assert names(match(spec, needs, [SMALL])) == ["small"]
+    assert sorted(names(match(spec, needs, [SMALL, DOWN]))) == ["down", "small"]
+
+
 def test_needs_that_grew_are_what_counts() -> None:
     spec = ParseDict({"resources": {"memoryBytes": 800}}, JobSpec())
     assert names(match(spec, Needs.of(spec), [SMALL])) == ["small"]

@@ -3,13 +3,16 @@
 from datetime import timedelta
 from typing import Any
 
+import protovalidate
 import pytest
 from google.protobuf.json_format import ParseDict
 
 from khomas.api.scheduler.v1.placement_pb2 import RetryPolicy, RetryRule
-from khomas.api.scheduler.v1.state_pb2 import Reason
-from khomas.scheduler.lifecycle.retry import Decision, Defaults, Failure, decide
+from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
+from khomas.scheduler.lifecycle.retry import Avoided, Decision, Defaults, Failure, avoided, decide
+from khomas.scheduler.records import Attempt
 
+LOST = Reason.REASON_INFRA_NODE_FAILURE
 FAIL, RETRY = RetryRule.ACTION_FAIL, RetryRule.ACTION_RETRY
 UNCOUNTED = RetryRule.ACTION_RETRY_UNCOUNTED
 
@@ -44,9 +47,51 @@ def test_third_attempt_is_the_last_by_default(counted: int, action: int) -> None
 
 @pytest.mark.parametrize(("attempt", "seconds"), [(1, 5), (2, 10), (3, 20), (20, 600)])
 def test_pauses_double_up_to_ten_minutes(attempt: int, seconds: int) -> None:
-    policy = {"maxAttempts": 100}
+    policy = {"maxAttempts": 100, "jitter": 0}
     found = decision(policy, Failure(Reason.REASON_INFRA_NODE_FAILURE), 0, attempt)
     assert found.backoff == timedelta(seconds=seconds)
+
+
+def pauses(policy: dict[str, Any], attempt: int = 1) -> list[float]:
+    """In seconds, of a thousand jobs."""
+    parsed, failure = ParseDict({"maxAttempts": 100, **policy}, RetryPolicy()), Failure(LOST)
+    jobs = [f"job{number}" for number in range(1000)]
+    return [decide(parsed, failure, 0, attempt, Defaults(), job).backoff.total_seconds() for job in jobs]
+
+
+def test_jobs_that_failed_at_once_come_back_one_after_the_other_and_none_late() -> None:
+    for policy, shortest in (({}, 4.0), ({"jitter": 0.5}, 2.5), ({"jitter": 1}, 0.0)):
+        found = pauses(policy)
+        assert found == pauses(policy)
+        assert shortest <= min(found) < max(found) <= 5
+        mean = sum(found) / len(found)
+        assert abs(mean - (shortest + 5) / 2) < 0.1
+        assert len(set(found)) > 990
+    assert max(pauses({}, attempt=20)) <= 600
+    assert set(pauses({"jitter": 0})) == {5.0}
+
+
+def ended(backend: str, node: str, reason: Reason.ValueType = LOST, state: int = JobState.JOB_STATE_FAILED) -> Attempt:
+    known = {"backend": backend, "node": node, "reason": reason, "state": state}
+    return Attempt._make(known.get(name) for name in Attempt._fields)
+
+
+def test_places_of_failed_attempts_are_avoided_where_the_policy_says_so() -> None:
+    attempts = [
+        ended("a", "n1"),
+        ended("a", "n2"),
+        ended("b", ""),
+        ended("c", "n3", Reason.REASON_INFRA_PREEMPTED),
+        ended("d", "n4", state=JobState.JOB_STATE_RUNNING),
+    ]
+    assert avoided(RetryPolicy(), attempts) == Avoided()
+    assert avoided(RetryPolicy(avoid_failed_nodes=True), attempts) == Avoided(nodes={"a": ("n1", "n2")})
+    assert avoided(RetryPolicy(avoid_failed_backend=True), attempts) == Avoided(frozenset({"a", "b"}))
+
+
+@pytest.mark.parametrize(("jitter", "good"), [(-0.01, False), (0.0, True), (1.0, True), (1.01, False)])
+def test_jitter_is_a_share(jitter: float, good: bool) -> None:
+    assert (not protovalidate.collect_violations(RetryPolicy(jitter=jitter))) == good
 
 
 def test_first_rule_that_matches_wins() -> None:

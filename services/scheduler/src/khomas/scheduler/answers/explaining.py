@@ -13,6 +13,7 @@ from khomas.scheduler import tables
 from khomas.scheduler.answers.explanations import Facts, explain
 from khomas.scheduler.answers.logs import Logs
 from khomas.scheduler.errors import JobNotFound
+from khomas.scheduler.lifecycle.retry import avoided
 from khomas.scheduler.messages import state_name
 from khomas.scheduler.names import uid_of
 from khomas.scheduler.placement.locality import Locality, inputs_of
@@ -59,7 +60,9 @@ class Explaining:
         if job.waiting:
             names_read = inputs_of(plan, job.index, job.parent or job.uid)
             local = (await self.locality.shares({uid: names_read} if names_read else {})).get(uid)
-            needs = Needs.of(plan.spec, job.memory_factor, job.wall_factor, dict(local) if local else None)
+            avoid = avoided(plan.spec.retry, attempts).backends
+            near = dict(local) if local else None
+            needs = Needs.of(plan.spec, job.memory_factor, job.wall_factor, near, avoid=avoid)
             fits = match(plan.spec, needs, self.sites.offers(), self.sites.ranking)
         needed = [one.name for one in fits.fitting] if fits else [attempt.backend] if attempt and not job.final else []
         span = Needs.of(plan.spec, job.memory_factor, job.wall_factor).wall_time if job.waiting else None

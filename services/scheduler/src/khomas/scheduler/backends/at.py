@@ -38,6 +38,7 @@ class AtDialect:
     native_options: frozenset[str] = frozenset()
     can_hold = False
     by_process = True
+    avoids_nodes = False
     margin_seconds = 0.0
 
     def __init__(self, settings: AtSettings) -> None:

@@ -103,6 +103,7 @@ class GridEngineDialect:
     native_options = frozenset({"parallel_environment", "priority", "project", "reserve", "resources"})
     can_hold = True
     by_process = False
+    avoids_nodes = True
 
     def __init__(self, settings: GridEngineSettings) -> None:
         self._settings = settings
@@ -146,6 +147,8 @@ class GridEngineDialect:
             options += ["-l", f"{self._settings.memory_resource}={size}M"]
         if queue := needs.queue or self._settings.queue:
             options += ["-q", _word("queue", queue)]
+        if needs.avoid_nodes:
+            options += ["-l", _word("h", "h=" + "&".join(f"!{node}" for node in needs.avoid_nodes))]
         if "project" in native:
             options += ["-P", _word("project", native["project"])]
         if "priority" in native:

@@ -95,6 +95,7 @@ class HtcondorDialect:
     native_options = OPTIONS
     can_hold = True
     by_process = False
+    avoids_nodes = True
 
     def __init__(self, settings: HtcondorSettings) -> None:
         self._settings = settings
@@ -139,7 +140,14 @@ class HtcondorDialect:
             description["request_disk"] = str(math.ceil(needs.disk_bytes / answers.KIB))
         if needs.wall_time_s:
             description["allowed_execute_duration"] = str(math.ceil(needs.wall_time_s + self._settings.margin_seconds))
-        return description | {name: _line(name, value) for name, value in needs.native.items()}
+        description |= {name: _line(name, value) for name, value in needs.native.items()}
+        if needs.avoid_nodes:
+            # Some tell their full names, some do not.
+            hosts = ", ".join(json.dumps(node.partition(".")[0]) for node in needs.avoid_nodes)
+            elsewhere = f'!member(split(Machine, ".")[0], {{{hosts}}})'
+            wanted = description.get("requirements")
+            description["requirements"] = f"({wanted}) && {elsewhere}" if wanted else elsewhere
+        return description
 
     def refusal(self, answer: Answer) -> Refusal:
         """Tell a refusal from what may go well later."""

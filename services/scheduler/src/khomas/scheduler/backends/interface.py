@@ -18,6 +18,8 @@ class SubmitItem:
     queue: str = ""
     # Options in the words of the batch system.
     native: Mapping[str, Any] = field(default_factory=dict)
+    # Where it is not to run; none where `avoids_nodes` is False.
+    avoid_nodes: Sequence[str] = ()
 
 
 class Submitted(StrEnum):
@@ -184,6 +186,8 @@ class Capabilities:
     enforces_memory: bool = True
     # What is asked for beyond the wall time of a job; limits of queues count it.
     wall_margin: timedelta = timedelta(0)
+    # Jobs can be kept off nodes.
+    avoids_nodes: bool = False
     # Options in the words of the batch system that a job may give; all others are refused by name.
     native_options: frozenset[str] = frozenset()
 

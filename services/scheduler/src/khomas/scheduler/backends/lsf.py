@@ -53,6 +53,7 @@ class LsfDialect:
     native_options = frozenset(_OPTIONS)
     can_hold = True
     by_process = False
+    avoids_nodes = False
 
     def __init__(self, settings: LsfSettings) -> None:
         self._settings = settings

@@ -58,6 +58,7 @@ class PbsDialect:
     native_options = frozenset(_OPTIONS)
     can_hold = True
     by_process = False
+    avoids_nodes = False
 
     def __init__(self, settings: PbsSettings) -> None:
         self._settings = settings

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from khomas.scheduler.backends.interface import BackendPlugin, ComputeResource, State, Submitted, Usage
 from khomas.scheduler.backends.spool.backend import SpooledBackend
@@ -100,6 +101,7 @@ class SlurmDialect:
     native_options = OPTIONS
     can_hold = True
     by_process = False
+    avoids_nodes = True
 
     def __init__(self, settings: SlurmSettings) -> None:
         self._settings = settings
@@ -119,7 +121,7 @@ class SlurmDialect:
             f"--cpus-per-task={whole_cores(needs)}",
             *limits(needs, self._settings.margin_seconds),
             *([f"--partition={needs.queue}"] if needs.queue else []),
-            *(f"--{name}" if value is True else f"--{name}={value}" for name, value in needs.native.items()),
+            *(f"--{name}" if value is True else f"--{name}={value}" for name, value in chosen(needs).items()),
         ]
         sbatch = [self._settings.tool("sbatch"), *options]
         script = f"#!/bin/sh\nKHOMAS_INDEX=${{SLURM_ARRAY_TASK_ID:-0}}\n{runs}"
@@ -223,6 +225,14 @@ class SlurmDialect:
             _queue(name, parts, [state for where, state in jobs if where == name.rstrip("*")])
             for name, parts in rows.items()
         ]
+
+
+def chosen(needs: Needs) -> dict[str, Any]:
+    """Native options, with the nodes to avoid among those that the job excludes itself."""
+    if not needs.avoid_nodes:
+        return dict(needs.native)
+    excluded = [str(needs.native["exclude"])] if "exclude" in needs.native else []
+    return {**needs.native, "exclude": ",".join([*excluded, *needs.avoid_nodes])}
 
 
 def limits(needs: Needs, margin: float) -> list[str]:

@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 from khomas.scheduler.backends import slurm_rest_answers as answers
 from khomas.scheduler.backends.interface import BackendPlugin, ComputeResource, Submitted, Usage
 from khomas.scheduler.backends.queues import with_defaults
-from khomas.scheduler.backends.slurm import MIB, THROTTLED
+from khomas.scheduler.backends.slurm import MIB, THROTTLED, chosen
 from khomas.scheduler.backends.slurm_rest_calls import NOT_SENT, REFUSED, RestHost, SlurmRest
 from khomas.scheduler.backends.spool.backend import SpooledBackend
 from khomas.scheduler.backends.spool.dialect import Answer, Needs, Refusal, Status, Submission, whole_cores
@@ -76,6 +76,7 @@ class SlurmRestDialect:
     # Asked to hold an element of an array, v0.0.38 answers that it failed, also when it did not.
     can_hold = False
     by_process = False
+    avoids_nodes = True
 
     def __init__(self, settings: SlurmRestSettings) -> None:
         self._settings = settings
@@ -178,7 +179,7 @@ def _job(needs: Needs, queue: str, margin: float) -> dict[str, Any]:
         job["time_limit"] = math.ceil((needs.wall_time_s + margin) / 60)
     if queue:
         job["partition"] = queue
-    return job | {OPTIONS[name]: value for name, value in needs.native.items()}
+    return job | {OPTIONS[name]: value for name, value in chosen(needs).items()}
 
 
 def _submit(script: str, job: Mapping[str, Any]) -> list[str]:

@@ -43,7 +43,7 @@ async def after_failures(
     for job in jobs:
         attempt = _as_wanted(by_job[job.uid], job)
         failure = Failure(attempt.reason, attempt.exit_code, (logs or {}).get(attempt.uid, b""))
-        decision = decide(plans[job.spec].spec.retry, failure, job.counted, job.attempt, desk.defaults)
+        decision = decide(plans[job.spec].spec.retry, failure, job.counted, job.attempt, desk.defaults, job.uid)
         changes.append(Change(job, _after(job, attempt, decision, moment), attempt))
     return changes
 

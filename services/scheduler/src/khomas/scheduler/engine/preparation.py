@@ -24,6 +24,7 @@ from khomas.scheduler.engine.desk import Desk
 from khomas.scheduler.engine.produced import produced_files
 from khomas.scheduler.engine.recalling import Recalling
 from khomas.scheduler.intake.blueprint import Blueprint, Identity, WantedFile
+from khomas.scheduler.lifecycle.retry import Avoided, avoided
 from khomas.scheduler.manifest import Payload, is_sandbox, manifest, most_files, needs_upload
 from khomas.scheduler.placement.locality import Local, inputs_of
 from khomas.scheduler.placement.matching import Match, Needs, Offer
@@ -31,6 +32,7 @@ from khomas.scheduler.placement.placing import Placing
 from khomas.scheduler.placement.robot import ROBOT
 from khomas.scheduler.records import Attempt, Job, ReasonCode
 from khomas.scheduler.splitters import Child
+from khomas.scheduler.store.changes import read_attempts
 
 log = logging.getLogger(__name__)
 
@@ -98,8 +100,9 @@ class Preparation:
         """Prepare new attempts of these jobs."""
         refused: list[Refused] = []
         local = await self._local(candidates)
-        plans = self._placed(candidates, refused, local)
-        return await self._ready(connection, plans, refused, now, {})
+        failed = await _failed(connection, candidates)
+        plans = self._placed(candidates, refused, local, failed)
+        return await self._ready(connection, plans, refused, now, {}, failed)
 
     async def _local(self, candidates: Sequence[Candidate]) -> dict[str, Local]:
         """Where the inputs lie, for jobs that it makes a difference to."""
@@ -121,7 +124,7 @@ class Preparation:
             _Plan(one, attempt.backend, attempt.queue, attempt.uid, attempt.number, *_special(one, attempt.number))
             for one, attempt in zip(candidates, attempts, strict=True)
         ]
-        return await self._ready(connection, plans, refused, now, known)
+        return await self._ready(connection, plans, refused, now, known, await _failed(connection, candidates))
 
     async def _ready(
         self,
@@ -130,6 +133,7 @@ class Preparation:
         refused: list[Refused],
         now: datetime,
         known: Mapping[str, Attempt],
+        failed: Mapping[str, Avoided],
     ) -> tuple[list[Prepared], list[Refused]]:
         plans = await self._filled(connection, plans, refused)
         try:
@@ -140,17 +144,25 @@ class Preparation:
         except grpc.aio.AioRpcError as error:
             return [], [*refused, *(_not_answered(plan.candidate, error) for plan in plans)]
         await self._inline(plans)
-        return [self._prepared(plan, downloads, now, known.get(plan.attempt_uid)) for plan in plans], refused
+        prepared = [
+            self._prepared(plan, downloads, now, known.get(plan.attempt_uid), failed.get(plan.candidate.job.uid))
+            for plan in plans
+        ]
+        return prepared, refused
 
     def _placed(
-        self, candidates: Sequence[Candidate], refused: list[Refused], local: Mapping[str, Local]
+        self,
+        candidates: Sequence[Candidate],
+        refused: list[Refused],
+        local: Mapping[str, Local],
+        failed: Mapping[str, Avoided],
     ) -> list[_Plan]:
         """Choose a backend for each, filling them evenly."""
         placing = Placing(self._desk.sites.offers(), self._desk.sites.ranking, self._desk.sites.lack)
         uids = iter(new_uids(len(candidates)))
         plans = []
         for one in candidates:
-            chosen = _choose(one, placing, local.get(one.job.uid))
+            chosen = _choose(one, placing, local.get(one.job.uid), failed.get(one.job.uid, Avoided()).backends)
             if isinstance(chosen, Refused):
                 refused.append(chosen)
                 continue
@@ -234,7 +246,12 @@ class Preparation:
                     plan.inputs[number] = replace(one, content=await stream.read(), local=None)
 
     def _prepared(
-        self, plan: _Plan, downloads: Mapping[str, Download], now: datetime, known: Attempt | None
+        self,
+        plan: _Plan,
+        downloads: Mapping[str, Download],
+        now: datetime,
+        known: Attempt | None,
+        failed: Avoided | None,
     ) -> Prepared:
         job, spec = plan.candidate.job, plan.candidate.blueprint.spec
         grant = plan.upload.grant if plan.upload is not None else None
@@ -242,9 +259,18 @@ class Preparation:
         written = manifest(job, spec, plan.attempt_uid, plan.number, payload)
         attempt = known or _attempt(plan, now)
         attempt = attempt._replace(upload=plan.upload.name if plan.upload else "", script_sha256=_digest(written))
-        kind = self._desk.sites[plan.site].backend.capabilities.kind
-        native = dict(spec.placement.native[kind]) if kind in spec.placement.native else {}
-        return Prepared(plan.candidate, attempt, SubmitItem(attempt.token, written, plan.queue, native))
+        able = self._desk.sites[plan.site].backend.capabilities
+        native = dict(spec.placement.native[able.kind]) if able.kind in spec.placement.native else {}
+        nodes = failed.nodes.get(plan.site, ()) if failed is not None and able.avoids_nodes else ()
+        return Prepared(plan.candidate, attempt, SubmitItem(attempt.token, written, plan.queue, native, nodes))
+
+
+async def _failed(connection: AsyncConnection, candidates: Iterable[Candidate]) -> dict[str, Avoided]:
+    """Where jobs failed before, of those whose policies avoid that."""
+    policies = {one.job.uid: one.blueprint.spec.retry for one in candidates if one.job.attempt}
+    wanted = [uid for uid, policy in policies.items() if policy.avoid_failed_nodes or policy.avoid_failed_backend]
+    attempts = await read_attempts(connection, wanted) if wanted else {}
+    return {uid: avoided(policies[uid], some) for uid, some in attempts.items()}
 
 
 def _special(one: Candidate, number: int) -> tuple[Child, dict[str, Scalar]]:
@@ -254,7 +280,7 @@ def _special(one: Candidate, number: int) -> tuple[Child, dict[str, Scalar]]:
     return child, blueprint.values(child, Identity(job.parent or job.uid, job.index, number))
 
 
-def _choose(one: Candidate, placing: Placing, local: Local | None) -> tuple[str, str] | Refused:
+def _choose(one: Candidate, placing: Placing, local: Local | None, avoid: frozenset[str]) -> tuple[str, str] | Refused:
     """Backend and queue."""
     if one.over_quota:
         return Refused(one, Reason.REASON_WAIT_QUOTA, one.over_quota, _QUOTA_AGAIN)
@@ -263,8 +289,8 @@ def _choose(one: Candidate, placing: Placing, local: Local | None) -> tuple[str,
         return Refused(one, Reason.REASON_WAIT_THROTTLED, why, timedelta(seconds=1))
     spec, job = one.blueprint.spec, one.job
     probe = job.owner == ROBOT
-    needs = Needs.of(spec, job.memory_factor, job.wall_factor, dict(local) if local else None, probe)
-    key = (one.blueprint.place_needs, job.memory_factor, job.wall_factor, local, probe)
+    needs = Needs.of(spec, job.memory_factor, job.wall_factor, dict(local) if local else None, probe, avoid)
+    key = (one.blueprint.place_needs, job.memory_factor, job.wall_factor, local, probe, avoid)
     group = placing.group(key, spec, needs)
     if not group.match.fitting:
         return _nowhere(one, group.match)

@@ -23,7 +23,7 @@ from khomas.scheduler.intake.mergers import merger_spec
 from khomas.scheduler.intake.specs import check_size, check_spec, try_out
 from khomas.scheduler.lifecycle.waiting import why_waiting
 from khomas.scheduler.placement.locality import Locality
-from khomas.scheduler.placement.matching import Offer, check_placement
+from khomas.scheduler.placement.matching import Match, Offer, check_placement
 from khomas.scheduler.records import FINAL, Dependency, Job
 
 _NO_REASON = Reason.REASON_UNSPECIFIED
@@ -74,11 +74,12 @@ async def take_in(
         for number, array in enumerate(jobs)
         for position in range(len(array.blueprint.spec.mergers))
     ]
-    intake = Intake(jobs, mergers, _warnings(jobs))
+    drafts = [*jobs, *mergers]
     # Jobs of one request are mostly alike in this.
-    for spec in {_where(draft.blueprint.spec): draft.blueprint.spec for draft in intake.drafts}.values():
-        check_placement(spec, offers)
-    for draft in intake.drafts:
+    places = {_where(draft.blueprint.spec): draft.blueprint.spec for draft in drafts}
+    fits = {key: check_placement(spec, offers) for key, spec in places.items()}
+    intake = Intake(jobs, mergers, _warnings(jobs, fits))
+    for draft in drafts:
         check_rights(principal, draft.blueprint)
     await check_files(locality.catalog, [draft.blueprint for draft in intake.drafts])
     return intake
@@ -227,12 +228,16 @@ def _deadline(spec: JobSpec) -> datetime | None:
     return min(given, default=None)
 
 
-def _warnings(drafts: Sequence[Draft]) -> list[str]:
+def _warnings(drafts: Sequence[Draft], fits: Mapping[tuple[bytes, bytes], Match]) -> list[str]:
     warnings = []
     for number, draft in enumerate(drafts):
         cpu = draft.blueprint.spec.resources.cpu_milli
         if cpu % 1000:
             warnings.append(f"jobs[{number}]: {cpu / 1000:g} cores become {-(-cpu // 1000)} on systems of whole cores.")
+        if draft.blueprint.spec.retry.avoid_failed_nodes:
+            blind = [one.name for one in fits[_where(draft.blueprint.spec)].fitting if not one.avoids_nodes]
+            if blind:
+                warnings.append(f"jobs[{number}]: {', '.join(blind)} cannot avoid failed nodes.")
         if draft.job.deadline and draft.job.deadline <= draft.job.create_time:
             raise FieldInvalid.of(f"jobs[{number}].spec.limits", "start_before and finish_before are in the past")
     return warnings

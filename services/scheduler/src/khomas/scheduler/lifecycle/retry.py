@@ -1,11 +1,14 @@
 """What happens after a failed attempt."""
 
+import hashlib
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from khomas.api.scheduler.v1.placement_pb2 import RetryPolicy, RetryRule
-from khomas.api.scheduler.v1.state_pb2 import Reason
+from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
+from khomas.scheduler.records import Attempt
 
 # Infrastructure, and passing trouble with data. The payload's own failures would only happen again.
 _PASSING_DATA = frozenset({Reason.REASON_DATA_STAGE_IN, Reason.REASON_DATA_STAGE_OUT, Reason.REASON_DATA_CHECKSUM})
@@ -22,6 +25,7 @@ class Defaults:
     max_attempts: int = 3
     initial_backoff: timedelta = timedelta(seconds=5)
     max_backoff: timedelta = timedelta(minutes=10)
+    jitter: float = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +58,37 @@ class Decision:
         return self.action != RetryRule.ACTION_RETRY_UNCOUNTED
 
 
+@dataclass(frozen=True, slots=True)
+class Avoided:
+    """Where a job is not to run again."""
+
+    backends: frozenset[str] = frozenset()
+    # By backend.
+    nodes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+def avoided(policy: RetryPolicy, attempts: Iterable[Attempt]) -> Avoided:
+    """Where the attempts of a job failed, as far as its policy avoids that; preemption is nobody's fault."""
+    failed = [one for one in attempts if one.state == JobState.JOB_STATE_FAILED and one.reason not in _UNCOUNTED]
+    nodes: dict[str, dict[str, None]] = {}
+    for one in failed:
+        if policy.avoid_failed_nodes and one.node:
+            nodes.setdefault(one.backend, {})[one.node] = None
+    backends = frozenset(one.backend for one in failed if policy.avoid_failed_backend)
+    return Avoided(backends, {backend: tuple(some) for backend, some in nodes.items()})
+
+
 def needs_log(policy: RetryPolicy) -> bool:
     """Whether rules look at what was printed."""
     return any(rule.log_regex for rule in policy.rules)
 
 
-def decide(policy: RetryPolicy, failure: Failure, counted: int, attempt: int, defaults: Defaults) -> Decision:
+def decide(
+    policy: RetryPolicy, failure: Failure, counted: int, attempt: int, defaults: Defaults, job: str = ""
+) -> Decision:
     """Choose by the first rule that matches, else by the default.
 
-    `counted` attempts counted before this one, which has the number `attempt`.
+    `counted` attempts counted before this one, which has the number `attempt`; `job` sets its pause off from others'.
     """
     rule = next((rule for rule in policy.rules if _matches(rule, failure)), None)
     action = rule.action if rule is not None else _default_action(failure.reason)
@@ -72,7 +98,7 @@ def decide(policy: RetryPolicy, failure: Failure, counted: int, attempt: int, de
     if counts and counted + 1 >= (policy.max_attempts or defaults.max_attempts):
         return Decision(RetryRule.ACTION_FAIL)
     memory, wall = _growth(rule, failure.reason) if action == RetryRule.ACTION_GROW_AND_RETRY else (1.0, 1.0)
-    return Decision(action, _backoff(policy, attempt, defaults), memory, wall)
+    return Decision(action, _backoff(policy, attempt, defaults, job), memory, wall)
 
 
 def _matches(rule: RetryRule, failure: Failure) -> bool:
@@ -100,8 +126,15 @@ def _growth(rule: RetryRule | None, reason: Reason.ValueType) -> tuple[float, fl
     return rule.grow_memory or _DEFAULT_GROWTH, 1.0
 
 
-def _backoff(policy: RetryPolicy, attempt: int, defaults: Defaults) -> timedelta:
+def _backoff(policy: RetryPolicy, attempt: int, defaults: Defaults, job: str) -> timedelta:
     first = policy.initial_backoff.ToTimedelta() if policy.HasField("initial_backoff") else defaults.initial_backoff
     longest = policy.max_backoff.ToTimedelta() if policy.HasField("max_backoff") else defaults.max_backoff
     # 2 ** 64 pauses are longer than anything; more would overflow.
-    return min(longest, first * min((policy.multiplier or 2.0) ** min(attempt - 1, 64), 1e6))
+    pause = min(longest, first * min((policy.multiplier or 2.0) ** min(attempt - 1, 64), 1e6))
+    jitter = policy.jitter if policy.HasField("jitter") else defaults.jitter
+    return pause * (1 - jitter * _drawn(f"{job} {attempt}"))
+
+
+def _drawn(seed: str) -> float:
+    """A number from 0 to 1, evenly spread over seeds and the same for the same one."""
+    return int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8]) / 2**64

@@ -46,6 +46,8 @@ class Offer:
     wall_margin: timedelta = timedelta(0)
     # Queues that may be chosen for jobs that name none; empty = all.
     queues: frozenset[str] = frozenset()
+    # It can keep jobs off nodes.
+    avoids_nodes: bool = False
 
     @property
     def room(self) -> int:
@@ -67,6 +69,8 @@ class Needs:
     local: Mapping[str, float] | None = None
     # A test job: it may go where others may not.
     probe: bool = False
+    # Backends where it failed, which are the last choice.
+    avoid: frozenset[str] = frozenset()
 
     @classmethod
     def of(
@@ -76,6 +80,7 @@ class Needs:
         wall_factor: float = 1.0,
         local: Mapping[str, float] | None = None,
         probe: bool = False,
+        avoid: frozenset[str] = frozenset(),
     ) -> "Needs":
         """What a spec asks for, grown after failures."""
         wanted = spec.resources
@@ -85,6 +90,7 @@ class Needs:
             wanted.wall_time.ToTimedelta() * wall_factor,
             local,
             probe,
+            avoid,
         )
 
     @property
@@ -116,8 +122,8 @@ class Match:
         ]
 
 
-def check_placement(spec: JobSpec, offers: Sequence[Offer]) -> None:
-    """Refuse what can never be: unknown backends and options, needs that fit nowhere."""
+def check_placement(spec: JobSpec, offers: Sequence[Offer]) -> Match:
+    """Refuse what can never be: unknown backends and options, needs that fit nowhere; tell where it fits."""
     names = [offer.name for offer in offers]
     for name in (*spec.placement.backends, *spec.placement.exclude):
         if name not in names:
@@ -134,6 +140,7 @@ def check_placement(spec: JobSpec, offers: Sequence[Offer]) -> None:
         raise NoMatch(
             needed="; ".join(f"{name}: {why}" for name, why in found.excluded.items()) or "none is configured"
         )
+    return found
 
 
 def match(spec: JobSpec, needs: Needs, offers: Sequence[Offer], ranking: Ranking = weighted) -> Match:
@@ -142,6 +149,9 @@ def match(spec: JobSpec, needs: Needs, offers: Sequence[Offer], ranking: Ranking
     fitting = [offer for offer in offers if offer.name not in excluded]
     closed = {offer.name: why for offer in fitting if (why := _closed(spec, needs, offer))}
     open_ones = [offer for offer in fitting if offer.name not in closed]
+    if any(offer.name not in needs.avoid and not offer.trouble for offer in open_ones):
+        excluded |= {offer.name: "it failed there" for offer in open_ones if offer.name in needs.avoid}
+        open_ones = [offer for offer in open_ones if offer.name not in needs.avoid]
     chosen = {offer.name: _chosen(spec, needs, offer) for offer in open_ones}
     found = ranking([_facts(needs, offer, chosen[offer.name]) for offer in open_ones], needs.length)
     ranks = {offer.name: rank for offer, rank in zip(open_ones, found, strict=True)}

@@ -86,6 +86,7 @@ class Site:
             self.standing.automatic,
             self.backend.capabilities.wall_margin,
             frozenset(self.settings.queues),
+            self.backend.capabilities.avoids_nodes,
         )
 
     async def look(self, deadline: float, watch: Watch = unwatched) -> None:

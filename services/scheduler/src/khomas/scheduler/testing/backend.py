@@ -51,14 +51,15 @@ class BatchSystem:
     """A backend whose jobs start and end when a test says so. It outlives restarts of the scheduler."""
 
     capabilities: ClassVar[Capabilities] = Capabilities(
-        kind="memory", min_poll_interval=timedelta(milliseconds=5), peek=True, shared_folder=True
+        kind="memory", min_poll_interval=timedelta(milliseconds=5), peek=True, shared_folder=True, avoids_nodes=True
     )
 
     handover: Handover = Handover.ACCEPT
     # False: polls fail.
     answers: bool = True
-    # What it says of every job.
+    # What it says of every job, and where it is.
     words: str = ""
+    node: str = ""
     items: dict[str, SubmitItem] = field(default_factory=dict)
     state: dict[str, State] = field(default_factory=dict)
     records: dict[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -195,6 +196,7 @@ class BatchSystem:
             Seen.PRESENT,
             state,
             self.words,
+            self.node,
             start_time=start,
             record=record,
             usage=self.live.get(token),

@@ -170,7 +170,8 @@ def identity(pid: int) -> Record:
     return {"pid": pid, "ticks": process_state(pid)[1], "boot": boot_id()}
 
 
-HOST = os.uname().nodename
+# Slurm may call a node otherwise than its kernel does.
+HOST = os.environ.get("SLURMD_NODENAME") or os.uname().nodename
 
 
 def exit_record(manifest: Record, state: str, reason: str, message: str) -> Record:

@@ -109,10 +109,23 @@ class RetryPolicy(_message.Message):
     MULTIPLIER_FIELD_NUMBER: _builtins.int
     MAX_BACKOFF_FIELD_NUMBER: _builtins.int
     RULES_FIELD_NUMBER: _builtins.int
+    JITTER_FIELD_NUMBER: _builtins.int
+    AVOID_FAILED_NODES_FIELD_NUMBER: _builtins.int
+    AVOID_FAILED_BACKEND_FIELD_NUMBER: _builtins.int
     max_attempts: _builtins.int
     """Counted attempts in all. 0 = the service's default (3)."""
     multiplier: _builtins.float
     """Factor for each further pause. 0 = 2."""
+    jitter: _builtins.float
+    """Share of a pause by which it may be shorter, drawn for each job and attempt: what failed at once does not come back at
+    once. Unset = 0.2.
+    """
+    avoid_failed_nodes: _builtins.bool
+    """Not on nodes where it failed; while no other node is left it waits, or is refused. Backends that cannot choose nodes
+    run it anywhere; the submission warns of them.
+    """
+    avoid_failed_backend: _builtins.bool
+    """Not at backends where it failed, while it fits another one that answers."""
     @_builtins.property
     def initial_backoff(self) -> _duration_pb2.Duration:
         """Pause before the second attempt. Unset = 5 s."""
@@ -133,12 +146,17 @@ class RetryPolicy(_message.Message):
         multiplier: _builtins.float = ...,
         max_backoff: _duration_pb2.Duration | None = ...,
         rules: _abc.Iterable[Global___RetryRule] | None = ...,
+        jitter: _builtins.float | None = ...,
+        avoid_failed_nodes: _builtins.bool = ...,
+        avoid_failed_backend: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["initial_backoff", b"initial_backoff", "max_backoff", b"max_backoff"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_jitter", b"_jitter", "initial_backoff", b"initial_backoff", "jitter", b"jitter", "max_backoff", b"max_backoff"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["initial_backoff", b"initial_backoff", "max_attempts", b"max_attempts", "max_backoff", b"max_backoff", "multiplier", b"multiplier", "rules", b"rules"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_jitter", b"_jitter", "avoid_failed_backend", b"avoid_failed_backend", "avoid_failed_nodes", b"avoid_failed_nodes", "initial_backoff", b"initial_backoff", "jitter", b"jitter", "max_attempts", b"max_attempts", "max_backoff", b"max_backoff", "multiplier", b"multiplier", "rules", b"rules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__jitter: _TypeAlias = _typing.Literal["jitter"]  # noqa: Y015
+    _WhichOneofArgType__jitter: _TypeAlias = _typing.Literal["_jitter", b"_jitter"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__jitter) -> _WhichOneofReturnType__jitter | None: ...
 
 Global___RetryPolicy: _TypeAlias = RetryPolicy  # noqa: Y015
 

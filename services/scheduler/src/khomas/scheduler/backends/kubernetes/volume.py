@@ -23,6 +23,7 @@ class KubernetesDialect:
     # To suspend a Job ends its pod.
     can_hold = False
     by_process = False
+    avoids_nodes = False
 
     def __init__(self, settings: KubernetesSettings) -> None:
         self._settings = settings

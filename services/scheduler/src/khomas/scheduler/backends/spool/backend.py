@@ -60,6 +60,7 @@ class SpooledBackend:
             hold=dialect.can_hold,
             peek=True,
             shared_folder=settings.shared_state,
+            avoids_nodes=dialect.avoids_nodes,
             native_options=dialect.native_options,
             wall_margin=timedelta(seconds=dialect.margin_seconds),
         )

@@ -21,6 +21,7 @@ class Needs:
     disk_bytes: int = 0
     queue: str = ""
     native: Mapping[str, Any] = field(default_factory=dict)
+    avoid_nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,8 @@ class Dialect(Protocol):
     can_hold: bool
     # Whether a job is known by its process on the host rather than by a status command.
     by_process: bool
+    # Whether jobs can be kept off nodes.
+    avoids_nodes: bool
     # Asked for beyond the wall time of a job.
     margin_seconds: float
 
@@ -160,6 +163,7 @@ def needs_of(item: SubmitItem) -> Needs:
         disk_bytes=int(wanted.get("disk_bytes") or 0),
         queue=item.queue,
         native=dict(sorted(item.native.items())),
+        avoid_nodes=tuple(sorted(item.avoid_nodes)),
     )
 
 

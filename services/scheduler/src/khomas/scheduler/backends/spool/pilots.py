@@ -57,6 +57,7 @@ class PilotDialect:
         self.native_options = inner.native_options
         self.can_hold = inner.can_hold
         self.margin_seconds = inner.margin_seconds
+        self.avoids_nodes = inner.avoids_nodes
         self._settings = settings
         # As long as a pilot may run: the limit of its queue may be lower than what is configured.
         self.wall_s = settings.pilot_wall_s
@@ -84,6 +85,7 @@ class PilotDialect:
             and needs.memory_bytes <= limits.pilot_memory_bytes
             and needs.queue in ("", limits.pilot_queue)
             and not needs.native
+            and not needs.avoid_nodes
         )
 
     def submission(self, needs: Needs, runs: str) -> Submission:
