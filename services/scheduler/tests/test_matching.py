@@ -181,6 +181,7 @@ def test_queue_is_chosen_by_wait_where_it_is_known_and_by_free_cores() -> None:
 
 def test_only_queue_and_queues_without_names_are_never_named() -> None:
     assert chosen("60s", replace(FARM, resources=[ComputeResource("all")])) == {"farm": ""}
+    assert chosen("60s", replace(FARM, resources=[ComputeResource("all"), ComputeResource("all")])) == {"farm": ""}
     assert chosen("60s", replace(FARM, resources=[ComputeResource("")])) == {"farm": ""}
     assert chosen("60s", replace(FARM, resources=[])) == {"farm": ""}
     assert chosen("60s", replace(FARM, resources=[]), "night") == {"farm": "night"}
@@ -208,6 +209,7 @@ def test_closed_queue_gets_no_jobs_and_is_no_reason_to_refuse_one() -> None:
     shut = replace(FARM, resources=[closed, week])
     result = found({"placement": {"queue": "short"}}, shut)
     assert names(result) == []
+    assert "5 free cores" in found({}, replace(FARM, resources=[closed, week, day])).why
     assert result.closed == {"farm": "closed by those who run it: queue short (the partition is down)"}
     check_placement(ParseDict({"placement": {"queue": "short"}}, JobSpec()), [shut])
 

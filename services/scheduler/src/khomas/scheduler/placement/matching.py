@@ -193,8 +193,8 @@ def _why(fitting: Sequence[Offer], ranks: Mapping[str, Rank], queues: Mapping[st
 
 def _load(offer: Offer) -> str:
     said = f"{offer.jobs} of at most {offer.max_jobs} jobs"
-    free = _sum([one.free_cpu_milli for one in offer.resources])
-    queued = _sum([one.queued_jobs for one in offer.resources])
+    free = _sum([one.free_cpu_milli for one in offer.resources if not one.closed])
+    queued = _sum([one.queued_jobs for one in offer.resources if not one.closed])
     said += f", {free / 1000:g} free cores" if free is not None else ""
     said += f", {queued} queued" if queued is not None else ""
     return f"{said}, and does not answer" if offer.trouble else said
@@ -202,7 +202,7 @@ def _load(offer: Offer) -> str:
 
 def _capacity(offer: Offer) -> float:
     """About how many jobs run there at a time."""
-    cores = _sum([one.cpu_milli for one in offer.resources])
+    cores = _sum([one.cpu_milli for one in offer.resources if not one.closed])
     return max(1.0, min(offer.max_jobs, (cores or offer.max_jobs * 1000) / 1000))
 
 
@@ -268,7 +268,7 @@ def _chosen(spec: JobSpec, needs: Needs, offer: Offer) -> ComputeResource:
     if not fitting:
         return ComputeResource("", is_default=True)  # it tells of no queues
     best = min(fitting, key=_in_line)
-    return replace(best, is_default=True) if len(offer.resources) == 1 else best
+    return replace(best, is_default=True) if len({one.queue for one in offer.resources}) == 1 else best
 
 
 def _in_line(queue: ComputeResource) -> tuple[bool, timedelta, int, int, str]:
