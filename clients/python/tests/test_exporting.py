@@ -43,6 +43,7 @@ def documented() -> dict[str, Any]:
     del document["files"]
     for merger in document["merge"]:
         merger.pop("files", None)
+    document["retry"] |= {"backoff": "5s", "jitter": 0, "avoid_failed_backend": True, "avoid_failed_nodes": True}
     return document | FURTHER
 
 

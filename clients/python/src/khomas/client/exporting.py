@@ -160,13 +160,16 @@ def _retry(retry: Any) -> dict[str, Any]:
         }
         for rule in retry.rules
     ]
-    return _told(
+    found = _told(
         {
             "max_attempts": retry.max_attempts,
             **_times(retry, backoff="initial_backoff"),
+            "avoid_failed_nodes": retry.avoid_failed_nodes,
+            "avoid_failed_backend": retry.avoid_failed_backend,
             "rules": [_told(rule) for rule in rules],
         }
     )
+    return {**found, "jitter": retry.jitter} if retry.HasField("jitter") else found
 
 
 def _merger(one: Any) -> dict[str, Any]:

@@ -207,8 +207,8 @@ def _retry(document: Document) -> placement_pb2.RetryPolicy:
     made = placement_pb2.RetryPolicy(max_attempts=document.whole("max_attempts"))
     if (pause := document.take("backoff")) is not None:
         made.initial_backoff.CopyFrom(_seconds(pause, "backoff"))
-    if (jitter := document.take("jitter")) is not None:
-        made.jitter = float(jitter)
+    if document.take("jitter") is not None:
+        made.jitter = document.number("jitter")
     made.avoid_failed_nodes = bool(document.take("avoid_failed_nodes", False))
     made.avoid_failed_backend = bool(document.take("avoid_failed_backend", False))
     for one in document.list("rules"):
