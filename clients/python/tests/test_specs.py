@@ -6,7 +6,7 @@ import pytest
 
 from khomas.api.scheduler.v1 import state_pb2
 from khomas.client.errors import UsageError
-from khomas.client.specs import Sandboxes, job_spec, production
+from khomas.client.specs import Sandboxes, job_spec, production, reason
 
 
 def spec_of(**document: object) -> object:
@@ -61,7 +61,7 @@ def test_a_full_job_file_becomes_a_spec(tmp_path: Path) -> None:
         ({"outputs": [{"name": "/x"}]}, "glob is missing"),
         ({"outputs": [{"glob": "x", "when": "never"}]}, "when is on_success"),
         ({"split": {"max_running": 3}}, "name one of grid, count"),
-        ({"retry": {"rules": [{"reason": "LIMIT_MEMRY", "action": "retry"}]}}, "did you mean LIMIT_MEMORY"),
+        ({"retry": {"rules": [{"reason": "LIMIT_MEMRY", "action": "retry"}]}}, "choose from LIMIT_MEMORY"),
         ({"files": ["no/such/file"]}, "cannot read"),
         ({"memory": "99999999999TB"}, "memory: 99999999999TB is more than can be written down"),
         ({"wall": "99999999d"}, "wall: 99999999d is longer than a hundred years"),
@@ -100,3 +100,10 @@ def test_a_production_file_becomes_stages() -> None:
     assert made.stages[0].data.dataset == "datasets/raw"
     assert list(made.stages[1].after) == ["reduce"]
     assert made.stages[2].grid.requested_events == "200000000.0"
+
+
+def test_unknown_reason_is_answered_with_all_reasons_the_most_like_first() -> None:
+    with pytest.raises(UsageError) as refused:
+        reason("limit_memry")
+    named = str(refused.value).partition("choose from ")[2].split(", ")
+    assert (named[0], len(named)) == ("LIMIT_MEMORY", len(state_pb2.Reason.items()) - 1)

@@ -31,6 +31,8 @@ def test_message_is_made_of_the_metadata() -> None:
         (Kind.USER, "user"),
         (7, "7"),
         ("x" * 600, "x" * 512),
+        (["x" * 512, "y" * 510, "z"], f"{'x' * 512}, {'y' * 510}"),
+        (["x" * 500] * 3, f"{'x' * 500}, {'x' * 500}"),
     ],
 )
 def test_metadata_are_texts(value: object, text: str) -> None:

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from sqlalchemy import Boolean, Column, Float, ForeignKey, Integer, MetaData, Table, Text, exists, select
 
 from khomas.api.catalog.v1 import file_pb2
+from khomas.api.scheduler.v1 import state_pb2
+from khomas.kit.boundary.status import status_of
 from khomas.kit.database import Database, KeyText, RowId, UtcTime, insert_many
 from khomas.kit.errors import FilterInvalid
 from khomas.kit.filtering import Fields, fields, parse, where
@@ -153,7 +155,8 @@ async def test_filter_finds(database: Database, text: str, expected: list[int] |
     [
         ("stat = ACTIVE", 1, "state"),
         ("good = true AND sise_bytes > 3", 17, "size_bytes"),
-        ("state = ACTVE", 9, "ACTIVE"),
+        ("kind = smal", 8, "SMALL, LARGE"),
+        ("kind = tiny", 8, "LARGE, SMALL"),
         ("state < ACTIVE", 9, ""),
         ("metadata.zenit = 3", 1, "metadata.zenith"),
         ("metadata:zenit", 10, "zenith"),
@@ -187,6 +190,38 @@ async def test_wrong_filter_is_refused_with_its_position_and_the_nearest_names(
         where(text, FIELDS)
     assert refused.value.metadata == {"position": str(position), "nearest": nearest}
     assert nearest in refused.value.message
+
+
+@pytest.mark.parametrize(("written", "first"), [("done", "CANCELLED"), ("faild", "FAILED")])
+def test_unknown_value_is_answered_with_all_values_the_most_like_first(written: str, first: str) -> None:
+    states = {"state": fields.enum(thing.c.state, state_pb2.JobState)}
+    with pytest.raises(FilterInvalid) as refused:
+        where(f"state = {written}", states)
+    names = refused.value.metadata["nearest"].split(", ")
+    known = [name.removeprefix("JOB_STATE_") for name, number in state_pb2.JobState.items() if number]
+    assert sorted(names) == sorted(known)
+    assert names[0] == first
+    assert refused.value.metadata["nearest"] in refused.value.message
+
+
+def test_unknown_field_is_answered_with_those_that_a_message_can_hold() -> None:
+    many: Fields = {f"key_{number:03}": fields.text(thing.c.name) for number in range(100)}
+    for text, before in (
+        ("nosuchfield = 1", ""),
+        ("metadata.nosuchfield = 1", "metadata."),
+        ("metadata = 1", "metadata."),
+    ):
+        with pytest.raises(FilterInvalid) as refused:
+            where(text, {"metadata": many} if before else many)
+        names = refused.value.metadata["nearest"].split(", ")
+        assert names == [f"{before}key_{number:03}" for number in range(40)]
+
+
+def test_refusal_with_long_names_fits_into_a_reply() -> None:
+    many: Fields = {"metadata": {f"key_{number:0120}": fields.text(thing.c.name) for number in range(100)}}
+    with pytest.raises(FilterInvalid) as refused:
+        where("metadata.nosuchfield = 1", many)
+    assert len(status_of(refused.value).SerializeToString()) < 4000
 
 
 texts = st.text(alphabet="aAb*%_\\\"' é/.:-=()ANDOR", max_size=6)

@@ -243,12 +243,11 @@ def _slow(document: Document, limits: job.Limits) -> None:
 
 
 def reason(name: str) -> state_pb2.Reason.ValueType:
-    """Read "LIMIT_MEMORY"; raises UsageError with the nearest names."""
-    names = [known.removeprefix("REASON_") for known in state_pb2.Reason.keys()]  # noqa: SIM118  protobuf's keys()
+    """Read "LIMIT_MEMORY"; raises UsageError with all names, the most like it first."""
+    names = [known.removeprefix("REASON_") for known, number in state_pb2.Reason.items() if number]
     if name.upper() not in names:
         near = difflib.get_close_matches(name.upper(), names, 3)
-        hint = f"did you mean {', '.join(near)}?" if near else "`khomas explain` lists them"
-        raise UsageError(f"there is no reason {name}; {hint}")
+        raise UsageError(f"there is no reason {name}; choose from {', '.join(dict.fromkeys([*near, *names]))}")
     return state_pb2.Reason.Value(f"REASON_{name.upper()}")
 
 

@@ -1,6 +1,5 @@
 """Declared metadata keys. There are hundreds, they never change, and every call needs them: they are kept."""
 
-import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from khomas.catalog.tables import metadata_key
 from khomas.catalog.values import columns_of, type_name
 from khomas.kit.database import Database, insert_new
 from khomas.kit.errors import FieldInvalid
+from khomas.kit.filtering.fields import nearest
 from khomas.kit.idempotency import Once
 from khomas.kit.paging import Ordering, list_page
 
@@ -49,8 +49,7 @@ class Keys:
         if not names <= self._known.keys():
             await self._load(connection)
         for name in sorted(names - self._known.keys()):
-            nearest = difflib.get_close_matches(name, self._known, 3) or sorted(self._known)[:3]
-            raise MetadataKeyUndeclared(key=name, nearest=nearest)
+            raise MetadataKeyUndeclared(key=name, nearest=nearest(name, self._known))
         return self._known
 
     async def all(self, connection: AsyncConnection) -> Mapping[str, Key]:

@@ -10,6 +10,8 @@ import grpc
 
 # gRPC refuses trailing metadata above 8 KiB, so what goes into it is cut.
 _MAX_TEXT = 512
+# Of names to choose from; the longest of our enumerations takes 826.
+_MAX_NAMES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class DomainError(Exception):
         violations: Sequence[FieldViolation] = (),
         **metadata: object,
     ) -> None:
-        self.metadata = {key: _text(value) for key, value in metadata.items()}
+        self.metadata = {key: told(value) for key, value in metadata.items()}
         self.message = message or self.template.format_map(self.metadata)
         self.retry_after = retry_after
         self.violations = tuple(violations)
@@ -54,14 +56,17 @@ class DomainError(Exception):
         return f"khomas.{self.area}" if self.area else "khomas"
 
 
-def _text(value: object) -> str:
+def told(value: object) -> str:
+    """Return a value as messages and metadata hold it."""
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
     if isinstance(value, Enum):
-        return _text(value.value)
+        return told(value.value)
     if isinstance(value, str | bytes) or not isinstance(value, Sequence | set | frozenset):
         return str(value)[:_MAX_TEXT]
-    return ", ".join(map(_text, value))[:_MAX_TEXT]
+    listed = ", ".join(map(told, value))
+    # Half a name is none.
+    return listed if len(listed) <= _MAX_NAMES else listed[: _MAX_NAMES + 2].rpartition(", ")[0] or listed[:_MAX_NAMES]
 
 
 class TokenMissing(DomainError):

@@ -68,8 +68,7 @@ class Ordering:
         found = _TERM.fullmatch(written)
         if found is None or found[1] not in self.fields:
             name = found[1] if found else written
-            names = ", ".join(nearest(name, self.fields))
-            raise OrderInvalid(field=name, nearest=names)
+            raise OrderInvalid(field=name, nearest=nearest(name, self.fields))
         return self.fields[found[1]], found[2] == "desc"
 
 

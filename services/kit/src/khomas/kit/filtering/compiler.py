@@ -5,11 +5,13 @@ from typing import Union
 
 from sqlalchemy import and_, or_, true
 
-from khomas.kit.errors import FilterInvalid
+from khomas.kit.errors import FilterInvalid, told
 from khomas.kit.filtering.ast import And, Comparison, Node, Not, Operator, Or, Value
 from khomas.kit.filtering.fields import Condition, Field, Unfit, nearest
 from khomas.kit.filtering.parser import parse
 
+# More names than these are a list to choose from, no guess.
+_MEANT = 3
 # `metadata.zenith` is a field in a mapping in a mapping.
 Fields = Mapping[str, Union[Field, "Fields"]]
 
@@ -65,7 +67,9 @@ def _has_key(node: Comparison, fields: Fields) -> tuple[Field, Operator, Value]:
     """Read `metadata:zenith` as `metadata.zenith:*`."""
     name = ".".join(node.path)
     if node.operator is not Operator.HAS:
-        raise _invalid(node.position, f"{name} is compared by its parts", [f"{name}.{part}" for part in fields])
+        raise _invalid(
+            node.position, f"{name} is compared by its parts", [f"{name}.{part}" for part in nearest("", fields)]
+        )
     field = fields.get(node.value.text)
     if field is None or isinstance(field, Mapping):
         names = nearest(node.value.text, fields)
@@ -78,9 +82,10 @@ def _negated(condition: Condition) -> Condition:
 
 
 def _invalid(position: int, problem: str, names: "list[str] | tuple[str, ...]") -> FilterInvalid:
-    hint = f" Did you mean {', '.join(names)}?" if names else ""
+    listed = told(names)
+    hint = "" if not names else f" Did you mean {listed}?" if len(names) <= _MEANT else f" Choose from {listed}."
     return FilterInvalid(
         f"The filter is wrong at position {position + 1}: {problem}.{hint}",
         position=position + 1,
-        nearest=", ".join(names),
+        nearest=names,
     )

@@ -12,6 +12,8 @@ from khomas.kit.filtering.ast import Operator, Value
 from khomas.kit.filtering.literals import read_boolean, read_duration, read_integer, read_number, read_time
 
 Condition = ColumnElement[bool]
+# Of names that grow with an installation, such as those of metadata keys and backends.
+_MOST_NAMES = 40
 _ORDERS: dict[Operator, Callable[[ColumnElement[Any], Any], Condition]] = {
     Operator.EQUALS: lambda column, value: column == value,
     Operator.HAS: lambda column, value: column == value,
@@ -126,7 +128,7 @@ def enum(column: ColumnElement[Any], values: EnumType) -> Field:
     def read(written: str) -> int | str:
         name = written.upper().removeprefix(prefix)
         if name not in by_name:
-            raise Unfit(f"there is no value {written}", nearest(name, by_name))
+            raise Unfit(f"there is no value {written}", _whole(name, by_name))
         return by_name[name][stored_as_text]
 
     return _Scalar(column, read, ordered=False)
@@ -138,7 +140,7 @@ def choice(column: ColumnElement[Any], values: Iterable[str]) -> Field:
 
     def read(written: str) -> str:
         if written.upper() not in by_name:
-            raise Unfit(f"there is no value {written}", nearest(written.upper(), by_name))
+            raise Unfit(f"there is no value {written}", _whole(written.upper(), by_name))
         return by_name[written.upper()]
 
     return _Scalar(column, read, ordered=False)
@@ -150,9 +152,19 @@ def within(field: Field, wrap: Callable[[Condition], Condition]) -> Field:
 
 
 def nearest(name: str, names: Iterable[str]) -> list[str]:
-    """Return the names that are most like this one; all of a few if none is like it."""
+    """Return the names that are most like this one; if none is like it, all that a message can hold."""
     known = sorted(names)
-    return difflib.get_close_matches(name, known, n=3) or (known if len(known) <= 12 else [])
+    return _like(name, known) or known[:_MOST_NAMES]
+
+
+def _whole(name: str, names: Iterable[str]) -> list[str]:
+    """Return all names, those before that are most like this one: who writes DONE cannot guess SUCCEEDED."""
+    known = sorted(names)
+    return list(dict.fromkeys([*_like(name, known), *known]))
+
+
+def _like(name: str, known: Sequence[str]) -> list[str]:
+    return difflib.get_close_matches(name, known, n=3)
 
 
 def _plain(value: Value) -> str:
