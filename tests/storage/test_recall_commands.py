@@ -38,7 +38,7 @@ async def test_files_are_waited_for_and_shown(site: Site) -> None:
     await site.deliver(2)
     code, out, said = await waiting
     assert code == 0, said
-    assert [one["state"] for one in json.loads(out)] == ["STATE_ONLINE"] * 2
+    assert [json.loads(line)["state"] for line in out.splitlines()] == ["STATE_ONLINE"] * 2
 
     _, listed, _ = await khomas(site, "recall", "ls", "--json", "--filter", "state = ONLINE")
     rows = [json.loads(line) for line in listed.splitlines()]

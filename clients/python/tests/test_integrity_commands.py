@@ -93,6 +93,17 @@ async def test_check_says_what_differs_and_repairs_are_accepted_in_bulk(shell: S
     assert (one["storage_element"], one["dark"]) == ("mirror", 2)
 
 
+async def test_repairs_of_named_incidents_are_waited_for(shell: Shell) -> None:
+    shell.dark("one")
+    await shell("se", "check", "mirror")
+    (found,) = await shell.rows("incident", "ls")
+
+    accepted, repaired = await shell.rows("incident", "apply", found["id"], "--reason", "junk", "--wait")
+
+    assert (accepted["accepted"], repaired["id"], repaired["state"]) == (1, found["id"], "RESOLVED")
+    assert (await shell("incident", "apply", "--filter", "kind = DARK", "--reason", "junk", "--wait"))[0] == 2
+
+
 async def test_table_shows_probes_and_the_matrix_both_ways(shell: Shell) -> None:
     ways: list[dict[str, Any]] = []
     for _ in range(300):

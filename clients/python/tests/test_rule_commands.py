@@ -79,9 +79,8 @@ async def test_rule_is_previewed_made_shown_changed_and_ended(shell: Shell) -> N
     assert out.startswith("OK: 2 of 2 copies of 1 files are there")
     code, out, _ = await shell("rule", "update", made["id"], "--copies", "1", "--lifetime", "30d", "--json")
     assert (code, json.loads(out)["copies"], bool(json.loads(out)["until"])) == (0, 1, True)
-    code, out, _ = await shell("rule", "rm", made["id"])
-    assert code == 0
-    assert "protected no longer" in out
+    code, out, _ = await shell("rule", "rm", made["id"], "--json")
+    assert (code, json.loads(out)) == (0, {"released_copies": 1})
 
 
 async def test_rule_that_means_nothing_says_where_and_what_is_near(shell: Shell) -> None:
@@ -98,6 +97,8 @@ async def test_copies_are_deleted_but_for_those_that_are_needed(shell: Shell) ->
 
     code, out, said = await shell("se", "rm-replicas", "local", "/hess/a")
     assert (code, out.strip()) == (1, "0 are going to be deleted, 1 stay")
+    code, out, _ = await shell("se", "rm-replicas", "local", "/hess/a", "--json")
+    assert (code, json.loads(out)["deleting"], list(json.loads(out)["kept"])) == (1, 0, ["/hess/a"])
     assert "replicationRules/" in said
     code, out, _ = await shell("se", "rm-replicas", "mirror", "/hess/a")
     assert (code, out.strip()) == (0, "1 are going to be deleted, 0 stay")
@@ -109,8 +110,8 @@ async def test_policy_is_made_listed_and_forgotten(shell: Shell) -> None:
 
     code, out, _ = await shell("policy", "ls", "--json")
     assert json.loads(out)["datasets"] == "datasets/*"
-    assert (await shell("policy", "suspend", "all"))[0] == 0
-    assert (await shell("policy", "rm", "all"))[0] == 0
+    assert json.loads((await shell("policy", "suspend", "all", "--json"))[1])["suspended"] is True
+    assert json.loads((await shell("policy", "rm", "all", "--json"))[1]) == {"id": "all"}
     assert (await shell("policy", "ls", "-q"))[1] == ""
 
 
@@ -125,6 +126,21 @@ async def test_drain_is_begun_explained_and_taken_back(shell: Shell) -> None:
     assert "files are left" in out
     code, out, _ = await shell("se", "drain", "local", "--cancel", "--json")
     assert json.loads(out)["state"] == "CANCELLED"
+
+
+async def test_drain_is_waited_for_to_its_end(shell: Shell) -> None:
+    await shell("rule", "create", "site=hd", "--dataset", "crab", "--wait")
+
+    code, out, said = await shell("se", "drain", "local", "--wait", "--timeout", "60s", "--json")
+
+    assert code == 0, said
+    assert (json.loads(out)["state"], json.loads(out)["files_left"]) == ("DRAINED", 0)
+
+
+async def test_drain_that_cannot_end_is_not_waited_for_for_ever(shell: Shell) -> None:
+    await shell("rule", "create", "local", "--dataset", "crab", "--wait")
+
+    assert (await shell("se", "drain", "local", "--wait", "--timeout", "1s"))[0] == 124
 
 
 async def test_second_copy_goes_to_an_element_on_tape(shell: Shell, tmp_path: Path) -> None:

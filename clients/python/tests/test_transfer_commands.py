@@ -97,6 +97,24 @@ async def test_copy_that_fails_is_told_with_what_to_ask_next(shell: Shell, tmp_p
     assert f"/hess/a: FAILED, no replica is left to read from; khomas why {name}" in said
 
 
+async def test_copies_answer_in_json_when_wanted_and_when_ended(shell: Shell) -> None:
+    code, out, said = await shell("transfer", "create", "/hess/a", "--to", "mirror", "--wait", "--json")
+
+    wanted, ended = map(json.loads, out.splitlines())
+    assert code == 0, said
+    assert (wanted["id"], wanted["file"]) == (ended["id"], "/hess/a")
+    assert ended["state"] == "SUCCEEDED"
+
+
+async def test_copy_that_has_no_room_is_not_waited_for_for_ever(shell: Shell) -> None:
+    await shell("se", "update", "mirror", "--capacity", "1B")
+
+    code, out, said = await shell("transfer", "create", "/hess/a", "--to", "mirror", "--wait", "--timeout", "1s")
+
+    assert (code, out.split()[1]) == (124, "/hess/a"), said
+    assert (await shell("transfer", "watch", out.split()[0], "--timeout", "1s"))[0] == 124
+
+
 async def test_bounds_are_set_listed_and_removed(shell: Shell) -> None:
     bounded = await shell("link", "limit", "--to", "mirror", "--streams", "3", "--rate", "100MB")
     _, listed, _ = await shell("link", "limits", "--json")

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from khomas.cli.integrity import SE_COMMANDS
-from khomas.cli.output import as_dict, format_of, listing, show_one
+from khomas.cli.output import answer as say
+from khomas.cli.output import as_dict, format_of, in_json, listing, show_one
 from khomas.cli.output import show as show_rows
-from khomas.cli.rules import SE_COMMANDS as PLACEMENT_COMMANDS
-from khomas.cli.running import Ticker, with_client
+from khomas.cli.placement import SE_COMMANDS as PLACEMENT_COMMANDS
+from khomas.cli.running import Ticker, limited, with_client
 
 if TYPE_CHECKING:
     from khomas.client.async_client import AsyncClient
@@ -30,8 +31,11 @@ def adopt() -> None:
 @click.option("--dataset", default="", help="Dataset that all files join.")
 @click.option("--declare", is_flag=True, help="Declare missing metadata keys.")
 @click.option("--dry-run", is_flag=True, help="Say what would happen.")
-@click.option("--json", "as_json", is_flag=True)
-def adopt_start(storage_element: str, destination: str, dry_run: bool, as_json: bool, **options: Any) -> int:
+@limited
+@in_json
+def adopt_start(
+    storage_element: str, destination: str, dry_run: bool, timeout: float | None, as_json: bool, **options: Any
+) -> int:
     """Adopt the tree on a StorageElement under the LFN directory DESTINATION, and wait for the end."""
     from khomas.api.catalog.v1.adoption_pb2 import Adoption
     from khomas.client.specs import dataset_name
@@ -49,12 +53,12 @@ def adopt_start(storage_element: str, destination: str, dry_run: bool, as_json: 
         card, _, rest = word.partition("=")
         key, _, unit = rest.partition(":")
         wanted.headers.add(card=card, key=key, unit=unit)
-    found = with_client(lambda client: _adopt(client, wanted, dry_run))
+    found = with_client(lambda client: _adopt(client, wanted, dry_run, timeout))
     show_one(as_dict(found) if as_json else _adoption_row(found), as_json)
     return 0 if dry_run or found.state == Adoption.STATE_SUCCEEDED else 1
 
 
-async def _adopt(client: "AsyncClient", wanted: Any, dry_run: bool) -> Any:
+async def _adopt(client: "AsyncClient", wanted: Any, dry_run: bool, timeout: float | None) -> Any:
     from khomas.api.catalog.v1.adoption_pb2 import Adoption
 
     started = await client.files.adopt(wanted, validate_only=dry_run)
@@ -64,6 +68,7 @@ async def _adopt(client: "AsyncClient", wanted: Any, dry_run: bool) -> Any:
     found = await client.catalog.until(
         lambda: client.catalog.adoption(started.name),
         lambda one: one.state != Adoption.STATE_RUNNING,
+        timeout=timeout,
         on_look=lambda one: ticker(f"adopted {one.adopted_files} files, {one.adopted_bytes // 1_000_000} MB"),
     )
     ticker.done()
@@ -96,11 +101,12 @@ def adopt_ls(**options: Any) -> None:
 
 @adopt.command("undo")
 @click.argument("name")
-def adopt_undo(name: str) -> None:
+@in_json
+def adopt_undo(name: str, as_json: bool) -> None:
     """Take the files of an adoption out of the catalogue again; the bytes stay."""
     full = name if name.startswith("adoptions/") else f"adoptions/{name}"
     found = with_client(lambda client: client.catalog.undo_adoption(full))
-    show_one(_adoption_row(found), as_json=False)
+    show_one(as_dict(found) if as_json else _adoption_row(found), as_json)
 
 
 @click.group()
@@ -122,6 +128,7 @@ for _command in (*SE_COMMANDS, *PLACEMENT_COMMANDS):
 @click.option("--media", type=click.Choice(["disk", "tape"]), default="disk", help="Files on tape are recalled first.")
 @click.option("--read-only", is_flag=True, help="For trees that are adopted where they lie.")
 @click.option("--description", default="")
+@in_json
 def se_create(
     name: str,
     address: str,
@@ -132,6 +139,7 @@ def se_create(
     media: str,
     read_only: bool,
     description: str,
+    as_json: bool,
 ) -> None:
     """Make a StorageElement known; ADDRESS is its root, a folder for the protocol posix."""
     from khomas.api.storage.v1.storage_element_pb2 import AccessPoint, StorageElement
@@ -146,7 +154,7 @@ def se_create(
         read_only=read_only,
     )
     made = with_client(lambda client: client.storage.create_element(wanted))
-    click.echo(made.name.removeprefix("storageElements/"))
+    say(as_dict(made), made.name.removeprefix("storageElements/"), as_json)
 
 
 def _pairs(options: tuple[str, ...]) -> dict[str, str]:

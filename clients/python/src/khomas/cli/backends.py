@@ -4,9 +4,10 @@ from typing import Any
 
 import click
 
-from khomas.cli.output import as_dict, format_of, listing
+from khomas.cli.output import answer as say
+from khomas.cli.output import as_dict, format_of, in_json, listing
 from khomas.cli.output import show as show_rows
-from khomas.cli.running import with_client
+from khomas.cli.running import Ticker, waiting, with_client
 
 _COLUMNS = (
     "id", "queue", "site", "status", "response_time", "cpus", "free", "running", "queued", "ours",
@@ -33,32 +34,45 @@ def backends(context: click.Context, /, **options: Any) -> None:
 @click.argument("backend")
 @click.option("--for", "span", help="How long: 2h. Without it until `unban`.")
 @click.option("--reason", required=True, help="Why; shown to everybody.")
-def ban(backend: str, span: str | None, reason: str) -> None:
+@in_json
+def ban(backend: str, span: str | None, reason: str, as_json: bool) -> None:
     """Give a backend no new jobs for a while."""
     from khomas.client.units import duration
 
     length = duration(span, "--for") if span else None
-    _say(with_client(lambda client: client.jobs.ban_backend(backend, reason, length)))
+    _say(with_client(lambda client: client.jobs.ban_backend(backend, reason, length)), as_json)
 
 
 @backends.command()
 @click.argument("backend")
 @click.option("--reason", required=True, help="Why; shown to everybody.")
-def drain(backend: str, reason: str) -> None:
+@waiting("Wait until it has none of our jobs.")
+@in_json
+def drain(backend: str, reason: str, wait: bool, timeout: float | None, as_json: bool) -> None:
     """Give a backend no new jobs until `unban`: before a shutdown."""
-    _say(with_client(lambda client: client.jobs.drain_backend(backend, reason)))
+    _say(with_client(lambda client: client.jobs.drain_backend(backend, reason)), as_json)
+    if wait:
+        ticker = Ticker()
+        with_client(
+            lambda client: client.jobs.wait_for_backend(
+                backend, timeout=timeout, on_look=lambda jobs: ticker(f"{jobs} jobs there")
+            )
+        )
+        ticker.done()
 
 
 @backends.command()
 @click.argument("backend")
-def unban(backend: str) -> None:
+@in_json
+def unban(backend: str, as_json: bool) -> None:
     """Give a backend jobs again."""
-    _say(with_client(lambda client: client.jobs.unban_backend(backend)))
+    _say(with_client(lambda client: client.jobs.unban_backend(backend)), as_json)
 
 
-def _say(backend: Any) -> None:
-    said = f": {backend.message}" if backend.message else ""
-    click.echo(f"{backend.name.removeprefix('backends/')} {_status(backend.status)}{said}")
+def _say(backend: Any, as_json: bool) -> None:
+    id_, status = backend.name.removeprefix("backends/"), _status(backend.status)
+    text = f"{id_} {status}{f': {backend.message}' if backend.message else ''}"
+    say({"id": id_, "status": status, "message": backend.message}, text, as_json)
 
 
 def _status(number: Any) -> str:

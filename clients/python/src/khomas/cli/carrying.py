@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from khomas.cli.output import talk
+from khomas.cli.output import answer, talk
 from khomas.cli.running import Progress
 
 if TYPE_CHECKING:
@@ -53,11 +53,12 @@ async def _missing_there(client: "AsyncClient", pairs: "Sequence[Pair]", known: 
 
 async def get_files(
     client: "AsyncClient", pairs: "Sequence[Pair]", sizes: dict[str, int], *, overwrite: bool, skip_same: bool
-) -> list[Path]:
-    """Fetch files; `skip_same` leaves out those that are here already."""
+) -> "Sequence[Pair]":
+    """Fetch files and return which; `skip_same` leaves out those that are here already."""
     wanted = await _missing_here(client, pairs) if skip_same else pairs
     with Progress("get", sum(sizes[pair.name] for pair in wanted), files=len(wanted)) as progress:
-        return await client.files.get(wanted, overwrite=overwrite, progress=progress, on_files=progress.files)
+        await client.files.get(wanted, overwrite=overwrite, progress=progress, on_files=progress.files)
+    return wanted
 
 
 async def _missing_here(client: "AsyncClient", pairs: "Sequence[Pair]") -> "list[Pair]":
@@ -68,6 +69,25 @@ async def _missing_here(client: "AsyncClient", pairs: "Sequence[Pair]") -> "list
     if same:
         talk(f"{len(same)} of {len(pairs)} files are here already")
     return [pair for pair in pairs if pair not in same]
+
+
+def say_put(one: Any, text: str, as_json: bool) -> None:
+    """Tell a CommittedFile message."""
+    row = {
+        "name": one.name,
+        "uid": one.uid,
+        "size": one.size_bytes,
+        "adler32": one.checksums.adler32,
+        "sha256": one.checksums.sha256,
+        "storage_element": one.storage_element,
+        "path": one.path,
+    }
+    answer(row, text, as_json)
+
+
+def say_came(name: str, path: Path, as_json: bool) -> None:
+    """Tell a file that came; `name` is empty for what is kept with a job."""
+    answer({"name": name, "path": str(path)}, str(path), as_json)
 
 
 async def sizes_below(client: "AsyncClient", name: str) -> dict[str, int]:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from khomas.cli import places
-from khomas.cli.carrying import get_files, put_files, resumable, sizes_below
-from khomas.cli.output import format_of, listing, talk
+from khomas.cli.carrying import get_files, put_files, resumable, say_came, say_put, sizes_below
+from khomas.cli.output import format_of, in_json, listing, talk
 from khomas.cli.output import show as show_rows
 from khomas.cli.places import Kind, Place, place_of
-from khomas.cli.running import Progress, with_client
+from khomas.cli.running import Progress, waiting, with_client
 
 if TYPE_CHECKING:
     from khomas.client.async_client import AsyncClient
@@ -27,9 +27,18 @@ _AGAIN = "The same command goes on."
 @click.argument("sources", nargs=-1, required=True)
 @click.argument("target")
 @click.option("--se", multiple=True, help="Into the catalogue: the StorageElement; the first that has room is taken.")
-@click.option("--wait", is_flag=True, help="To an SE: wait for the copies, with a progress bar.")
 @click.option("--overwrite", is_flag=True, help="Replace local files that differ.")
-def cp(sources: tuple[str, ...], target: str, se: tuple[str, ...], wait: bool, overwrite: bool) -> int:
+@waiting("To an SE: wait for the copies, with a progress bar.")
+@in_json
+def cp(
+    sources: tuple[str, ...],
+    target: str,
+    se: tuple[str, ...],
+    overwrite: bool,
+    wait: bool,
+    timeout: float | None,
+    as_json: bool,
+) -> int:
     """Copy files and folders; what is there already with the same content is left out.
 
     A relative path is a local one; an absolute one is an LFN if the catalogue has its first segment. file:PATH,
@@ -43,11 +52,11 @@ def cp(sources: tuple[str, ...], target: str, se: tuple[str, ...], wait: bool, o
         into = to.folder or len(of) > 1
         match _ways(of, to):
             case Kind.LOCAL, Kind.LFN:
-                await _bring_in(client, of, to, into, se)
+                await _bring_in(client, of, to, into, se, as_json)
             case Kind.LFN, Kind.LOCAL:
-                await _fetch(client, of, to, into, overwrite)
+                await _fetch(client, of, to, into, overwrite, as_json)
             case _:
-                return await _want_copies(client, of, to)
+                return await _want_copies(client, of, to, as_json)
         return []
 
     with resumable(_AGAIN):
@@ -55,7 +64,7 @@ def cp(sources: tuple[str, ...], target: str, se: tuple[str, ...], wait: bool, o
         if wait and transfers:
             from khomas.cli.transfers import waited
 
-            return waited(transfers)
+            return waited(transfers, timeout, as_json)
     return 0
 
 
@@ -74,17 +83,21 @@ def _ways(sources: Sequence[Place], target: Place) -> tuple[Kind, Kind]:
     return way
 
 
-async def _bring_in(client: "AsyncClient", sources: Sequence[Place], to: Place, into: bool, se: Sequence[str]) -> None:
+async def _bring_in(
+    client: "AsyncClient", sources: Sequence[Place], to: Place, into: bool, se: Sequence[str], as_json: bool
+) -> None:
     from khomas.client.pairs import below
 
     pairs: list[Pair] = []
     for source in sources:
         pairs += below(source.path, f"{to.text}/{source.path.absolute().name}" if into else to.text)
     for one in await put_files(client, pairs, skip_same=True, storage_elements=se):
-        click.echo(one.name)
+        say_put(one, one.name, as_json)
 
 
-async def _fetch(client: "AsyncClient", sources: Sequence[Place], to: Place, into: bool, overwrite: bool) -> None:
+async def _fetch(
+    client: "AsyncClient", sources: Sequence[Place], to: Place, into: bool, overwrite: bool, as_json: bool
+) -> None:
     from khomas.client.pairs import Pair
     from khomas.client.syncing import inside
 
@@ -99,21 +112,22 @@ async def _fetch(client: "AsyncClient", sources: Sequence[Place], to: Place, int
         pairs += [Pair(inside(start, name[len(source.text) :].lstrip("/")), name) for name in found]
     if len({pair.path for pair in pairs}) < len(pairs):
         raise click.UsageError("two sources have the same last segment; copy them one after the other")
-    for path in await get_files(client, pairs, sizes, overwrite=overwrite, skip_same=True):
-        click.echo(path)
+    for one in await get_files(client, pairs, sizes, overwrite=overwrite, skip_same=True):
+        say_came(one.name, one.path, as_json)
 
 
-async def _want_copies(client: "AsyncClient", sources: Sequence[Place], to: Place) -> list[str]:
+async def _want_copies(client: "AsyncClient", sources: Sequence[Place], to: Place, as_json: bool) -> list[str]:
+    from khomas.cli.transfers import say_wanted
     from khomas.client.errors import from_status
 
     made: list[str] = []
     refused: KhomasError | None = None
     names = [name for source in sources for name in await sizes_below(client, source.text)]
     results = await client.storage.transfer(names, to.text)
-    for name, result in zip(names, results, strict=True):
+    for result in results:
         if result.HasField("transfer"):
             made.append(result.transfer.name)
-            click.echo(f"{result.transfer.name}  {name}")
+            say_wanted(result.transfer, as_json)
         else:
             refused = refused or from_status(result.error)
     if refused is not None:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from khomas.cli.carrying import get_files, put_files, resumable, sizes_below
+from khomas.cli.carrying import get_files, put_files, resumable, say_came, say_put, sizes_below
 from khomas.cli.jobs import pairs
-from khomas.cli.output import format_of, listing, talk
+from khomas.cli.output import answer as say
+from khomas.cli.output import format_of, in_json, listing, talk
 from khomas.cli.output import show as show_rows
 from khomas.cli.running import with_client
 
@@ -27,6 +28,7 @@ _COLUMNS = ("name", "size", "adler32", "replicas", "created")
 @click.option("--meta", multiple=True, metavar="KEY=VALUE", help="Metadata.")
 @click.option("--skip-same", is_flag=True, help="Leave out what is in the catalogue with the same content.")
 @click.option("-q", "--quiet", is_flag=True, help="Names only.")
+@in_json
 def put(
     paths: tuple[Path, ...],
     name: str,
@@ -35,6 +37,7 @@ def put(
     meta: tuple[str, ...],
     skip_same: bool,
     quiet: bool,
+    as_json: bool,
 ) -> None:
     """Bring files and folders in. With several, or with a / at its end, NAME is a directory."""
     from khomas.client.pairs import below
@@ -52,7 +55,8 @@ def put(
             )
         )
     for one in done:
-        click.echo(one.name if quiet else f"{one.name}  {show_size(one.size_bytes)}  {one.checksums.adler32}")
+        text = one.name if quiet else f"{one.name}  {show_size(one.size_bytes)}  {one.checksums.adler32}"
+        say_put(one, text, as_json and not quiet)
 
 
 @click.command()
@@ -63,6 +67,7 @@ def put(
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 @click.option("--skip-same", is_flag=True, help="Leave out what is here with the same content.")
 @click.option("--tree", is_flag=True, help="Keep the directories of the LFNs.")
+@in_json
 def get(
     names: tuple[str, ...],
     target: Path,
@@ -71,10 +76,11 @@ def get(
     overwrite: bool,
     skip_same: bool,
     tree: bool,
+    as_json: bool,
 ) -> None:
     """Fetch files by LFN, all files below an LFN directory, of a dataset, or the outputs of a job."""
     with resumable("The same command with --skip-same goes on."):
-        with_client(lambda client: _get(client, names, target, is_dataset, merged, overwrite, skip_same, tree))
+        with_client(lambda client: _get(client, names, target, is_dataset, merged, overwrite, skip_same, tree, as_json))
 
 
 async def _get(
@@ -86,28 +92,31 @@ async def _get(
     overwrite: bool,
     skip_same: bool,
     tree: bool,
+    as_json: bool,
 ) -> None:
     from khomas.client.pairs import Pair
 
     sizes: dict[str, int] = {}
     for name in names:
-        sizes |= await _sizes(client, name, target, is_dataset=is_dataset, merged=merged)
+        sizes |= await _sizes(client, name, target, is_dataset=is_dataset, merged=merged, as_json=as_json)
     chosen = [Pair(target / (lfn.lstrip("/") if tree else Path(lfn).name), lfn) for lfn in sizes]
     if len({pair.path for pair in chosen}) < len(chosen):
         raise click.UsageError("two files have the same last segment; add --tree")
-    for path in await get_files(client, chosen, sizes, overwrite=overwrite, skip_same=skip_same):
-        click.echo(path)
+    for one in await get_files(client, chosen, sizes, overwrite=overwrite, skip_same=skip_same):
+        say_came(one.name, one.path, as_json)
 
 
-async def _sizes(client: "AsyncClient", name: str, target: Path, *, is_dataset: bool, merged: bool) -> dict[str, int]:
+async def _sizes(
+    client: "AsyncClient", name: str, target: Path, *, is_dataset: bool, merged: bool, as_json: bool
+) -> dict[str, int]:
     if is_dataset:
         return {one: known.size async for one, known in client.files.comparing.below(dataset=name)}
     if not name.startswith("/"):
-        return await _outputs(client, name, target, merged)
+        return await _outputs(client, name, target, merged, as_json)
     return await sizes_below(client, name.rstrip("/"))
 
 
-async def _outputs(client: "AsyncClient", name: str, target: Path, merged: bool) -> dict[str, int]:
+async def _outputs(client: "AsyncClient", name: str, target: Path, merged: bool, as_json: bool) -> dict[str, int]:
     from khomas.client.jobs import job_name
 
     jobs = [name]
@@ -120,15 +129,16 @@ async def _outputs(client: "AsyncClient", name: str, target: Path, merged: bool)
             if output.name:
                 sizes[output.name] = output.size_bytes
             else:
-                _keep(target, output.path, await client.jobs.read_sandbox(job, output.path))
+                path = _keep(target, output.path, await client.jobs.read_sandbox(job, output.path))
+                say_came("", path, as_json)
     return sizes
 
 
-def _keep(target: Path, name: str, content: bytes) -> None:
+def _keep(target: Path, name: str, content: bytes) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     path = target / Path(name).name
     path.write_bytes(content)
-    click.echo(path)
+    return path
 
 
 @click.command()
@@ -195,18 +205,21 @@ def dir(directory: str, **options: Any) -> None:  # noqa: A001  the command's na
 @click.argument("names", nargs=-1, required=True)
 @click.option("--reason", required=True, help="Why; kept with the tombstone.")
 @click.option("--force", is_flag=True, help="Also files that others were made from.")
-def rm(names: tuple[str, ...], reason: str, force: bool) -> None:
+@in_json
+def rm(names: tuple[str, ...], reason: str, force: bool, as_json: bool) -> None:
     """Delete files; `khomas undelete` takes it back inside the undo window."""
     gone = with_client(lambda client: client.files.delete(names, reason, force=force))
     for one in gone:
-        click.echo(one.name)
+        until = one.deletion.purge_time.ToJsonString()
+        say({"name": one.name, "uid": one.uid, "undo_until": until}, one.name, as_json)
     if gone:
         talk(f"can be undone until {gone[0].deletion.purge_time.ToJsonString()}")
 
 
 @click.command()
 @click.argument("names", nargs=-1, required=True)
-def undelete(names: tuple[str, ...]) -> None:
+@in_json
+def undelete(names: tuple[str, ...], as_json: bool) -> None:
     """Take deletions back."""
     for one in with_client(lambda client: client.files.undelete(names)):
-        click.echo(one.name)
+        say({"name": one.name, "uid": one.uid}, one.name, as_json)

@@ -1,12 +1,15 @@
 """Commands about the health of storage elements: se ls, matrix, check, checks, care; incident ls, show, apply."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from khomas.cli.output import as_dict, format_of, listing, show_one, talk
+from khomas.cli.explanations import show_explanation
+from khomas.cli.output import TABLE, as_dict, format_of, in_json, listing, show_one, talk
 from khomas.cli.output import show as show_rows
-from khomas.cli.running import Ticker, with_client
+from khomas.cli.running import Ticker, limited, waiting, with_client
 
 if TYPE_CHECKING:
     from khomas.client.async_client import AsyncClient
@@ -125,7 +128,8 @@ def _cell(row: dict[str, Any]) -> str:
 @click.option("--cancel", is_flag=True, help="STORAGE_ELEMENT is the id of a comparison: take it back.")
 @click.option("--reason", default="", help="Why it is released.")
 @click.option("--no-wait", is_flag=True, help="Only begin.")
-@click.option("--json", "as_json", is_flag=True)
+@limited
+@in_json
 def se_check(storage_element: str, as_json: bool, **options: Any) -> int:
     """Compare a storage element with the catalogue. QUICK: names and sizes; CHECKSUM: and checksums; FULL: every byte.
 
@@ -148,7 +152,9 @@ async def _compared(client: "AsyncClient", name: str, options: dict[str, Any]) -
     if options["no_wait"]:
         return begun
     ticker = Ticker()
-    found = await client.integrity.wait_for_comparison(begun.name, on_look=lambda one: ticker(_progress(one)))
+    found = await client.integrity.wait_for_comparison(
+        begun.name, timeout=options["timeout"], on_look=lambda one: ticker(_progress(one))
+    )
     ticker.done()
     return found
 
@@ -207,7 +213,7 @@ def se_checks(filter_text: str, **options: Any) -> None:
 @click.option("--repair-automatically/--ask", default=None, help="Repair from good copies without asking.")
 @click.option("--deletions-per-second", type=float, help="At most; 0 = as fast as the storage can.")
 @click.option("--probe-interval", help="Try it with a small file so often: 5m; 0 = never.")
-@click.option("--json", "as_json", is_flag=True)
+@in_json
 def se_care(storage_element: str, as_json: bool, **options: Any) -> None:
     """Show or change how a storage element is looked after."""
     given = {name: value for name, value in options.items() if value is not None}
@@ -296,7 +302,7 @@ def _incident_row(one: Any) -> dict[str, Any]:
 
 @incident.command("show")
 @click.argument("name")
-@click.option("--json", "as_json", is_flag=True)
+@in_json
 def incident_show(name: str, as_json: bool) -> None:
     """Show an incident, and what can be done about it."""
     found, why = with_client(lambda client: _shown(client, name))
@@ -304,11 +310,8 @@ def incident_show(name: str, as_json: bool) -> None:
         show_one(as_dict(found) | {"explanation": as_dict(why)}, as_json=True)
         return
     show_one(_incident_row(found), as_json=False)
-    click.echo(f"\n{why.state} ({why.reason}): {why.summary}")
-    for remedy in why.remedies:
-        click.echo(f"  {remedy.who}: {remedy.action}  {remedy.command}".rstrip())
-    for detail in why.details:
-        click.echo(f"  also: {detail}")
+    click.echo()
+    show_explanation(why, as_json=False)
 
 
 async def _shown(client: "AsyncClient", name: str) -> tuple[Any, Any]:
@@ -323,11 +326,21 @@ async def _shown(client: "AsyncClient", name: str) -> tuple[Any, Any]:
 @click.option("--repair", type=click.Choice(_REPAIRS, case_sensitive=False), help="Default: what is proposed for each.")
 @click.option("--reason", required=True, help="Why; kept with the incidents.")
 @click.option("--dry-run", is_flag=True, help="Only say how many it would be.")
-@click.option("--json", "as_json", is_flag=True)
+@waiting("Of incidents by name: wait until the repairs are done, or somebody has to decide again.")
+@in_json
 def incident_apply(
-    names: tuple[str, ...], filter_text: str, repair: str | None, reason: str, dry_run: bool, as_json: bool
-) -> None:
+    names: tuple[str, ...],
+    filter_text: str,
+    repair: str | None,
+    reason: str,
+    dry_run: bool,
+    wait: bool,
+    timeout: float | None,
+    as_json: bool,
+) -> int:
     """Accept repairs of open incidents, all or nothing; RESTORE and DISCARD are for what was moved aside."""
+    if wait and not names:
+        raise click.UsageError("--wait needs the incidents by name")
     accepted = with_client(
         lambda client: client.integrity.apply_repairs(
             names, filter_text=filter_text, repair=repair or "UNSPECIFIED", reason=reason, validate_only=dry_run
@@ -337,6 +350,21 @@ def incident_apply(
         show_one({"accepted": accepted, "dry_run": dry_run}, as_json=True)
     else:
         talk(f"{accepted} repairs {'would be' if dry_run else 'are'} accepted")
+    return _repaired(names, timeout, as_json) if wait and not dry_run else 0
+
+
+def _repaired(names: Sequence[str], timeout: float | None, as_json: bool) -> int:
+    """Wait for repairs, print the incidents as they are then, and return 1 if one of them is open."""
+    ticker = Ticker()
+    found = with_client(
+        lambda client: client.integrity.wait_for_repairs(
+            names, timeout=timeout, on_look=lambda left: ticker(f"{left} repairs under way")
+        )
+    )
+    ticker.done()
+    rows = [_incident_row(one) for one in found]
+    show_rows(rows, replace(TABLE, json=as_json), ("id", "state", "message"))
+    return int(any(row["state"] == "OPEN" for row in rows))
 
 
 SE_COMMANDS = (se_ls, se_matrix, se_check, se_checks, se_care)

@@ -1,48 +1,60 @@
 """Commands that change jobs, and those that compare and explain them."""
 
-import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from khomas.cli.output import as_dict, format_of, talk
+from khomas.cli.jobs import wait_for
+from khomas.cli.output import answer as say
+from khomas.cli.output import as_dict, format_of, in_json, listing, talk
 from khomas.cli.output import show as show_rows
-from khomas.cli.running import with_client
+from khomas.cli.running import waiting, with_client
+
+if TYPE_CHECKING:
+    from khomas.client.async_client import AsyncClient
 
 
 @click.command()
 @click.argument("jobs", nargs=-1, required=True)
 @click.option("--reason", default="", help="Why; shown to the owner.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--json", "as_json", is_flag=True)
-def cancel(jobs: tuple[str, ...], reason: str, yes: bool, as_json: bool) -> None:
+@waiting("Wait until they have ended.")
+@in_json
+def cancel(jobs: tuple[str, ...], reason: str, yes: bool, wait: bool, timeout: float | None, as_json: bool) -> None:
     """Cancel jobs."""
     if not yes and sys.stdin.isatty():
         click.confirm(f"Cancel {', '.join(jobs)}?", abort=True, err=True)
-    answer = with_client(lambda client: client.jobs.cancel(jobs, reason))
-    if as_json:
-        click.echo(json.dumps(as_dict(answer)))
-        return
-    click.echo(
-        f"{answer.cancelled} cancelled, {answer.cancelling} cancelling, {answer.already_final} untouched (final)"
-    )
+
+    async def work(client: "AsyncClient") -> None:
+        answer = await client.jobs.cancel(jobs, reason)
+        counts = {name: getattr(answer, name) for name in ("cancelled", "cancelling", "already_final")}
+        said = f"{answer.cancelled} cancelled, {answer.cancelling} cancelling, {answer.already_final} untouched (final)"
+        say(counts, said, as_json)
+        if wait:
+            await wait_for(client, jobs, timeout, as_json)
+
+    with_client(work)
 
 
 @click.command()
 @click.argument("jobs", nargs=-1, required=True)
-def hold(jobs: tuple[str, ...]) -> None:
+@in_json
+def hold(jobs: tuple[str, ...], as_json: bool) -> None:
     """Keep waiting jobs from starting."""
     answer = with_client(lambda client: client.jobs.hold(jobs))
-    click.echo(f"{answer.held} held, {answer.unchanged} unchanged")
+    counts = {"held": answer.held, "unchanged": answer.unchanged}
+    say(counts, f"{answer.held} held, {answer.unchanged} unchanged", as_json)
 
 
 @click.command("release-job")
 @click.argument("jobs", nargs=-1, required=True)
-def release_job(jobs: tuple[str, ...]) -> None:
+@in_json
+def release_job(jobs: tuple[str, ...], as_json: bool) -> None:
     """Let held jobs go on."""
     answer = with_client(lambda client: client.jobs.release(jobs))
-    click.echo(f"{answer.released} released, {answer.unchanged} unchanged")
+    counts = {"released": answer.released, "unchanged": answer.unchanged}
+    say(counts, f"{answer.released} released, {answer.unchanged} unchanged", as_json)
 
 
 @click.command()
@@ -52,7 +64,8 @@ def release_job(jobs: tuple[str, ...]) -> None:
 @click.option("--memory", help="New memory: 4GiB, or +50%.")
 @click.option("--wall", help="New longest time: 2h, or +50%.")
 @click.option("--workflow", is_flag=True, help="Also the jobs and mergers that waited for them in vain.")
-@click.option("--json", "as_json", is_flag=True)
+@waiting("Wait for the end of the new jobs; exit code as of `khomas wait`.")
+@in_json
 def retry(
     jobs: tuple[str, ...],
     failed: bool,
@@ -60,17 +73,22 @@ def retry(
     memory: str | None,
     wall: str | None,
     workflow: bool,
+    wait: bool,
+    timeout: float | None,
     as_json: bool,
-) -> None:
+) -> int:
     """Submit failed jobs again, as new jobs; logs and attempts of the old ones stay."""
     changes = {**_resources(memory, wall), "workflow": workflow}
-    answer = with_client(lambda client: client.jobs.retry(jobs, reason, **changes))
-    if as_json:
-        click.echo(json.dumps({"jobs": [job.uid for job in answer.jobs], "retried": answer.retried}))
-        return
-    for job in answer.jobs:
-        click.echo(f"{'array' if job.HasField('counts') else 'job'} {job.uid}")
-    click.echo(f"{answer.retried} tried again")
+
+    async def work(client: "AsyncClient") -> int:
+        answer = await client.jobs.retry(jobs, reason, **changes)
+        lines = [f"{'array' if job.HasField('counts') else 'job'} {job.uid}" for job in answer.jobs]
+        said = "\n".join([*lines, f"{answer.retried} tried again"])
+        say({"jobs": [job.uid for job in answer.jobs], "retried": answer.retried}, said, as_json)
+        new = [job.name for job in answer.jobs]
+        return await wait_for(client, new, timeout, as_json) if wait and new else 0
+
+    return with_client(work)
 
 
 def _resources(memory: str | None, wall: str | None) -> dict[str, Any]:
@@ -100,15 +118,16 @@ def _factor(text: str, option: str) -> float:
 @click.command()
 @click.argument("one")
 @click.argument("other")
-def diff(one: str, other: str) -> int:
+@listing
+def diff(one: str, other: str, **options: Any) -> int:
     """Compare spec, parameters, status and usage of two jobs. Exit code 1 when they differ."""
+    form = format_of(options)
     left, right = (as_dict(job) for job in with_client(lambda client: client.jobs.get_many([one, other], full=True)))
     rows = [
-        {"field": key, "one": _short(mine), "other": _short(theirs)}
+        {"field": key, "one": mine if form.json else _short(mine), "other": theirs if form.json else _short(theirs)}
         for key, mine, theirs in _differences(left, right)
         if not key.startswith(("name", "uid", "etag"))
     ]
-    form = format_of({"as_json": False, "as_csv": False, "quiet": False, "columns": ""})
     show_rows(rows, form, ("field", "one", "other"), "field")
     return 1 if rows else 0
 
@@ -143,21 +162,18 @@ def export(job: str) -> None:
 
 @click.command()
 @click.argument("reason", default="")
-def explain(reason: str) -> None:
+@in_json
+def explain(reason: str, as_json: bool) -> None:
     """Say what a reason means; without one, list all."""
     from khomas.api.scheduler.v1 import state_pb2
     from khomas.client.specs import reason as known_reason
 
     comments = _comments()
-    if reason:
-        number = known_reason(reason)
-        name = state_pb2.Reason.Name(number)
-        click.echo(f"{name.removeprefix('REASON_')} ({number}): {comments[number // 100]}.")
-        return
-    for number in state_pb2.Reason.values():
-        if number:
-            name = state_pb2.Reason.Name(number).removeprefix("REASON_")
-            click.echo(f"{number}  {name}  ({comments[number // 100]})")
+    for number in [known_reason(reason)] if reason else filter(None, state_pb2.Reason.values()):
+        name = state_pb2.Reason.Name(number).removeprefix("REASON_")
+        comment = comments[number // 100]
+        text = f"{name} ({number}): {comment}." if reason else f"{number}  {name}  ({comment})"
+        say({"reason": name, "number": number, "meaning": comment}, text, as_json)
 
 
 def _comments() -> dict[int, str]:

@@ -1,18 +1,18 @@
-"""Commands about jobs: submit, ls, show, logs, wait, why."""
+"""Commands about jobs: submit, ls, show, logs, wait."""
 
-import contextlib
-import json
 import re
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from khomas.cli.output import as_dict, format_of, listing, show_one, talk
+from khomas.cli.output import answer as say
+from khomas.cli.output import as_dict, format_of, in_json, listing, show_one, talk
 from khomas.cli.output import show as show_rows
-from khomas.cli.running import Ticker, with_client
+from khomas.cli.running import Ticker, limited, waiting, with_client
 
 if TYPE_CHECKING:
     from khomas.client.async_client import AsyncClient
@@ -42,9 +42,8 @@ _COLUMNS = ("id", "name", "state", "reason", "backend", "age")
 @click.option("--after", multiple=True, help="Job that must succeed before.")
 @click.option("--dry-run", is_flag=True, help="Say what would happen.")
 @click.option("--write-script", type=click.Path(file_okay=False), help="Write runnable files here, submit nothing.")
-@click.option("--wait", is_flag=True, help="Wait for the end.")
-@click.option("--timeout", help="With --wait: give up after this time.")
-@click.option("--json", "as_json", is_flag=True)
+@waiting("Wait for the end.")
+@in_json
 def submit(words: tuple[str, ...], **options: Any) -> int:
     """Submit a job, an array, or a job file."""
     document, folder = _document(words, options)
@@ -134,7 +133,7 @@ async def _submit(client: "AsyncClient", document: dict[str, Any], folder: Path,
     job = answer.jobs[0]
     if how["as_json"]:
         mergers = {"mergers": [merger.uid for merger in answer.mergers]} if answer.mergers else {}
-        sys.stdout.write(json.dumps({"id": job.uid, "jobs": job.counts.total or 1, **mergers}) + "\n")
+        show_one({"id": job.uid, "jobs": job.counts.total or 1, **mergers}, as_json=True)
     elif job.HasField("counts"):
         click.echo(f"array {job.uid} {job.counts.total} jobs")
     else:
@@ -143,7 +142,7 @@ async def _submit(client: "AsyncClient", document: dict[str, Any], folder: Path,
         click.echo(f"job {job.uid} submitted to {where} (queue {queue}); follow with: khomas logs -f {job.uid}")
     for merger in () if how["as_json"] else answer.mergers:
         click.echo(f"merger {merger.uid}")
-    return await _wait(client, [job.name], how["timeout"]) if how["wait"] else 0
+    return await wait_for(client, [job.name], how["timeout"], how["as_json"]) if how["wait"] else 0
 
 
 def _show_plan(answer: Any, how: dict[str, Any]) -> None:
@@ -155,10 +154,10 @@ def _show_plan(answer: Any, how: dict[str, Any]) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(script.content)
             path.chmod(0o755)
-            click.echo(path)
+            say({"path": str(path)}, str(path), how["as_json"])
         return
     if how["as_json"]:
-        sys.stdout.write(json.dumps(as_dict(plan), default=str) + "\n")
+        show_one(as_dict(plan), as_json=True)
         return
     click.echo(f"backend {plan.backend}: {plan.why}")
     for line in plan.others:
@@ -240,7 +239,7 @@ def _row(job: Any) -> dict[str, Any]:
 
 @click.command()
 @click.argument("job")
-@click.option("--json", "as_json", is_flag=True)
+@in_json
 def show(job: str, as_json: bool) -> None:
     """Show a job with its attempts."""
     found = with_client(lambda client: client.jobs.get(job))
@@ -295,23 +294,23 @@ def logs(job: str, follow: bool, stderr: bool, attempt: int, tail: int | None, g
 
 @click.command()
 @click.argument("jobs", nargs=-1, required=True)
-@click.option("--timeout", help="Give up after this time.")
-def wait(jobs: tuple[str, ...], timeout: str | None) -> int:
+@limited
+@in_json
+def wait(jobs: tuple[str, ...], timeout: float | None, as_json: bool) -> int:
     """Wait for jobs to end. Exit code: 0 all succeeded, 1 some failed, 3 cancelled, 124 time-out."""
-    return with_client(lambda client: _wait(client, list(jobs), timeout))
+    return with_client(lambda client: wait_for(client, jobs, timeout, as_json))
 
 
-async def _wait(client: "AsyncClient", names: list[str], timeout: str | None) -> int:
+async def wait_for(client: "AsyncClient", names: Sequence[str], timeout: float | None, as_json: bool) -> int:
+    """Wait for jobs, print how each ended, and return the exit code of `khomas wait`."""
     from khomas.client.errors import CANCELLED, FAILED
     from khomas.client.jobs import state_of
-    from khomas.client.units import duration
 
     ticker = Ticker()
-    seconds = duration(timeout, "--timeout").total_seconds() if timeout else None
-    found = await client.jobs.wait(names, timeout=seconds, on_look=lambda jobs: ticker(_progress(jobs)))
+    found = await client.jobs.wait(names, timeout=timeout, on_look=lambda jobs: ticker(_progress(jobs)))
     ticker.done()
     for job in found:
-        click.echo(_progress([job]))
+        say(_row(job), _progress([job]), as_json)
     states = {state_of(job) for job in found}
     if "FAILED" in states:
         return FAILED
@@ -332,44 +331,3 @@ def _progress(jobs: list[Any]) -> str:
             why = f" ({row['reason']})" if row["reason"] else ""
             parts.append(f"{job.uid}  {row['state']}{why} {row['message']}".rstrip())
     return "; ".join(parts)
-
-
-@click.command()
-@click.argument("subject")
-@click.option("--json", "as_json", is_flag=True)
-def why(subject: str, as_json: bool) -> None:
-    """Say why a job, transfer, recall, deletion, incident, production or release waits or failed, and what helps."""
-    found = with_client(lambda client: _explain(client, subject))
-    if as_json:
-        show_one(as_dict(found), as_json=True)
-        return
-    why_ = f" ({found.reason})" if found.reason else ""
-    click.echo(f"{found.state}{why_}: {found.summary}")
-    for remedy in found.remedies:
-        command = f"  {remedy.command}" if remedy.command else ""
-        click.echo(f"  {remedy.who}: {remedy.action}{command}")
-    for detail in found.details:
-        click.echo(f"  also: {detail}")
-
-
-async def _explain(client: "AsyncClient", subject: str) -> Any:
-    from khomas.client.errors import KhomasError
-
-    explained = {
-        "transfers/": client.storage.explain,
-        "replicationRules/": client.rules.explain,
-        "drains/": client.placement.explain_drain,
-        "recalls/": client.recalls.explain,
-        "incidents/": client.integrity.explain_incident,
-        "deletions/": client.integrity.explain_deletion,
-        "releases/": client.archive.explain,
-        "productions/": client.bookkeeping.explain,
-    }
-    for prefix, explain in explained.items():
-        if subject.startswith(prefix):
-            return await explain(subject)
-    if re.match(r"^(jobs/)?[0-9a-f]{8}-", subject):
-        return await client.jobs.explain(subject)
-    with contextlib.suppress(KhomasError):
-        return await client.bookkeeping.explain(subject)
-    return await client.jobs.explain(subject)

@@ -16,7 +16,7 @@ COMMANDS = {
     "show": ("jobs", "Show a job with its attempts."),
     "logs": ("jobs", "Print what a job printed; -f follows."),
     "wait": ("jobs", "Wait for jobs to end."),
-    "why": ("jobs", "Say why a job, transfer, production or release waits or failed."),
+    "why": ("explanations", "Say why anything waits or failed, and what helps."),
     "job": ("job", "Look into a job: the commands and calls that its batch system got."),
     "cancel": ("job_changes", "Cancel jobs."),
     "hold": ("job_changes", "Keep waiting jobs from starting."),

@@ -5,7 +5,8 @@ from typing import Any
 import click
 
 from khomas.cli.jobs import pairs
-from khomas.cli.output import as_dict, format_of, listing, show_one
+from khomas.cli.output import answer as say
+from khomas.cli.output import as_dict, format_of, in_json, listing, show_one
 from khomas.cli.output import show as show_rows
 from khomas.cli.running import with_client
 
@@ -19,24 +20,26 @@ def meta() -> None:
 @listing
 def keys(**options: Any) -> None:
     """List the declared keys."""
+    form = format_of(options)
+    rows = [_key(one) for one in with_client(lambda client: client.catalog.keys())]
+    show_rows(rows, form, ("key", "type", "unit", "description"), "key")
+
+
+def _key(one: Any) -> dict[str, Any]:
     from khomas.api.catalog.v1.dataset_pb2 import MetadataKey
 
-    form = format_of(options)
-    rows = [
-        {
-            "key": one.name.removeprefix("metadataKeys/"),
-            "type": MetadataKey.Type.Name(one.type).removeprefix("TYPE_").lower(),
-            "unit": one.unit,
-            "description": one.description,
-        }
-        for one in with_client(lambda client: client.catalog.keys())
-    ]
-    show_rows(rows, form, ("key", "type", "unit", "description"), "key")
+    return {
+        "key": one.name.removeprefix("metadataKeys/"),
+        "type": MetadataKey.Type.Name(one.type).removeprefix("TYPE_").lower(),
+        "unit": one.unit,
+        "description": one.description,
+    }
 
 
 @meta.command("declare")
 @click.argument("words", nargs=-1, required=True, metavar="KEY=TYPE[:UNIT]...")
-def declare(words: tuple[str, ...]) -> None:
+@in_json
+def declare(words: tuple[str, ...], as_json: bool) -> None:
     """Declare keys: zenith=number:deg target=text run=integer."""
     from khomas.api.catalog.v1.dataset_pb2 import MetadataKey
 
@@ -49,18 +52,20 @@ def declare(words: tuple[str, ...]) -> None:
         number = MetadataKey.Type.Value(f"TYPE_{type_.upper()}")
         wanted.append(MetadataKey(name=f"metadataKeys/{key}", type=number, unit=unit))
     for one in with_client(lambda client: client.catalog.declare(wanted)):
-        click.echo(one.name.removeprefix("metadataKeys/"))
+        row = _key(one)
+        say(row, row["key"], as_json)
 
 
 @meta.command("set")
 @click.argument("words", nargs=-1, required=True, metavar="LFN... KEY=VALUE...")
 @click.option("--remove", multiple=True, help="Key to remove.")
-def set_(words: tuple[str, ...], remove: tuple[str, ...]) -> None:
+@in_json
+def set_(words: tuple[str, ...], remove: tuple[str, ...], as_json: bool) -> None:
     """Set metadata of files."""
     names = [word for word in words if word.startswith("/")]
     values = pairs(tuple(word for word in words if not word.startswith("/")), "set")
     changed = with_client(lambda client: client.files.set_metadata(names, values, remove))
-    click.echo(f"{changed} changed")
+    say({"changed": changed}, f"{changed} changed", as_json)
 
 
 @click.group()
@@ -94,7 +99,7 @@ def dataset_ls(filter_text: str, **options: Any) -> None:
 
 @dataset.command("show")
 @click.argument("name")
-@click.option("--json", "as_json", is_flag=True)
+@in_json
 def dataset_show(name: str, as_json: bool) -> None:
     """Show a dataset."""
     found = with_client(lambda client: client.catalog.dataset(name))
@@ -105,10 +110,11 @@ def dataset_show(name: str, as_json: bool) -> None:
 @click.argument("name")
 @click.argument("files", nargs=-1)
 @click.option("--description", default="")
-def dataset_create(name: str, files: tuple[str, ...], description: str) -> None:
+@in_json
+def dataset_create(name: str, files: tuple[str, ...], description: str, as_json: bool) -> None:
     """Make a dataset."""
     found = with_client(lambda client: client.catalog.create_dataset(name, files, description))
-    click.echo(found.name.removeprefix("datasets/"))
+    say(as_dict(found), found.name.removeprefix("datasets/"), as_json)
 
 
 @dataset.command("add")
@@ -116,7 +122,8 @@ def dataset_create(name: str, files: tuple[str, ...], description: str) -> None:
 @click.argument("files", nargs=-1)
 @click.option("--where", "filter_text", default="", help="All files that match this filter.")
 @click.option("--from", "source", default="", help="Only members of this dataset.")
-def dataset_add(name: str, files: tuple[str, ...], filter_text: str, source: str) -> None:
+@in_json
+def dataset_add(name: str, files: tuple[str, ...], filter_text: str, source: str, as_json: bool) -> None:
     """Add files to a dataset."""
 
     async def work(client: Any) -> Any:
@@ -125,20 +132,25 @@ def dataset_add(name: str, files: tuple[str, ...], filter_text: str, source: str
             names += [one.name async for one in client.files.find(filter_text=filter_text, dataset=source)]
         return await client.catalog.change_dataset(name, add=names)
 
-    click.echo(f"{with_client(work).file_count} files")
+    found = with_client(work)
+    say(as_dict(found), f"{found.file_count} files", as_json)
 
 
 @dataset.command("remove")
 @click.argument("name")
 @click.argument("files", nargs=-1, required=True)
-def dataset_remove(name: str, files: tuple[str, ...]) -> None:
+@in_json
+def dataset_remove(name: str, files: tuple[str, ...], as_json: bool) -> None:
     """Remove files from a dataset; the files stay."""
     found = with_client(lambda client: client.catalog.change_dataset(name, remove=files))
-    click.echo(f"{found.file_count} files")
+    say(as_dict(found), f"{found.file_count} files", as_json)
 
 
 @dataset.command("close")
 @click.argument("name")
-def dataset_close(name: str) -> None:
+@in_json
+def dataset_close(name: str, as_json: bool) -> None:
     """Close a dataset: its content never changes again."""
-    with_client(lambda client: client.catalog.close_dataset(name))
+    found = with_client(lambda client: client.catalog.close_dataset(name))
+    if as_json:
+        show_one(as_dict(found), as_json)

@@ -6,11 +6,12 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 Row = Mapping[str, Any]
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +24,20 @@ class Format:
     columns: tuple[str, ...]
 
 
+def _wished(_context: click.Context, _option: click.Parameter, given: bool) -> bool:
+    return given or os.environ.get("KHOMAS_OUTPUT") == "json"
+
+
+def in_json(command: Command) -> Command:
+    """Give a command the option --json, which KHOMAS_OUTPUT=json sets for all commands."""
+    text = "One JSON object a line (KHOMAS_OUTPUT=json)."
+    return click.option("--json", "as_json", is_flag=True, callback=_wished, help=text)(command)
+
+
 def listing(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options --json, --csv, -q and -o."""
     for option in (
-        click.option("--json", "as_json", is_flag=True, help="One JSON object a line."),
+        in_json,
         click.option("--csv", "as_csv", is_flag=True, help="Comma-separated values."),
         click.option("-q", "--quiet", is_flag=True, help="Ids only."),
         click.option("-o", "--columns", default="", help="Columns, separated by commas."),
@@ -37,9 +48,11 @@ def listing(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def format_of(options: dict[str, Any]) -> Format:
     """Take the options of `listing` out of a command's options."""
-    as_json = options.pop("as_json") or os.environ.get("KHOMAS_OUTPUT") == "json"
     columns = tuple(one.strip() for one in options.pop("columns").split(",") if one.strip())
-    return Format(as_json, options.pop("as_csv"), options.pop("quiet"), columns)
+    return Format(options.pop("as_json"), options.pop("as_csv"), options.pop("quiet"), columns)
+
+
+TABLE = Format(json=False, csv=False, quiet=False, columns=())
 
 
 def show(rows: Sequence[Row], form: Format, columns: Sequence[str], key: str = "id") -> None:
@@ -64,11 +77,16 @@ def show(rows: Sequence[Row], form: Format, columns: Sequence[str], key: str = "
 
 def show_one(row: Row, as_json: bool) -> None:
     """Print one object, a field a line."""
-    if as_json or os.environ.get("KHOMAS_OUTPUT") == "json":
+    if as_json:
         _lines([json.dumps(row, default=str)])
         return
     width = max((len(key) for key in row), default=0)
     _lines(f"{key.ljust(width)}  {_cell(value)}" for key, value in row.items() if value not in ("", None, [], {}))
+
+
+def answer(row: Row, text: str, as_json: bool) -> None:
+    """Print what came of a change: the object for programs, a line for people."""
+    _lines([json.dumps(row, default=str) if as_json else text])
 
 
 def talk(text: str) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from khomas.cli.output import answer as say
 from khomas.cli.output import as_dict, format_of, listing
 from khomas.cli.output import show as show_rows
 from khomas.cli.running import with_client
@@ -22,7 +23,8 @@ def slow(owner: str, each: bool, keep: tuple[str, ...], **options: Any) -> None:
     form = format_of(options)
     if keep:
         answer = with_client(lambda client: client.jobs.keep_slow(keep))
-        click.echo(f"{answer.kept} kept, {answer.unchanged} unchanged")
+        counts = {"kept": answer.kept, "unchanged": answer.unchanged}
+        say(counts, f"{answer.kept} kept, {answer.unchanged} unchanged", form.json)
         return
     found = with_client(lambda client: client.jobs.slow(owner))
     if each or form.quiet:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from khomas.cli.jobs import read_document
-from khomas.cli.output import as_dict, format_of, listing, show_one, talk
+from khomas.cli.output import TABLE, as_dict, format_of, in_json, listing, show_one, talk
+from khomas.cli.output import answer as say
 from khomas.cli.output import show as show_rows
-from khomas.cli.running import Ticker, with_client
+from khomas.cli.running import Ticker, limited, waiting, with_client
 
 if TYPE_CHECKING:
     from khomas.client.async_client import AsyncClient
@@ -28,10 +29,18 @@ def prod() -> None:
 @click.option("--on", multiple=True, metavar="BACKEND", help="Where its jobs may run, instead of the document's.")
 @click.option("--se", multiple=True, metavar="ID", help="Where its outputs go, instead of the document's.")
 @click.option("--dry-run", is_flag=True, help="Plan it, make nothing.")
-@click.option("--json", "as_json", is_flag=True)
+@waiting("Wait until it ends or is paused; exit code as of `khomas prod wait`.")
+@in_json
 def prod_create(
-    document: Path, requested: str | None, on: tuple[str, ...], se: tuple[str, ...], dry_run: bool, as_json: bool
-) -> None:
+    document: Path,
+    requested: str | None,
+    on: tuple[str, ...],
+    se: tuple[str, ...],
+    dry_run: bool,
+    wait: bool,
+    timeout: float | None,
+    as_json: bool,
+) -> int:
     """Make a production from a file and start it."""
     content = read_document(document)
     jobs = [stage["job"] for stage in content.get("stages", []) if isinstance(stage.get("job"), dict)]
@@ -44,15 +53,15 @@ def prod_create(
             if "grid" in stage:
                 stage["requested_events"] = requested
     answer = with_client(lambda client: _create(client, content, document.parent, dry_run))
+    name = answer.production.name.removeprefix("productions/")
     if as_json:
         show_one(as_dict(answer), as_json=True)
-        return
-    name = answer.production.name.removeprefix("productions/")
-    if dry_run:
+    elif dry_run:
         _show_cells(answer.cells)
         click.echo(f"{name}: {sum(cell.progress.jobs_to_go for cell in answer.cells)} jobs planned in grids")
     else:
         click.echo(f"production {name}; follow with: khomas prod show {name} --watch")
+    return _wait(name, timeout, as_json) if wait and not dry_run else 0
 
 
 async def _create(client: "AsyncClient", content: dict[str, Any], folder: Path, dry_run: bool) -> Any:
@@ -96,7 +105,7 @@ def _row(one: Any) -> dict[str, Any]:
 @prod.command("show")
 @click.argument("name")
 @click.option("--watch", is_flag=True, help="Refresh until it ends.")
-@click.option("--json", "as_json", is_flag=True)
+@in_json
 def prod_show(name: str, watch: bool, as_json: bool) -> None:
     """Show the tables of a production: its stages, and the cells of its grids."""
     from khomas.api.bookkeeping.v1.production_pb2 import Production
@@ -139,8 +148,7 @@ def _show(found: Any, cells: list[Any]) -> None:
         }
         for stage in found.stages
     ]
-    form = format_of({"as_json": False, "as_csv": False, "quiet": False, "columns": ""})
-    show_rows(rows, form, ("stage", "files", "items", "jobs", "succeeded", "failed", "active", "complete"), "stage")
+    show_rows(rows, TABLE, ("stage", "files", "items", "jobs", "succeeded", "failed", "active", "complete"), "stage")
     if cells:
         _show_cells(cells)
 
@@ -162,26 +170,28 @@ def _show_cells(cells: Any) -> None:
             }
         )
     if rows:
-        form = format_of({"as_json": False, "as_csv": False, "quiet": False, "columns": ""})
-        show_rows(rows, form, list(rows[0]), next(iter(rows[0])))
+        show_rows(rows, TABLE, list(rows[0]), next(iter(rows[0])))
 
 
 @prod.command("wait")
 @click.argument("name")
-@click.option("--timeout", help="Give up after this time.")
-def prod_wait(name: str, timeout: str | None) -> int:
+@limited
+@in_json
+def prod_wait(name: str, timeout: float | None, as_json: bool) -> int:
     """Wait for a production to end. Exit code: 0 completed, 1 failed or paused, 3 cancelled, 124 time-out."""
+    return _wait(name, timeout, as_json)
+
+
+def _wait(name: str, timeout: float | None, as_json: bool) -> int:
     from khomas.api.bookkeeping.v1.production_pb2 import Production
     from khomas.client.errors import CANCELLED, FAILED
-    from khomas.client.units import duration
 
     ticker = Ticker()
-    seconds = duration(timeout, "--timeout").total_seconds() if timeout else None
     found = with_client(
-        lambda client: client.bookkeeping.wait(name, timeout=seconds, on_look=lambda one: ticker(_line(one)))
+        lambda client: client.bookkeeping.wait(name, timeout=timeout, on_look=lambda one: ticker(_line(one)))
     )
     ticker.done()
-    click.echo(_line(found))
+    say(_row(found), _line(found), as_json)
     if found.state == Production.STATE_COMPLETED:
         return 0
     return CANCELLED if found.state == Production.STATE_CANCELLED else FAILED
@@ -218,26 +228,54 @@ def prod_items(name: str, stage: str, filter_text: str, **options: Any) -> None:
     show_rows(rows, form, ("id", "state", "group", "job", "tries", "message"))
 
 
-def _steering(verb: str, text: str) -> None:
-    @prod.command(verb, help=text)
-    @click.argument("name")
-    def command(name: str) -> None:
-        found = with_client(lambda client: client.bookkeeping.change_production(verb, name))
-        click.echo(_line(found))
+@prod.command("pause")
+@click.argument("name")
+@in_json
+def prod_pause(name: str, as_json: bool) -> None:
+    """Make no new jobs until it is resumed."""
+    _change("pause", name, as_json)
 
 
-_steering("pause", "Make no new jobs until it is resumed.")
-_steering("resume", "Go on; work items that failed too often get new tries.")
-_steering("cancel", "Give it up and cancel its jobs; what was produced stays.")
+@prod.command("resume")
+@click.argument("name")
+@waiting("Wait until it ends or is paused; exit code as of `khomas prod wait`.")
+@in_json
+def prod_resume(name: str, wait: bool, timeout: float | None, as_json: bool) -> int:
+    """Go on; work items that failed too often get new tries."""
+    _change("resume", name, as_json)
+    return _wait(name, timeout, as_json) if wait else 0
+
+
+@prod.command("cancel")
+@click.argument("name")
+@waiting("Wait until its jobs have ended.")
+@in_json
+def prod_cancel(name: str, wait: bool, timeout: float | None, as_json: bool) -> None:
+    """Give it up and cancel its jobs; what was produced stays."""
+    _change("cancel", name, as_json)
+    if wait:
+        ticker = Ticker()
+        wanted = f'tags.production = "{name.removeprefix("productions/")}"'
+        with_client(
+            lambda client: client.jobs.wait_for_all(
+                wanted, timeout=timeout, on_look=lambda left: ticker(f"{left} jobs to end")
+            )
+        )
+        ticker.done()
 
 
 @prod.command("flush")
 @click.argument("name")
 @click.argument("stage")
-def prod_flush(name: str, stage: str) -> None:
+@in_json
+def prod_flush(name: str, stage: str, as_json: bool) -> None:
     """Submit incomplete groups of a data stage now."""
-    found = with_client(lambda client: client.bookkeeping.change_production("flush", name, stage=stage))
-    click.echo(_line(found))
+    _change("flush", name, as_json, stage=stage)
+
+
+def _change(verb: str, name: str, as_json: bool, **fields: str) -> None:
+    found = with_client(lambda client: client.bookkeeping.change_production(verb, name, **fields))
+    say(_row(found), _line(found), as_json)
 
 
 @click.group()
@@ -271,7 +309,7 @@ def run_ls(filter_text: str, **options: Any) -> None:
 
 @run.command("show")
 @click.argument("name")
-@click.option("--json", "as_json", is_flag=True)
+@in_json
 def run_show(name: str, as_json: bool) -> None:
     """Show a run with the history of its quality."""
     found = with_client(lambda client: client.bookkeeping.run(name))
@@ -285,23 +323,25 @@ def run_show(name: str, as_json: bool) -> None:
 @click.option("--target", default="")
 @click.option("--period", default="")
 @click.option("--file", "files", multiple=True, help="LFN of a file of the run.")
-def run_create(name: str, target: str, period: str, files: tuple[str, ...]) -> None:
+@in_json
+def run_create(name: str, target: str, period: str, files: tuple[str, ...], as_json: bool) -> None:
     """Make a run known."""
     from khomas.api.bookkeeping.v1.run_pb2 import Run
 
     wanted = Run(name=f"runs/{name}", target=target, period=period, files=files)
     for made in with_client(lambda client: client.bookkeeping.create_runs([wanted])):
-        click.echo(made.name.removeprefix("runs/"))
+        say(_run_row(made), made.name.removeprefix("runs/"), as_json)
 
 
 @run.command("flag")
 @click.argument("name")
 @click.argument("quality", type=click.Choice(["good", "limited", "bad"]))
 @click.option("--comment", required=True, help="Why.")
-def run_flag(name: str, quality: str, comment: str) -> None:
+@in_json
+def run_flag(name: str, quality: str, comment: str, as_json: bool) -> None:
     """Decide about the quality of a run; the history keeps who and why."""
     found = with_client(lambda client: client.bookkeeping.flag_run(name, quality, comment))
-    show_one(_run_row(found), as_json=False)
+    show_one(_run_row(found), as_json)
 
 
 # Relations of a part to its whole: of copies, attempts, jobs, items and files.
@@ -312,7 +352,7 @@ _PARTS = ("copy of", "attempt of", "made for", "part of", "wanted by")
 @click.argument("id_", metavar="ID")
 @click.option("--forward", is_flag=True, help="What came of it, instead of where it came from.")
 @click.option("--depth", type=int, default=0, help="Steps from file to file; default all.")
-@click.option("--json", "as_json", is_flag=True)
+@in_json
 def trace(id_: str, forward: bool, depth: int, as_json: bool) -> None:
     """Say where anything came from: an LFN, a uid, a native id, or any name that another command prints."""
     found = with_client(lambda client: client.bookkeeping.trace(id_, forward=forward, max_depth=depth))

@@ -1,14 +1,14 @@
 """Commands about files on tape."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from khomas.cli.output import as_dict, format_of, listing, show_one, talk
+from khomas.cli.output import answer as say
+from khomas.cli.output import as_dict, format_of, in_json, listing, show_one, talk
 from khomas.cli.output import show as show_rows
-from khomas.cli.running import Progress, with_client
+from khomas.cli.running import Progress, waiting, with_client
 from khomas.client.units import duration
 
 _COLUMNS = ("id", "file", "at", "state", "reason", "place", "until", "message")
@@ -37,9 +37,11 @@ def recall() -> None:
 @click.option("--dataset", default="", help="All files of a dataset.")
 @click.option("--at", "storage_element", default="", help="Recall at this StorageElement.")
 @click.option("--for", "lifetime", default="", metavar="TIME", help="How long they stay on disk: 2d.")
-@click.option("--wait", is_flag=True, help="Wait until they are there, with a progress bar.")
-@click.option("--json", "as_json", is_flag=True)
-def recall_create(names: tuple[str, ...], lifetime: str, wait: bool, as_json: bool, **options: Any) -> int:
+@waiting("Wait until they are there, with a progress bar.")
+@in_json
+def recall_create(
+    names: tuple[str, ...], lifetime: str, wait: bool, timeout: float | None, as_json: bool, **options: Any
+) -> int:
     """Want files on disk."""
     if lifetime:
         options["lifetime"] = duration(lifetime, "--for")
@@ -49,16 +51,14 @@ def recall_create(names: tuple[str, ...], lifetime: str, wait: bool, as_json: bo
             talk(result.error.message)
     made = [result.recall for result in results if result.HasField("recall")]
     if wait and made:
-        made = _waited(made)
-    if as_json:
-        click.echo(json.dumps([as_dict(one) for one in made]))
-    elif not wait:
+        made = _waited(made, timeout)
+    if as_json or not wait:
         for one in made:
-            click.echo(f"{one.name}  {one.file}")
+            say(as_dict(one), f"{one.name}  {one.file}", as_json)
     return int(len(made) < len(results) or any(_is_lost(one) for one in made if wait))
 
 
-def _waited(made: Sequence[Any]) -> list[Any]:
+def _waited(made: Sequence[Any], timeout: float | None) -> list[Any]:
     sizes = {one.name: one.size_bytes for one in made}
     with Progress(f"{len(sizes)} files from tape", sum(sizes.values())) as progress:
         seen = 0
@@ -69,7 +69,7 @@ def _waited(made: Sequence[Any]) -> list[Any]:
             progress(there - seen)
             seen = there
 
-        ended = with_client(lambda client: client.recalls.wait(list(sizes), on_look=look))
+        ended = with_client(lambda client: client.recalls.wait(list(sizes), timeout=timeout, on_look=look))
     for one in ended:
         if _is_lost(one):
             talk(f"{one.file}: {_state(one)}, {one.message}; khomas why {one.name}")
@@ -88,7 +88,7 @@ def recall_ls(filter_text: str, **options: Any) -> None:
 
 @recall.command("show")
 @click.argument("name")
-@click.option("--json", "as_json", is_flag=True)
+@in_json
 def recall_show(name: str, as_json: bool) -> None:
     """Show a recall."""
     show_one(as_dict(with_client(lambda client: client.recalls.get(name))), as_json=as_json)
@@ -96,14 +96,12 @@ def recall_show(name: str, as_json: bool) -> None:
 
 @recall.command("cancel")
 @click.argument("names", nargs=-1, required=True)
-@click.option("--json", "as_json", is_flag=True)
+@in_json
 def recall_cancel(names: tuple[str, ...], as_json: bool) -> None:
     """Want files on disk no more."""
     answer = with_client(lambda client: client.recalls.cancel(names))
-    if as_json:
-        click.echo(json.dumps({"cancelled": answer.cancelled, "already_final": answer.already_final}))
-    else:
-        click.echo(f"{answer.cancelled} cancelled, {answer.already_final} untouched (final)")
+    counts = {"cancelled": answer.cancelled, "already_final": answer.already_final}
+    say(counts, f"{answer.cancelled} cancelled, {answer.already_final} untouched (final)", as_json)
 
 
 def _row(one: Any) -> dict[str, Any]:

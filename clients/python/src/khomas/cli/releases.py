@@ -1,15 +1,15 @@
 """Commands about releases."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from khomas.cli.jobs import pairs, read_document
-from khomas.cli.output import as_dict, format_of, listing, show_one, talk
+from khomas.cli.output import answer as say
+from khomas.cli.output import as_dict, format_of, in_json, listing, show_one, talk
 from khomas.cli.output import show as show_rows
-from khomas.cli.running import Ticker, with_client
+from khomas.cli.running import Ticker, limited, with_client
 
 if TYPE_CHECKING:
     from khomas.client.async_client import AsyncClient
@@ -48,8 +48,9 @@ def _row(one: Any) -> dict[str, Any]:
 @click.option("--description", default="")
 @click.option("--terms", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="File with terms of use.")
 @click.option("--dry-run", is_flag=True, help="Map and validate, make nothing.")
-@click.option("--json", "as_json", is_flag=True)
-def release_create(name: str, dataset: str, dry_run: bool, as_json: bool, **options: Any) -> int:
+@limited
+@in_json
+def release_create(name: str, dataset: str, dry_run: bool, timeout: float | None, as_json: bool, **options: Any) -> int:
     """Make a release of a dataset and wait until it is prepared."""
     from google.protobuf.json_format import ParseDict, ParseError
 
@@ -70,17 +71,19 @@ def release_create(name: str, dataset: str, dry_run: bool, as_json: bool, **opti
         authority=options["authority"],
         terms=terms,
     )
-    found = with_client(lambda client: _create(client, wanted, dry_run))
+    found = with_client(lambda client: _create(client, wanted, dry_run, timeout))
     show_one(as_dict(found) if as_json else _row(found), as_json)
     return 1 if _state(found) == "FAILED" or (dry_run and found.problems) else 0
 
 
-async def _create(client: "AsyncClient", wanted: Any, dry_run: bool) -> Any:
+async def _create(client: "AsyncClient", wanted: Any, dry_run: bool, timeout: float | None) -> Any:
     made = await client.archive.create(wanted, validate_only=dry_run)
     if dry_run:
         return made
     ticker = Ticker()
-    found = await client.archive.wait(wanted.name, on_look=lambda one: ticker(f"{one.name}  {_state(one)}"))
+    found = await client.archive.wait(
+        wanted.name, timeout=timeout, on_look=lambda one: ticker(f"{one.name}  {_state(one)}")
+    )
     ticker.done()
     return found
 
@@ -96,7 +99,7 @@ def release_ls(**options: Any) -> None:
 
 @release.command("show")
 @click.argument("name")
-@click.option("--json", "as_json", is_flag=True)
+@in_json
 def release_show(name: str, as_json: bool) -> None:
     """Show a release with its products."""
     found = with_client(lambda client: client.archive.release(name))
@@ -110,32 +113,37 @@ def release_show(name: str, as_json: bool) -> None:
 
 @release.command("publish")
 @click.argument("name")
-def release_publish(name: str) -> None:
+@in_json
+def release_publish(name: str, as_json: bool) -> None:
     """Offer a release."""
-    found = with_client(lambda client: client.archive.publish(name))
-    click.echo(f"{found.name.removeprefix('releases/')}  {_state(found)}")
+    _say(with_client(lambda client: client.archive.publish(name)), as_json)
 
 
 @release.command("withdraw")
 @click.argument("name")
 @click.option("--reason", required=True)
-def release_withdraw(name: str, reason: str) -> None:
+@in_json
+def release_withdraw(name: str, reason: str, as_json: bool) -> None:
     """Take a release back; its record and files stay."""
-    found = with_client(lambda client: client.archive.withdraw(name, reason))
-    click.echo(f"{found.name.removeprefix('releases/')}  {_state(found)}")
+    _say(with_client(lambda client: client.archive.withdraw(name, reason)), as_json)
+
+
+def _say(release: Any, as_json: bool) -> None:
+    row = _row(release)
+    say(row, f"{row['id']}  {row['state']}", as_json)
 
 
 @release.command("export")
 @click.argument("name")
 @click.argument("exporter")
 @click.option("--option", multiple=True, metavar="KEY=VALUE", help="Option of the exporter.")
-@click.option("--json", "as_json", is_flag=True)
+@in_json
 def release_export(name: str, exporter: str, option: tuple[str, ...], as_json: bool) -> None:
     """Run an exporter over a release: obscore, gadf-index."""
     options: dict[str, Any] = dict(pairs(option, "--option"))
     found = with_client(lambda client: client.archive.export(name, exporter, options))
     if as_json:
-        click.echo(json.dumps(as_dict(found)))
+        show_one(as_dict(found), as_json)
         return
     for file in found.files:
         click.echo(file)

@@ -1,18 +1,21 @@
-"""Commands about rules, policies and the emptying of StorageElements."""
+"""Commands about rules and policies."""
 
 from collections.abc import Callable
 from typing import Any
 
 import click
 
-from khomas.cli.output import as_dict, format_of, listing, show_one, talk
+from khomas.cli.explanations import show_explanation
+from khomas.cli.output import answer as say
+from khomas.cli.output import format_of, in_json, listing, show_one, talk
 from khomas.cli.output import show as show_rows
-from khomas.cli.running import with_client
-from khomas.client.units import duration, show_duration, show_size, size
+from khomas.cli.running import Ticker, waiting, with_client
+from khomas.client.units import duration, show_duration, show_size
 
 _COLUMNS = ("id", "what", "expression", "copies", "state", "files", "ok", "on_way", "stuck", "to_come", "until")
 _COPIES = ("file", "at", "state", "reason", "message")
 _ELEMENTS = ("at", "there", "to_copy", "bytes", "free", "MB/s")
+_ALL_THERE = "Wait until all copies are there, or some cannot be made."
 _POLICIES = ("id", "datasets", "filter", "expression", "copies", "rules", "suspended", "owner")
 
 
@@ -49,20 +52,32 @@ def rule() -> None:
 @rule.command("create")
 @_files
 @_wanted
-@click.option("--wait", is_flag=True, help="Wait until all copies are there, or some cannot be made.")
-@click.option("--json", "as_json", is_flag=True)
-def rule_create(expression: str, wait: bool, as_json: bool, **options: Any) -> int:
+@waiting(_ALL_THERE)
+@in_json
+def rule_create(expression: str, wait: bool, timeout: float | None, as_json: bool, **options: Any) -> int:
     """Want copies of a dataset or of a directory on StorageElements."""
     made = with_client(lambda client: client.rules.create(expression, **_plain(options)))
     if wait:
-        made = with_client(lambda client: client.rules.wait(made.name))
-    if as_json:
-        show_one(_row(made), as_json=True)
-    else:
-        click.echo(_id(made.name))
-    if wait and _state(made) != "OK":
-        talk(f"{_state(made)}: {made.message}; khomas rule why {_id(made.name)}")
-    return int(wait and _state(made) != "OK")
+        made = _waited(made, timeout)
+    say(_row(made), _id(made.name), as_json)
+    return int(wait and _is_short(made))
+
+
+def _waited(rule: Any, timeout: float | None) -> Any:
+    ticker = Ticker()
+    found = with_client(
+        lambda client: client.rules.wait(
+            rule.name, timeout=timeout, on_look=lambda one: ticker(f"{one.counts.replicating_copies} copies to come")
+        )
+    )
+    ticker.done()
+    if _is_short(found):
+        talk(f"{_state(found)}: {found.message}; khomas rule why {_id(found.name)}")
+    return found
+
+
+def _is_short(rule: Any) -> bool:
+    return _state(rule) != "OK"
 
 
 @rule.command("preview")
@@ -104,7 +119,7 @@ def rule_ls(filter_text: str, **options: Any) -> None:
 
 @rule.command("show")
 @click.argument("name")
-@click.option("--json", "as_json", is_flag=True)
+@in_json
 def rule_show(name: str, as_json: bool) -> None:
     """Show a rule."""
     show_one(_row(with_client(lambda client: client.rules.get(name))), as_json)
@@ -140,29 +155,35 @@ def rule_copies(name: str, filter_text: str, **options: Any) -> None:
 @click.option("--share", default=None)
 @click.option("--description", default=None)
 @click.option("--suspend/--resume", "suspended", default=None, help="Make no copies for a while, or again.")
-@click.option("--json", "as_json", is_flag=True)
-def rule_update(name: str, as_json: bool, **changes: Any) -> None:
+@waiting(_ALL_THERE)
+@in_json
+def rule_update(name: str, wait: bool, timeout: float | None, as_json: bool, **changes: Any) -> int:
     """Change a rule."""
     given = {key: value for key, value in changes.items() if value is not None}
     if "lifetime" in given:
         given["lifetime"] = duration(given["lifetime"], "--lifetime")
-    show_one(_row(with_client(lambda client: client.rules.update(name, **given))), as_json)
+    changed = with_client(lambda client: client.rules.update(name, **given))
+    if wait:
+        changed = _waited(changed, timeout)
+    show_one(_row(changed), as_json)
+    return int(wait and _is_short(changed))
 
 
 @rule.command("rm")
 @click.argument("name")
-def rule_rm(name: str) -> None:
+@in_json
+def rule_rm(name: str, as_json: bool) -> None:
     """End a rule; its copies stay until somebody needs the space."""
-    answer = with_client(lambda client: client.rules.delete(name))
-    click.echo(f"{answer.released_copies} copies are protected no longer by this rule")
+    released = with_client(lambda client: client.rules.delete(name)).released_copies
+    say({"released_copies": released}, f"{released} copies are protected no longer by this rule", as_json)
 
 
 @rule.command("why")
 @click.argument("name")
-@click.option("--json", "as_json", is_flag=True)
+@in_json
 def rule_why(name: str, as_json: bool) -> None:
     """Say why a rule is not satisfied, what would change it and who can."""
-    _explained(with_client(lambda client: client.rules.explain(name)), as_json)
+    show_explanation(with_client(lambda client: client.rules.explain(name)), as_json)
 
 
 @click.group()
@@ -177,10 +198,12 @@ def policy() -> None:
 @_wanted
 @click.option("--filter", "filter", default="", help='Also this must match: metadata.object = "Crab".')
 @click.option("--existing", is_flag=True, help="Also for the datasets that are there already.")
-def policy_create(name: str, datasets: str, expression: str, **options: Any) -> None:
+@in_json
+def policy_create(name: str, datasets: str, expression: str, as_json: bool, **options: Any) -> None:
     """Have every new dataset whose name matches DATASETS ("hess/*/dl3") get a rule."""
     made = with_client(lambda client: client.placement.create_policy(name, datasets, expression, **_plain(options)))
-    click.echo(made.name.removeprefix("policies/"))
+    row = _policy(made)
+    say(row, row["id"], as_json)
 
 
 @policy.command("ls")
@@ -188,116 +211,41 @@ def policy_create(name: str, datasets: str, expression: str, **options: Any) -> 
 def policy_ls(**options: Any) -> None:
     """List policies."""
     form = format_of(options)
-    rows = [
-        {
-            "id": one.name.removeprefix("policies/"),
-            "datasets": one.dataset_pattern,
-            "filter": one.filter,
-            "expression": one.rule.expression,
-            "copies": one.rule.copies,
-            "rules": one.rules,
-            "suspended": one.suspended,
-            "owner": one.owner,
-        }
-        for one in with_client(lambda client: client.placement.policies())
-    ]
-    show_rows(rows, form, _POLICIES)
+    show_rows([_policy(one) for one in with_client(lambda client: client.placement.policies())], form, _POLICIES)
+
+
+def _policy(one: Any) -> dict[str, Any]:
+    return {
+        "id": one.name.removeprefix("policies/"),
+        "datasets": one.dataset_pattern,
+        "filter": one.filter,
+        "expression": one.rule.expression,
+        "copies": one.rule.copies,
+        "rules": one.rules,
+        "suspended": one.suspended,
+        "owner": one.owner,
+    }
 
 
 @policy.command("suspend")
 @click.argument("name")
 @click.option("--resume", is_flag=True, help="Go on.")
-def policy_suspend(name: str, resume: bool) -> None:
+@in_json
+def policy_suspend(name: str, resume: bool, as_json: bool) -> None:
     """Make no rules by a policy for a while."""
-    with_client(lambda client: client.placement.suspend_policy(name, suspended=not resume))
+    found = with_client(lambda client: client.placement.suspend_policy(name, suspended=not resume))
+    if as_json:
+        show_one(_policy(found), as_json)
 
 
 @policy.command("rm")
 @click.argument("name")
-def policy_rm(name: str) -> None:
+@in_json
+def policy_rm(name: str, as_json: bool) -> None:
     """Forget a policy; the rules that it has made live on."""
     with_client(lambda client: client.placement.delete_policy(name))
-
-
-@click.command("drain")
-@click.argument("storage_element")
-@click.option("--cancel", is_flag=True, help="Let it take files again.")
-@click.option("--show", "only_show", is_flag=True, help="Only say how far it is.")
-@click.option("--json", "as_json", is_flag=True)
-def se_drain(storage_element: str, cancel: bool, only_show: bool, as_json: bool) -> None:
-    """Empty a StorageElement: last copies and those of rules go elsewhere first."""
-    if cancel:
-        found = with_client(lambda client: client.placement.cancel_drain(storage_element))
-    elif only_show:
-        found = with_client(lambda client: client.placement.drained(storage_element))
-    else:
-        found = with_client(lambda client: client.placement.drain(storage_element))
-    show_one(_drain(found), as_json)
-
-
-@click.command("decommission")
-@click.argument("storage_element")
-@click.option("--json", "as_json", is_flag=True)
-def se_decommission(storage_element: str, as_json: bool) -> None:
-    """Empty a StorageElement, then forget it for good."""
-    found = with_client(lambda client: client.placement.drain(storage_element, decommission=True))
-    show_one(_drain(found), as_json)
-
-
-@click.command("why")
-@click.argument("storage_element")
-@click.option("--json", "as_json", is_flag=True)
-def se_why(storage_element: str, as_json: bool) -> None:
-    """Say why a StorageElement that is drained is not empty yet."""
-    _explained(with_client(lambda client: client.placement.explain_drain(storage_element)), as_json)
-
-
-@click.command("rm-replicas")
-@click.argument("storage_element")
-@click.argument("files", nargs=-1, required=True)
-def se_rm_replicas(storage_element: str, files: tuple[str, ...]) -> int:
-    """Delete the copies of files on a StorageElement, but for those that are needed."""
-    results = with_client(lambda client: client.placement.delete_replicas(storage_element, files))
-    kept = [(file, one) for file, one in zip(files, results, strict=True) if one.code]
-    for file, one in kept:
-        talk(f"{file}: {one.message}")
-    click.echo(f"{len(files) - len(kept)} are going to be deleted, {len(kept)} stay")
-    return int(bool(kept))
-
-
-@click.command("update")
-@click.argument("storage_element")
-@click.option(
-    "--label", "labels", multiple=True, metavar="NAME=VALUE", help="What rules can ask for; NAME= removes it."
-)
-@click.option("--weight", type=click.IntRange(0, 1000), help="How much rules like it against others.")
-@click.option("--high-watermark", type=click.IntRange(0, 100), help="Clean caches when fuller than this percentage.")
-@click.option("--low-watermark", type=click.IntRange(0, 100), help="Until it is as full as this.")
-@click.option("--capacity", default=None, metavar="SIZE", help="What may be filled: 20TB.")
-@click.option("--site", default=None)
-@click.option("--description", default=None)
-@click.option("--json", "as_json", is_flag=True)
-def se_update(storage_element: str, labels: tuple[str, ...], capacity: str | None, as_json: bool, **some: Any) -> None:
-    """Change a StorageElement: labels, weight, watermarks, capacity."""
-    changes = {key: value for key, value in some.items() if value is not None}
-    if capacity is not None:
-        changes["capacity_bytes"] = size(capacity, "--capacity")
-    if labels:
-        changes["labels"] = dict(_pair(label) for label in labels)
-    changed = with_client(lambda client: client.placement.update_element(storage_element, **changes))
-    names = ("site", "weight", "high_watermark", "low_watermark", "capacity_bytes", "description")
-    row = {"id": changed.name.removeprefix("storageElements/"), **{name: getattr(changed, name) for name in names}}
-    show_one({**row, "labels": dict(changed.labels)}, as_json)
-
-
-def _pair(label: str) -> tuple[str, str]:
-    name, equals, value = label.partition("=")
-    if not equals or not name:
-        raise click.BadParameter(f"{label} is not NAME=VALUE", param_hint="--label")
-    return name, value
-
-
-SE_COMMANDS = (se_update, se_drain, se_decommission, se_why, se_rm_replicas)
+    if as_json:
+        show_one({"id": name.removeprefix("policies/")}, as_json)
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
@@ -330,25 +278,6 @@ def _row(one: Any) -> dict[str, Any]:
         "owner": one.owner,
         "description": one.description,
     }
-
-
-def _drain(one: Any) -> dict[str, Any]:
-    from khomas.api.storage.v1.drain_pb2 import Drain
-
-    row = {**as_dict(one), "state": Drain.State.Name(one.state).removeprefix("STATE_")}
-    return {"files_left": one.files_left, "bytes_left": one.bytes_left, **row}
-
-
-def _explained(found: Any, as_json: bool) -> None:
-    if as_json:
-        show_one(as_dict(found), as_json=True)
-        return
-    why = f" ({found.reason})" if found.reason else ""
-    click.echo(f"{found.state}{why}: {found.summary}")
-    for remedy in found.remedies:
-        click.echo(f"  {remedy.who}: {remedy.action}  {remedy.command}".rstrip())
-    for detail in found.details:
-        click.echo(f"  also: {detail}")
 
 
 def _id(name: str) -> str:

@@ -6,10 +6,13 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import click
+
 if TYPE_CHECKING:
     from khomas.client.async_client import AsyncClient
 
 T = TypeVar("T")
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def with_client(work: "Callable[[AsyncClient], Awaitable[T]]") -> T:
@@ -21,6 +24,27 @@ def with_client(work: "Callable[[AsyncClient], Awaitable[T]]") -> T:
             return await work(client)
 
     return asyncio.run(run())
+
+
+def waiting(text: str) -> Callable[[Command], Command]:
+    """Give a command the options --wait and --timeout; `text` says for what it waits."""
+
+    def decorate(command: Command) -> Command:
+        return click.option("--wait", is_flag=True, help=text)(limited(command))
+
+    return decorate
+
+
+def limited(command: Command) -> Command:
+    """Give a command that waits the option --timeout, in seconds or None."""
+    text = "Give up waiting after this time: 30m. Leaves with 124."
+    return click.option("--timeout", metavar="TIME", callback=_seconds, help=text)(command)
+
+
+def _seconds(_context: click.Context, _option: click.Parameter, given: str | None) -> float | None:
+    from khomas.client.units import duration
+
+    return duration(given, "--timeout").total_seconds() if given else None
 
 
 class Progress:

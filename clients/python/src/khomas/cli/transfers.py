@@ -1,15 +1,15 @@
 """Commands about transfers and the links that carry them."""
 
-import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import click
 
-from khomas.cli.output import as_dict, format_of, listing, show_one, talk
+from khomas.cli.output import answer as say
+from khomas.cli.output import as_dict, format_of, in_json, listing, show_one, talk
 from khomas.cli.output import show as show_rows
-from khomas.cli.running import Progress, with_client
+from khomas.cli.running import Progress, limited, waiting, with_client
 from khomas.client.units import duration, show_size, size
 
 _COLUMNS = ("id", "file", "from", "to", "state", "reason", "done", "message")
@@ -41,8 +41,11 @@ def transfer() -> None:
 @click.option("--priority", type=click.IntRange(-1000, 1000), default=0, help="Every 10 more double its weight.")
 @click.option("--share", default="", help="On whose account; yours if none is given.")
 @click.option("--within", default="", metavar="TIME", help="Give up after this time: 2h, 3d.")
-@click.option("--wait", is_flag=True, help="Wait for the ends, with a progress bar.")
-def transfer_create(names: tuple[str, ...], within: str, wait: bool, **options: Any) -> int:
+@waiting("Wait for the ends, with a progress bar.")
+@in_json
+def transfer_create(
+    names: tuple[str, ...], within: str, wait: bool, timeout: float | None, as_json: bool, **options: Any
+) -> int:
     """Want copies of files on a StorageElement."""
     if within:
         options["deadline"] = datetime.now(UTC) + duration(within, "--within")
@@ -50,22 +53,31 @@ def transfer_create(names: tuple[str, ...], within: str, wait: bool, **options: 
     failed = 0
     for name, result in zip(names, results, strict=True):
         if result.HasField("transfer"):
-            click.echo(f"{result.transfer.name}  {name}")
+            say_wanted(result.transfer, as_json)
         else:
             failed = 1
             talk(f"{name}: {result.error.message}")
     made = [result.transfer.name for result in results if result.HasField("transfer")]
-    return max(failed, waited(made)) if wait and made else failed
+    return max(failed, waited(made, timeout, as_json)) if wait and made else failed
+
+
+def say_wanted(transfer: Any, as_json: bool) -> None:
+    """Tell a transfer that was made."""
+    say(_row(transfer), f"{transfer.name}  {transfer.file}", as_json)
 
 
 @transfer.command("watch")
 @click.argument("transfers", nargs=-1, required=True)
-def transfer_watch(transfers: tuple[str, ...]) -> int:
+@limited
+@in_json
+def transfer_watch(transfers: tuple[str, ...], timeout: float | None, as_json: bool) -> int:
     """Wait for transfers with a progress bar; fails if one of them does."""
-    return waited([name if name.startswith("transfers/") else f"transfers/{name}" for name in transfers])
+    names = [name if name.startswith("transfers/") else f"transfers/{name}" for name in transfers]
+    return waited(names, timeout, as_json)
 
 
-def waited(names: Sequence[str]) -> int:
+def waited(names: Sequence[str], timeout: float | None, as_json: bool) -> int:
+    """Wait for transfers and return 0 if all succeeded; in JSON each is told as it ended."""
     from khomas.api.storage.v1.transfer_pb2 import Transfer
 
     names = list(dict.fromkeys(names))
@@ -80,7 +92,9 @@ def waited(names: Sequence[str]) -> int:
             progress(moved - seen)
             seen = moved
 
-        ended = with_client(lambda client: client.links.wait(names, look))
+        ended = with_client(lambda client: client.links.wait(names, look, timeout=timeout))
+    for one in ended if as_json else ():
+        say(_row(one), "", as_json)
     lost = [one for one in ended if one.state != Transfer.STATE_SUCCEEDED]
     for one in lost:
         talk(f"{one.file}: {_word(Transfer.State.Name(one.state))}, {one.message}; khomas why {one.name}")
@@ -89,7 +103,7 @@ def waited(names: Sequence[str]) -> int:
 
 @transfer.command("show")
 @click.argument("name")
-@click.option("--json", "as_json", is_flag=True)
+@in_json
 def transfer_show(name: str, as_json: bool) -> None:
     """Show a transfer with its attempts."""
     found = as_dict(with_client(lambda client: client.storage.get_transfer(name)))
@@ -111,14 +125,12 @@ def transfer_show(name: str, as_json: bool) -> None:
 
 @transfer.command("cancel")
 @click.argument("transfers", nargs=-1, required=True)
-@click.option("--json", "as_json", is_flag=True)
+@in_json
 def transfer_cancel(transfers: tuple[str, ...], as_json: bool) -> None:
     """Cancel transfers; what has arrived stays."""
     answer = with_client(lambda client: client.storage.cancel_transfers(transfers))
-    if as_json:
-        click.echo(json.dumps({"cancelled": answer.cancelled, "already_final": answer.already_final}))
-    else:
-        click.echo(f"{answer.cancelled} cancelled, {answer.already_final} untouched (final)")
+    counts = {"cancelled": answer.cancelled, "already_final": answer.already_final}
+    say(counts, f"{answer.cancelled} cancelled, {answer.already_final} untouched (final)", as_json)
 
 
 @transfer.command("ls")
@@ -193,17 +205,18 @@ def link_ls(source: str, destination: str, **options: Any) -> None:
 def link_limits(**options: Any) -> None:
     """List the bounds that operators have set."""
     form = format_of(options)
-    rows = [
-        {
-            "id": f"{one.source}>{one.destination}",
-            "from": one.source or "(any)",
-            "to": one.destination or "(any)",
-            "streams": one.max_streams or "",
-            "rate": one.max_rate or "",
-        }
-        for one in with_client(lambda client: client.links.all()).limits
-    ]
-    show_rows(rows, form, _LIMITS)
+    limits = with_client(lambda client: client.links.all()).limits
+    show_rows([_limit_row(one) for one in limits], form, _LIMITS)
+
+
+def _limit_row(one: Any) -> dict[str, Any]:
+    return {
+        "id": f"{one.source}>{one.destination}",
+        "from": one.source or "(any)",
+        "to": one.destination or "(any)",
+        "streams": one.max_streams or "",
+        "rate": one.max_rate or "",
+    }
 
 
 @link.command("limit")
@@ -211,8 +224,13 @@ def link_limits(**options: Any) -> None:
 @click.option("--to", "destination", default="", help="StorageElement, or site:NAME; any if not given.")
 @click.option("--streams", type=click.IntRange(0), default=0, help="Most streams at once.")
 @click.option("--rate", default="", help="Most bytes a second: 100 MiB.")
-def link_limit(source: str, destination: str, streams: int, rate: str) -> None:
+@in_json
+def link_limit(source: str, destination: str, streams: int, rate: str, as_json: bool) -> None:
     """Bound all links between two ends together; without --streams and --rate the bound is removed."""
     bytes_ = size(rate, "--rate") if rate else 0
-    with_client(lambda client: client.links.set_limit(source, destination, max_streams=streams, max_rate=bytes_))
+    limit = with_client(
+        lambda client: client.links.set_limit(source, destination, max_streams=streams, max_rate=bytes_)
+    )
+    if as_json:
+        show_one(_limit_row(limit), as_json)
     talk("bounded" if streams or bytes_ else "not bounded any more")

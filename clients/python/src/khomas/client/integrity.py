@@ -109,6 +109,27 @@ class Integrity(Calls):
             accepted += (await self.call(_AREA, "ApplyRepairs", request)).accepted
         return accepted
 
+    async def wait_for_repairs(
+        self, names: Sequence[str], *, timeout: float | None = None, on_look: Callable[[int], None] | None = None
+    ) -> list[Any]:
+        """Wait until the repairs of incidents are over. Returns the incidents."""
+        from khomas.api.storage.v1.incident_pb2 import Incident
+
+        async def read() -> list[Any]:
+            return [await self.incident(name) for name in names]
+
+        def under_way(incidents: Sequence[Any]) -> int:
+            return sum(one.state == Incident.STATE_REPAIRING for one in incidents)
+
+        return list(
+            await self.until(
+                read,
+                lambda found: not under_way(found),
+                timeout=timeout,
+                on_look=lambda found: on_look(under_way(found)) if on_look else None,
+            )
+        )
+
     async def care(self, storage_element: str) -> Any:
         """Read how a storage element is looked after."""
         from khomas.api.storage.v1 import integrity_service_pb2 as pb

@@ -13,6 +13,7 @@ from khomas.client.connection import Connection
 from khomas.client.errors import KhomasError, UsageError, from_status, is_passing
 from khomas.client.parts import chunks, merged
 from khomas.client.specs import Sandboxes, job_spec, reason
+from khomas.client.waiting import until
 
 _FINAL = ("SUCCEEDED", "FAILED", "CANCELLED")
 _SANDBOX_BYTES = 16 * 1024 * 1024
@@ -178,6 +179,17 @@ class Jobs:
             await asyncio.sleep(pause if end is None else min(pause, max(0.0, end - time.monotonic())))
             pause = min(_SLOW, pause * 1.3)
 
+    async def wait_for_all(
+        self, filter_text: str, *, timeout: float | None = None, on_look: Callable[[int], None] | None = None
+    ) -> None:
+        """Wait until all jobs that match are final."""
+
+        async def left() -> int:
+            counts = await self.count("state", filter_text)
+            return sum(number for state, number in counts.items() if state not in _FINAL)
+
+        await until(left, lambda number: not number, timeout=timeout, on_look=on_look)
+
     async def logs(
         self, name: str, *, stream: str = "stdout", follow: bool = False, attempt: int = 0, offset: int = 0
     ) -> AsyncIterator[bytes]:
@@ -308,6 +320,17 @@ class Jobs:
 
         request = pb.DrainBackendRequest(name=_backend_name(backend), reason=why, request_id=str(uuid4()))
         return await self._connection.call("scheduler", "DrainBackend", request)
+
+    async def wait_for_backend(
+        self, backend: str, *, timeout: float | None = None, on_look: Callable[[int], None] | None = None
+    ) -> None:
+        """Wait until a backend has none of our jobs."""
+
+        async def jobs() -> int:
+            (found,) = [one for one in await self.backends() if one.name == _backend_name(backend)]
+            return sum(queue.our_running_jobs + queue.our_queued_jobs for queue in found.resources)
+
+        await until(jobs, lambda left: not left, timeout=timeout, on_look=on_look)
 
     async def unban_backend(self, backend: str) -> Any:
         """Give a backend jobs again. Returns it."""

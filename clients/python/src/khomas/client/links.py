@@ -6,7 +6,7 @@ from contextlib import aclosing
 from typing import Any
 from uuid import uuid4
 
-from khomas.client.errors import KhomasError, is_passing
+from khomas.client.errors import TIMED_OUT, KhomasError, is_passing
 from khomas.client.parts import chunks
 from khomas.client.services import Calls
 
@@ -46,11 +46,24 @@ class Links(Calls):
                         break
         return [known[name] for name in names]
 
-    async def wait(self, names: Sequence[str], on_look: Callable[[Sequence[Any]], None] | None = None) -> list[Any]:
+    async def wait(
+        self,
+        names: Sequence[str],
+        on_look: Callable[[Sequence[Any]], None] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> list[Any]:
         """Wait until transfers are final; `on_look` gets all that are known whenever some have gone on.
 
-        A service that restarts meanwhile is asked again.
+        A service that restarts meanwhile is asked again. Raises KhomasError with exit code 124 at the time-out.
         """
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._ended(names, on_look)
+        except TimeoutError:
+            raise KhomasError(f"not done after {timeout:g} s", "TIMEOUT", exit_code=TIMED_OUT) from None
+
+    async def _ended(self, names: Sequence[str], on_look: Callable[[Sequence[Any]], None] | None) -> list[Any]:
         known: dict[str, Any] = {}
         for part in chunks(list(dict.fromkeys(names)), _WATCHED):
             left = part

@@ -11,6 +11,7 @@ from khomas.client.specs import dataset_name
 
 _RULES, _PLACEMENT = "storage.rule", "storage.placement"
 _PREFIX = "replicationRules/"
+_FINAL_FROM = 20
 
 
 class Rules(Calls):
@@ -169,6 +170,18 @@ class Placement(Calls):
         from khomas.api.storage.v1 import placement_service_pb2 as pb
 
         return await self.call(_PLACEMENT, "GetDrain", pb.GetDrainRequest(name=_with("drains/", storage_element)))
+
+    async def wait_for_drain(
+        self, storage_element: str, *, timeout: float | None = None, on_look: Callable[[Any], None] | None = None
+    ) -> Any:
+        """Wait until a StorageElement that is drained is empty, and forgotten where that was wanted."""
+        from khomas.api.storage.v1.drain_pb2 import Drain
+
+        def done(drain: Any) -> bool:
+            empty = drain.state == Drain.STATE_DRAINED and not drain.decommission
+            return bool(empty or drain.state >= _FINAL_FROM)
+
+        return await self.until(lambda: self.drained(storage_element), done, timeout=timeout, on_look=on_look)
 
     async def cancel_drain(self, storage_element: str) -> Any:
         """Let a StorageElement take files again."""

@@ -1,17 +1,15 @@
 """The calls that need no more than a request: storage elements, datasets, productions, runs, releases, traces."""
 
-import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 from uuid import uuid4
 
 from khomas.client.connection import Connection
-from khomas.client.errors import KhomasError, UsageError
+from khomas.client.errors import UsageError
 from khomas.client.parts import chunks, merged
 from khomas.client.specs import dataset_name
+from khomas.client.waiting import until
 
-_PAUSE = 0.3
 _FINAL_FROM = 20
 
 
@@ -46,16 +44,7 @@ class Calls:
         on_look: Callable[[Any], None] | None = None,
     ) -> Any:
         """Read a resource until it is done."""
-        end = None if timeout is None else time.monotonic() + timeout
-        while True:
-            found = await read()
-            if on_look is not None:
-                on_look(found)
-            if done(found):
-                return found
-            if end is not None and time.monotonic() > end:
-                raise KhomasError(f"not done after {timeout:g} s", "TIMEOUT", exit_code=124)
-            await asyncio.sleep(_PAUSE)
+        return await until(read, done, timeout=timeout, on_look=on_look)
 
 
 class Storage(Calls):
