@@ -12,6 +12,7 @@ from khomas.api.bookkeeping.v1 import bookkeeping_service_pb2 as pb
 from khomas.api.bookkeeping.v1.production_pb2 import Cell, DataSource, Production, Stage, WorkItem
 from khomas.api.catalog.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from khomas.api.common.v1.event_pb2 import WatchEventsRequest
+from khomas.api.common.v1.explanation_pb2 import Explanation
 from khomas.api.scheduler.v1.state_pb2 import Reason
 from khomas.bookkeeping.testing import Client, FakeScheduler, request_id, shower_grid, template, until
 from khomas.catalog.files import Files
@@ -182,3 +183,39 @@ async def test_an_active_production_explains_what_it_waits_for(client: Client) -
     answer = await client.stub.ExplainProduction(pb.ExplainProductionRequest(name="productions/crab"))
     assert answer.reason == "WAIT_INPUT_DATA"
     assert answer.remedies[0].command == "khomas prod flush crab reduce"
+
+
+async def test_work_item_explains_itself_from_its_first_file_to_its_last_try(
+    client: Client, catalog: CatalogServiceStub, scheduler: FakeScheduler
+) -> None:
+    await catalog.BatchCreateFiles(create(new_file("/raw/1")))
+    await client.begin(two_files(group_by="*", max_tries=1, min_files=5))
+
+    async def item() -> WorkItem | None:
+        return next(iter(await client.items("productions/crab")), None)
+
+    async def explained() -> Explanation:
+        return await client.stub.ExplainWorkItem(pb.ExplainWorkItemRequest(name=(await until(item)).name))
+
+    growing = await explained()
+    assert (growing.state, growing.reason) == ("GROUPED", "GROUP_GROWS")
+    assert growing.remedies[0].command == "khomas prod flush crab reduce"
+    await client.stub.FlushStage(pb.FlushStageRequest(name="productions/crab", stage="reduce", request_id=request_id()))
+    (job,) = await client.waiting(scheduler, 1)
+    assert ((await explained()).reason, (await explained()).remedies[0].command) == (
+        "JOB_UNDER_WAY",
+        f"khomas why {job.name}",
+    )
+    scheduler.finish([job], reason=Reason.REASON_APP_SIGNAL)
+    await client.in_state("productions/crab", Production.STATE_PAUSED)
+    failed = await explained()
+    assert (failed.state, failed.reason) == ("MAX_TRIES", "MAX_TRIES")
+    assert failed.summary.startswith("1 jobs have failed on 1 files")
+    assert failed.HasField("since")
+    assert [one.command for one in failed.remedies] == [f"khomas why {job.name}", "khomas prod resume crab"]
+
+
+async def test_unknown_work_item_is_not_explained(client: Client) -> None:
+    await client.begin(two_files())
+    name = "productions/crab/stages/reduce/items/none"
+    assert await refusal(client.stub.ExplainWorkItem(pb.ExplainWorkItemRequest(name=name))) == "WORK_ITEM_NOT_FOUND"

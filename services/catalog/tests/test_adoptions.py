@@ -31,11 +31,15 @@ class Tree(storage_service_pb2_grpc.StorageServiceServicer):
 
     files: list[storage_pb.ScannedFile] = field(default_factory=list)
     break_after: int = 0
+    # Why it does not answer.
+    away: str = ""
 
     async def ScanTree(  # noqa: N802  the contract's name
         self, request: storage_pb.ScanTreeRequest, context: Context
     ) -> AsyncIterator[storage_pb.ScanTreeResponse]:
         """Stream the files one by one."""
+        if self.away:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, self.away)
         for count, one in enumerate(scanned for scanned in self.files if scanned.path > request.after_path):
             if self.break_after and count == self.break_after:
                 self.break_after = 0
@@ -252,3 +256,46 @@ async def test_what_cannot_work_is_refused_at_once(
     with pytest.raises(grpc.aio.AioRpcError, match=problem) as refused:
         await catalog.CreateAdoption(wanted(**changes))
     assert reason_of(refused.value) == "FIELD_INVALID"
+
+
+async def test_adoption_explains_that_it_waits_for_the_storage_and_since_when(
+    catalog: CatalogServiceStub, tree: Tree
+) -> None:
+    tree.away = "the disk is gone"
+    begun = await catalog.CreateAdoption(wanted())
+    request = pb.ExplainAdoptionRequest(name=begun.name)
+    async with asyncio.timeout(15):
+        while (why := await catalog.ExplainAdoption(request)).reason != "STORAGE_AWAY":
+            await asyncio.sleep(0.02)
+
+    assert (why.state, "the disk is gone" in why.summary) == ("RUNNING", True)
+    assert [one.who for one in why.remedies] == ["nobody: it resolves itself", "operator"]
+    await asyncio.sleep(1.5)
+    assert (await catalog.ExplainAdoption(request)).since == why.since
+    tree.away = ""
+    await ended(catalog, begun)
+    done = await catalog.ExplainAdoption(request)
+    assert (done.state, done.reason, list(done.remedies)) == ("SUCCEEDED", "", [])
+    assert done.summary.startswith("7 files (28 bytes) of raw are adopted below /hess/raw")
+
+
+async def test_failed_adoption_explains_what_to_mend_and_how_to_go_on(catalog: CatalogServiceStub) -> None:
+    wish = wanted()
+    wish.adoption.declare_keys = False
+    failed = await ended(catalog, await catalog.CreateAdoption(wish))
+
+    why = await catalog.ExplainAdoption(pb.ExplainAdoptionRequest(name=failed.name))
+
+    assert (why.state, why.reason, why.since) == ("FAILED", "FILE_REFUSED", failed.end_time)
+    assert why.summary.startswith(failed.problems[-1])
+    assert [one.command for one in why.remedies] == [
+        "",
+        "khomas adopt start raw /hess/raw",
+        f"khomas adopt undo {failed.name.removeprefix('adoptions/')}",
+    ]
+
+
+async def test_unknown_adoption_is_not_explained(catalog: CatalogServiceStub) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await catalog.ExplainAdoption(pb.ExplainAdoptionRequest(name="adoptions/none"))
+    assert reason_of(refused.value) == "ADOPTION_NOT_FOUND"

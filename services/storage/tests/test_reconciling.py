@@ -131,6 +131,16 @@ async def test_empty_storage_holds_the_comparison_until_somebody_says_that_all_i
     held = await place.compared()
     assert (held.state, await place.incidents()) == (Reconciliation.STATE_HELD, [])
     assert "2 of 2 files seem lost" in held.message
+    why = await place.integrity.ExplainReconciliation(pb.ExplainReconciliationRequest(name=held.name))
+    assert (why.state, why.reason) == ("HELD", "MUCH_SEEMS_LOST")
+    assert held.message in why.summary
+    assert why.since.ToDatetime() > held.create_time.ToDatetime()
+    id_ = held.name.removeprefix("reconciliations/")
+    assert [one.command for one in why.remedies] == [
+        "khomas se ls",
+        f"khomas se check {id_} --cancel",
+        f"khomas se check {id_} --release --reason WHY",
+    ]
     replica = await place.replica("/hess/a")
     assert replica is not None
     assert replica.state == Replica.STATE_AVAILABLE
@@ -143,6 +153,9 @@ async def test_empty_storage_holds_the_comparison_until_somebody_says_that_all_i
 
     assert (run.state, run.findings.lost) == (Reconciliation.STATE_SUCCEEDED, 2)
     assert run.release_note == "tester: the disk burned"
+    why = await place.integrity.ExplainReconciliation(pb.ExplainReconciliationRequest(name=held.name))
+    assert (why.state, why.reason, why.since) == ("SUCCEEDED", "", run.end_time)
+    assert why.details == ["Released by tester: the disk burned."]
     assert place.lies() == ["hess/a", "hess/b"]
 
 
@@ -154,6 +167,9 @@ async def test_storage_that_cannot_be_listed_ends_the_comparison_without_finding
 
     assert run.state == Reconciliation.STATE_FAILED
     assert "mirror" in run.message
+    why = await place.integrity.ExplainReconciliation(pb.ExplainReconciliationRequest(name=run.name))
+    assert (why.reason, run.message in why.summary) == ("GIVEN_UP", True)
+    assert why.remedies[-1].command == "khomas se check mirror --mode quick"
     assert await place.incidents() == []
 
 

@@ -277,3 +277,30 @@ async def test_uploads_of_others_do_not_exist(storage: Storage) -> None:
     renew = pb.BatchRenewUploadsRequest(names=[upload.name], request_id=str(uuid4()))
     assert await refusal(mallory.BatchAbandonUploads(abandon)) == "UPLOAD_NOT_FOUND"
     assert not (await mallory.BatchRenewUploads(renew)).uploads
+
+
+async def test_upload_explains_what_it_waits_for_and_why_it_is_gone(storage: Storage) -> None:
+    opened = await storage.open()
+    request = pb.ExplainUploadRequest(name=opened.name)
+
+    empty = await storage.stub.ExplainUpload(request)
+    await storage.put(opened, b"abc")
+    arrived = await storage.stub.ExplainUpload(request)
+    gone = pb.BatchAbandonUploadsRequest(names=[opened.name], request_id=str(uuid4()))
+    await storage.stub.BatchAbandonUploads(gone)
+    given_up = await storage.stub.ExplainUpload(request)
+
+    assert (empty.state, empty.reason, empty.since) == ("OPEN", "NO_BYTES", opened.create_time)
+    assert (arrived.reason, "(3 bytes)" in arrived.summary) == ("NOT_COMMITTED", True)
+    assert arrived.next_check_time.seconds == opened.grant.expire_time.seconds
+    assert (given_up.state, given_up.reason) == ("ABANDONED", "ABANDONED")
+    assert given_up.summary == "It was given up; its bytes are deleted."
+
+
+async def test_uploads_of_others_are_not_explained(storage: Storage) -> None:
+    opened = await storage.open()
+    token = storage.served.token(["storage.create:/"], subject="stranger")
+
+    async with storage.served.channel_with(token) as channel:
+        call = StorageServiceStub(channel).ExplainUpload(pb.ExplainUploadRequest(name=opened.name))
+        assert await refusal(call) == "UPLOAD_NOT_FOUND"

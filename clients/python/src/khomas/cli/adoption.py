@@ -7,7 +7,7 @@ import click
 
 from khomas.cli.integrity import SE_COMMANDS
 from khomas.cli.output import answer as say
-from khomas.cli.output import as_dict, format_of, in_json, listing, show_one
+from khomas.cli.output import as_dict, format_of, in_json, listing, show_one, talk
 from khomas.cli.output import show as show_rows
 from khomas.cli.placement import SE_COMMANDS as PLACEMENT_COMMANDS
 from khomas.cli.running import Ticker, limited, with_client
@@ -55,7 +55,10 @@ def adopt_start(
         wanted.headers.add(card=card, key=key, unit=unit)
     found = with_client(lambda client: _adopt(client, wanted, dry_run, timeout))
     show_one(as_dict(found) if as_json else _adoption_row(found), as_json)
-    return 0 if dry_run or found.state == Adoption.STATE_SUCCEEDED else 1
+    failed = not dry_run and found.state != Adoption.STATE_SUCCEEDED
+    if failed:
+        talk(f"khomas why {found.name} says what would help")
+    return int(failed)
 
 
 async def _adopt(client: "AsyncClient", wanted: Any, dry_run: bool, timeout: float | None) -> Any:

@@ -138,7 +138,10 @@ def se_check(storage_element: str, as_json: bool, **options: Any) -> int:
     if options["release"] and not options["reason"]:
         raise click.UsageError("say why what seems lost is lost: --reason")
     found = with_client(lambda client: _compared(client, storage_element, options))
-    show_one(as_dict(found) if as_json else _comparison_row(found), as_json)
+    row = _comparison_row(found)
+    show_one(as_dict(found) if as_json else row, as_json)
+    if row["state"] in ("HELD", "FAILED"):
+        talk(f"khomas why {found.name} says what would help")
     return 0 if options["no_wait"] or options["cancel"] or _agrees(found) else 1
 
 

@@ -222,6 +222,8 @@ def prod_items(name: str, stage: str, filter_text: str, **options: Any) -> None:
             "job": one.job.removeprefix("jobs/"),
             "tries": one.tries,
             "message": one.message,
+            # What `khomas why` takes.
+            "name": one.name,
         }
         for one in with_client(lambda client: client.bookkeeping.items(name, stage, filter_text))
     ]

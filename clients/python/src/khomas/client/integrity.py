@@ -66,6 +66,13 @@ class Integrity(Calls):
 
         return await self.call(_AREA, "CancelReconciliation", pb.CancelReconciliationRequest(name=_full(name)))
 
+    async def explain_comparison(self, name: str) -> Any:
+        """Say why a comparison waits, is held or failed."""
+        from khomas.api.storage.v1 import integrity_service_pb2 as pb
+
+        request = pb.ExplainReconciliationRequest(name=_full(name))
+        return await self.call(_AREA, "ExplainReconciliation", request)
+
     async def incidents(self, filter_text: str = "") -> list[Any]:
         """Search incidents, newest first."""
         from khomas.api.storage.v1 import integrity_service_pb2 as pb

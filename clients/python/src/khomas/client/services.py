@@ -106,6 +106,12 @@ class Storage(Calls):
 
         return await self.call("storage", "ExplainTransfer", pb.ExplainTransferRequest(name=name))
 
+    async def explain_upload(self, name: str) -> Any:
+        """Say what an upload waits for, or why it is gone."""
+        from khomas.api.storage.v1 import storage_service_pb2 as pb
+
+        return await self.call("storage", "ExplainUpload", pb.ExplainUploadRequest(name=name))
+
 
 class Catalog(Calls):
     """Datasets, metadata keys, adoptions."""
@@ -169,6 +175,12 @@ class Catalog(Calls):
 
         return await self.pages("catalog", "ListAdoptions", pb.ListAdoptionsRequest(), "adoptions")
 
+    async def explain_adoption(self, name: str) -> Any:
+        """Say why an adoption waits or failed."""
+        from khomas.api.catalog.v1 import catalog_service_pb2 as pb
+
+        return await self.call("catalog", "ExplainAdoption", pb.ExplainAdoptionRequest(name=name))
+
     async def undo_adoption(self, name: str) -> Any:
         """Take the files of an adoption out of the catalogue again."""
         from khomas.api.catalog.v1 import catalog_service_pb2 as pb
@@ -230,6 +242,12 @@ class Bookkeeping(Calls):
         return await self.call(
             "bookkeeping", "ExplainProduction", pb.ExplainProductionRequest(name=production_name(name))
         )
+
+    async def explain_item(self, name: str) -> Any:
+        """Say why a work item is not processed."""
+        from khomas.api.bookkeeping.v1 import bookkeeping_service_pb2 as pb
+
+        return await self.call("bookkeeping", "ExplainWorkItem", pb.ExplainWorkItemRequest(name=name))
 
     async def wait(
         self, name: str, *, timeout: float | None = None, on_look: Callable[[Any], None] | None = None

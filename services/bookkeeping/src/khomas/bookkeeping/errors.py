@@ -43,6 +43,14 @@ class StagesInvalid(BookkeepingError):
     template = "The stage {stage} does not fit the others."
 
 
+class WorkItemMissing(BookkeepingError):
+    """There is no such work item."""
+
+    code = StatusCode.NOT_FOUND
+    reason = "WORK_ITEM_NOT_FOUND"
+    template = "There is no {name}; `khomas prod items` lists those of a production."
+
+
 class ExpressionInvalid(BookkeepingError):
     """An expression cannot be computed."""
 

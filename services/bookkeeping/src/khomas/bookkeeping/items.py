@@ -6,8 +6,10 @@ from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.bookkeeping.v1 import bookkeeping_service_pb2 as pb
-from khomas.api.bookkeeping.v1.production_pb2 import WorkItem
-from khomas.bookkeeping.errors import StageMissing
+from khomas.api.bookkeeping.v1.production_pb2 import Stage, WorkItem
+from khomas.api.common.v1 import explanation_pb2
+from khomas.bookkeeping.errors import StageMissing, WorkItemMissing
+from khomas.bookkeeping.item_reasons import explanation
 from khomas.bookkeeping.productions import found
 from khomas.bookkeeping.tables import item_file, production, stage, work_item
 from khomas.kit.database import AnyRow, Database, in_values
@@ -46,6 +48,21 @@ class Items:
             )
             items = await item_messages(connection, page.rows)
         return pb.ListWorkItemsResponse(work_items=items, next_page_token=page.next_page_token)
+
+    async def explain(self, name: str) -> explanation_pb2.Explanation:
+        """Say why one is not processed."""
+        query = (
+            select(*work_item.c, stage.c.wanted, production.c.state.label("production_state"))
+            .join(stage, stage.c.id == work_item.c.stage_id)
+            .join(production, production.c.id == stage.c.production_id)
+            .where(work_item.c.uid == name.rpartition("/")[2])
+        )
+        async with self._database.read() as connection:
+            rows = (await connection.execute(query)).all()
+            items = await item_messages(connection, rows)
+        if not items or items[0].name != name:
+            raise WorkItemMissing(name=name)
+        return explanation(items[0], Stage.FromString(rows[0].wanted), rows[0].production_state)
 
 
 async def _check_stage(connection: AsyncConnection, row: AnyRow, name: str) -> None:

@@ -100,6 +100,11 @@ class BookkeepingServicer(BookkeepingServiceServicer):
     ) -> explanation_pb2.Explanation:
         return await self._parts.explaining.explain(request.name)
 
+    async def ExplainWorkItem(
+        self, request: pb.ExplainWorkItemRequest, context: Context
+    ) -> explanation_pb2.Explanation:
+        return await self._parts.items.explain(request.name)
+
     async def BatchCreateRuns(self, request: pb.BatchCreateRunsRequest, context: Context) -> pb.BatchCreateRunsResponse:
         return await self._parts.runs.create(request)
 

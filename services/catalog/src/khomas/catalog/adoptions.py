@@ -9,12 +9,15 @@ import grpc
 from sqlalchemy import and_, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from khomas.api.catalog.v1 import adoption_pb2
 from khomas.api.catalog.v1 import catalog_service_pb2 as pb
 from khomas.api.catalog.v1.adoption_pb2 import Adoption
 from khomas.api.catalog.v1.file_pb2 import File
+from khomas.api.common.v1 import explanation_pb2
 from khomas.api.common.v1.value_pb2 import Value
 from khomas.api.storage.v1 import storage_service_pb2 as storage_pb
 from khomas.api.storage.v1.storage_service_pb2_grpc import StorageServiceStub
+from khomas.catalog.adoption_reasons import explanation
 from khomas.catalog.adoption_rules import as_file, check_wanted, found_values, missing_keys
 from khomas.catalog.creation import Creation, check_files
 from khomas.catalog.errors import AdoptionMissing, AdoptionState, FileInUse
@@ -95,6 +98,12 @@ class Adoptions:
         async with self._database.read() as connection:
             return _proto(await _row(connection, name))
 
+    async def explain(self, name: str) -> explanation_pb2.Explanation:
+        """Say why one waits or has failed."""
+        async with self._database.read() as connection:
+            row = await _row(connection, name)
+        return explanation(_proto(row), row)
+
     async def page(self, request: pb.ListAdoptionsRequest) -> pb.ListAdoptionsResponse:
         """List them, newest first."""
         async with self._database.read() as connection:
@@ -114,7 +123,8 @@ class Adoptions:
         used = await take_back(connection, Membership(self._database, self._events), self._events, row.uid)
         if used is not None:
             raise FileInUse(name=used[0], child=used[1])
-        return await self._save(connection, row, state=Adoption.STATE_UNDONE, end_time=datetime.now(UTC))
+        done = {"reason": adoption_pb2.ADOPTION_REASON_UNSPECIFIED, "end_time": datetime.now(UTC)}
+        return await self._save(connection, row, state=Adoption.STATE_UNDONE, **done)
 
     async def work(self) -> None:
         """Carry out what is RUNNING, for ever."""
@@ -133,17 +143,19 @@ class Adoptions:
         try:
             async for scanned in self._scan(wanted, after=row.after_path):
                 row = await self._commit(row, wanted, scanned)
-            await self._end(row, Adoption.STATE_SUCCEEDED, [])
+            await self._end(row, Adoption.STATE_SUCCEEDED, [], adoption_pb2.ADOPTION_REASON_UNSPECIFIED)
         except grpc.aio.AioRpcError as error:
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 log.warning("adoption.waits", extra={"adoption": row.uid, "reason": reason_of(error)})
+                await self._wait(row, error.details() or "")
                 await asyncio.sleep(1)
                 return
-            await self._end(row, Adoption.STATE_FAILED, [f"The storage says: {error.details()}"])
+            said = f"The storage says: {error.details()}"
+            await self._end(row, Adoption.STATE_FAILED, [said], adoption_pb2.ADOPTION_REASON_STORAGE_REFUSED)
         except _Overtaken:
             return
         except DomainError as error:
-            await self._end(row, Adoption.STATE_FAILED, [error.message])
+            await self._end(row, Adoption.STATE_FAILED, [error.message], adoption_pb2.ADOPTION_REASON_FILE_REFUSED)
 
     async def _scan(
         self, wanted: Adoption, after: str = "", limit: int = 0
@@ -186,6 +198,7 @@ class Adoptions:
                 adopted_bytes=row.adopted_bytes + sum(one.size_bytes for one in new),
                 known_files=row.known_files + len(known),
                 problems=[*row.problems, *problems][:_MAX_PROBLEMS],
+                reason=adoption_pb2.ADOPTION_REASON_UNSPECIFIED,
             )
             return await _row(connection, _PREFIX + row.uid)
 
@@ -233,14 +246,29 @@ class Adoptions:
         answer.problems.extend([*dict.fromkeys(problems)][:_MAX_PROBLEMS])
         return answer
 
-    async def _end(self, row: AnyRow, state: int, problems: Sequence[str]) -> None:
+    async def _wait(self, row: AnyRow, message: str) -> None:
+        """Note since when it waits for the storage; for whoever asks, not for those who watch."""
+        waits = {"reason": adoption_pb2.ADOPTION_REASON_STORAGE_AWAY, "reason_message": message}
+        if row.reason != waits["reason"]:
+            waits["reason_time"] = datetime.now(UTC)
+        async with self._database.write() as connection:
+            going = (adoption.c.uid == row.uid, adoption.c.state == Adoption.STATE_RUNNING)
+            await connection.execute(update(adoption).values(waits).where(*going))
+
+    async def _end(
+        self, row: AnyRow, state: int, problems: Sequence[str], reason: adoption_pb2.AdoptionReason.ValueType
+    ) -> None:
+        now = datetime.now(UTC)
         async with self._database.write() as connection:
             await self._save(
                 connection,
                 row,
                 state=state,
                 problems=[*row.problems, *problems][:_MAX_PROBLEMS],
-                end_time=datetime.now(UTC),
+                reason=reason,
+                reason_message=" ".join(problems),
+                reason_time=now,
+                end_time=now,
             )
 
     async def _save(self, connection: AsyncConnection, row: AnyRow, **values: object) -> Adoption:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from khomas.api.catalog.v1 import adoption_pb2, dataset_pb2
 from khomas.api.catalog.v1 import catalog_service_pb2 as pb
 from khomas.api.catalog.v1.catalog_service_pb2_grpc import CatalogServiceServicer
-from khomas.api.common.v1 import event_pb2
+from khomas.api.common.v1 import event_pb2, explanation_pb2
 from khomas.catalog.adoptions import Adoptions
 from khomas.catalog.changes import Changes
 from khomas.catalog.creation import Creation
@@ -126,6 +126,11 @@ class CatalogServicer(CatalogServiceServicer):
 
     async def GetAdoption(self, request: pb.GetAdoptionRequest, context: Context) -> adoption_pb2.Adoption:
         return await self._parts.adoptions.get(request.name)
+
+    async def ExplainAdoption(
+        self, request: pb.ExplainAdoptionRequest, context: Context
+    ) -> explanation_pb2.Explanation:
+        return await self._parts.adoptions.explain(request.name)
 
     async def ListAdoptions(self, request: pb.ListAdoptionsRequest, context: Context) -> pb.ListAdoptionsResponse:
         return await self._parts.adoptions.page(request)

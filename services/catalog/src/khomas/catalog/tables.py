@@ -166,6 +166,10 @@ adoption = Table(
     Column("adopted_bytes", BigInteger, nullable=False),
     Column("known_files", BigInteger, nullable=False),
     Column("problems", JSON, nullable=False),
+    # Why it waits or has failed, an AdoptionReason, and since when.
+    Column("reason", Integer, nullable=False, server_default="0"),
+    Column("reason_message", String, nullable=False, server_default=""),
+    Column("reason_time", UtcTime),
     Column("create_time", UtcTime, nullable=False),
     Column("end_time", UtcTime),
 )

@@ -125,6 +125,9 @@ class StorageServicer(StorageServiceServicer):
     ) -> explanation_pb2.Explanation:
         return await self._transfers.explain(request.name)
 
+    async def ExplainUpload(self, request: pb.ExplainUploadRequest, context: Context) -> explanation_pb2.Explanation:
+        return await self._uploads.explain(request.name)
+
     async def ListDeletions(self, request: pb.ListDeletionsRequest, context: Context) -> pb.ListDeletionsResponse:
         return await self._deletions.page(request)
 

@@ -240,6 +240,8 @@ class Comparing:
         await self._settle(run.row, **values)
 
     async def _settle(self, row: Mapping[str, Any], **values: Any) -> None:
+        if "state" in values:
+            values["state_time"] = datetime.now(UTC)
         statement = (
             update(reconciliation)
             .where(reconciliation.c.uid == row["uid"], reconciliation.c.lease_epoch == row["lease_epoch"])

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Select, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from khomas.api.common.v1 import explanation_pb2
 from khomas.api.storage.v1 import incident_pb2, storage_element_pb2
 from khomas.api.storage.v1 import integrity_service_pb2 as service_pb
 from khomas.api.storage.v1 import reconciliation_pb2 as pb
@@ -21,6 +22,7 @@ from khomas.kit.leases import FREE
 from khomas.kit.paging import Ordering, list_page
 from khomas.storage.elements.elements import Elements, known
 from khomas.storage.reconciling.errors import ReconciliationNotFound, ReconciliationState
+from khomas.storage.reconciling.run_reasons import explanation
 from khomas.storage.reconciling.tables import FINDINGS, incident, reconciliation
 from khomas.storage.rows import mapping, mappings
 
@@ -81,6 +83,15 @@ class Runs:
         async with self._database.read() as connection:
             return run_proto(await _row(connection, name))
 
+    async def explain(self, name: str) -> explanation_pb2.Explanation:
+        """Say why one waits, is held or failed."""
+        async with self._database.read() as connection:
+            row = await _row(connection, name)
+            earlier = reconciliation.c.next_attempt_time < row["next_attempt_time"]
+            queue = select(func.count()).where(reconciliation.c.state.in_(GOING), earlier)
+            before = await connection.scalar(queue)
+        return explanation(run_proto(row), row, before or 0)
+
     async def page(self, request: service_pb.ListReconciliationsRequest) -> service_pb.ListReconciliationsResponse:
         """Read a page."""
         query = select(reconciliation).where(where(request.filter, _FIELDS))
@@ -100,6 +111,7 @@ class Runs:
             "message": "",
             "release_note": note,
             "next_attempt_time": now,
+            "state_time": now,
         }
 
         async def work(connection: AsyncConnection) -> pb.Reconciliation:
@@ -109,9 +121,11 @@ class Runs:
 
     async def cancel(self, request: service_pb.CancelReconciliationRequest) -> pb.Reconciliation:
         """Take one back; whoever works on it loses it."""
+        now = datetime.now(UTC)
         values = {
             "state": State.STATE_CANCELLED,
-            "end_time": datetime.now(UTC),
+            "state_time": now,
+            "end_time": now,
             **FREE,
             "lease_epoch": reconciliation.c.lease_epoch + 1,
         }
@@ -192,6 +206,7 @@ def new_row(
         "attempts": 0,
         "next_attempt_time": now,
         "create_time": now,
+        "state_time": now,
         "end_time": None,
     }
 

@@ -59,6 +59,11 @@ class IntegrityServicer(IntegrityServiceServicer):
     ) -> reconciliation_pb2.Reconciliation:
         return await self._parts.runs.cancel(request)
 
+    async def ExplainReconciliation(
+        self, request: pb.ExplainReconciliationRequest, context: Context
+    ) -> explanation_pb2.Explanation:
+        return await self._parts.runs.explain(request.name)
+
     async def GetIncident(self, request: pb.GetIncidentRequest, context: Context) -> incident_pb2.Incident:
         return await self._parts.incidents.get(request.name)
 

@@ -47,6 +47,8 @@ reconciliation = Table(
     Column("next_attempt_time", UtcTime, nullable=False),
     *lease_columns(),
     Column("create_time", UtcTime, nullable=False),
+    # Since when it is in its state; NULL where that was before this was kept.
+    Column("state_time", UtcTime, nullable=True),
     Column("end_time", UtcTime, nullable=True),
     Index("reconciliation_queue", "state", "next_attempt_time"),
     Index("reconciliation_of_element", "storage_element", "create_time"),

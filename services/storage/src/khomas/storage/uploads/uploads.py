@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Row, Select, and_, case, delete, literal, 
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from khomas.api.common.v1 import explanation_pb2
 from khomas.api.storage.v1 import grant_pb2, storage_service_pb2
 from khomas.kit.auth.principal import allows
 from khomas.kit.boundary.call import current_principal
@@ -39,6 +40,7 @@ from khomas.storage.protocols.interface import ProtocolFault
 from khomas.storage.rows import mapping
 from khomas.storage.tables import upload, uploaded_file
 from khomas.storage.uploads import staging
+from khomas.storage.uploads.explaining import explanation
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +138,16 @@ class Uploads:
             return storage_service_pb2.BatchRenewUploadsResponse(uploads=uploads)
 
         return await self._once(request, storage_service_pb2.BatchRenewUploadsResponse, work)
+
+    async def explain(self, name: str) -> explanation_pb2.Explanation:
+        """Say what an upload of the caller waits for, or why it is gone."""
+        found = await self.get([name])
+        async with self._database.read() as connection:
+            query = select(upload).where(upload.c.uid == name.removeprefix(PREFIX), _mine())
+            row = (await connection.execute(query)).one_or_none()
+        if row is None or not found:
+            raise UploadNotFound(name=name)
+        return explanation(found[0], row, datetime.now(UTC))
 
     async def abandon(
         self, request: storage_service_pb2.BatchAbandonUploadsRequest

@@ -462,6 +462,28 @@ class ExplainProductionRequest(_message.Message):
 Global___ExplainProductionRequest: _TypeAlias = ExplainProductionRequest  # noqa: Y015
 
 @_typing.final
+class ExplainWorkItemRequest(_message.Message):
+    """See ExplainWorkItem."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"productions/{id}/stages/{stage}/items/{uid}"."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainWorkItemRequest: _TypeAlias = ExplainWorkItemRequest  # noqa: Y015
+
+@_typing.final
 class BatchCreateRunsRequest(_message.Message):
     """See BatchCreateRuns."""
 

@@ -98,6 +98,11 @@ class BookkeepingServiceStub(object):
                 request_serializer=khomas_dot_api_dot_bookkeeping_dot_v1_dot_bookkeeping__service__pb2.ExplainProductionRequest.SerializeToString,
                 response_deserializer=khomas_dot_api_dot_common_dot_v1_dot_explanation__pb2.Explanation.FromString,
                 _registered_method=True)
+        self.ExplainWorkItem = channel.unary_unary(
+                '/khomas.api.bookkeeping.v1.BookkeepingService/ExplainWorkItem',
+                request_serializer=khomas_dot_api_dot_bookkeeping_dot_v1_dot_bookkeeping__service__pb2.ExplainWorkItemRequest.SerializeToString,
+                response_deserializer=khomas_dot_api_dot_common_dot_v1_dot_explanation__pb2.Explanation.FromString,
+                _registered_method=True)
         self.BatchCreateRuns = channel.unary_unary(
                 '/khomas.api.bookkeeping.v1.BookkeepingService/BatchCreateRuns',
                 request_serializer=khomas_dot_api_dot_bookkeeping_dot_v1_dot_bookkeeping__service__pb2.BatchCreateRunsRequest.SerializeToString,
@@ -221,6 +226,13 @@ class BookkeepingServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainWorkItem(self, request, context):
+        """Why a work item is not processed, what would change it and who can. The reason is a value of WorkItemReason.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def BatchCreateRuns(self, request, context):
         """Makes runs known, all or nothing. A run that is known with the same facts is no error.
         """
@@ -330,6 +342,11 @@ def add_BookkeepingServiceServicer_to_server(servicer, server):
             'ExplainProduction': grpc.unary_unary_rpc_method_handler(
                     servicer.ExplainProduction,
                     request_deserializer=khomas_dot_api_dot_bookkeeping_dot_v1_dot_bookkeeping__service__pb2.ExplainProductionRequest.FromString,
+                    response_serializer=khomas_dot_api_dot_common_dot_v1_dot_explanation__pb2.Explanation.SerializeToString,
+            ),
+            'ExplainWorkItem': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainWorkItem,
+                    request_deserializer=khomas_dot_api_dot_bookkeeping_dot_v1_dot_bookkeeping__service__pb2.ExplainWorkItemRequest.FromString,
                     response_serializer=khomas_dot_api_dot_common_dot_v1_dot_explanation__pb2.Explanation.SerializeToString,
             ),
             'BatchCreateRuns': grpc.unary_unary_rpc_method_handler(
@@ -668,6 +685,33 @@ class BookkeepingService(object):
             target,
             '/khomas.api.bookkeeping.v1.BookkeepingService/ExplainProduction',
             khomas_dot_api_dot_bookkeeping_dot_v1_dot_bookkeeping__service__pb2.ExplainProductionRequest.SerializeToString,
+            khomas_dot_api_dot_common_dot_v1_dot_explanation__pb2.Explanation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainWorkItem(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/khomas.api.bookkeeping.v1.BookkeepingService/ExplainWorkItem',
+            khomas_dot_api_dot_bookkeeping_dot_v1_dot_bookkeeping__service__pb2.ExplainWorkItemRequest.SerializeToString,
             khomas_dot_api_dot_common_dot_v1_dot_explanation__pb2.Explanation.FromString,
             options,
             channel_credentials,

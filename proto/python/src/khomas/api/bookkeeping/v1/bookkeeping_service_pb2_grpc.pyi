@@ -51,6 +51,8 @@ class BookkeepingServiceStub:
     """The work items of a data stage."""
     ExplainProduction: _aio.UnaryUnaryMultiCallable[_bookkeeping_service_pb2.ExplainProductionRequest, _explanation_pb2.Explanation]
     """Why a production does not go on, what would change it and who can."""
+    ExplainWorkItem: _aio.UnaryUnaryMultiCallable[_bookkeeping_service_pb2.ExplainWorkItemRequest, _explanation_pb2.Explanation]
+    """Why a work item is not processed, what would change it and who can. The reason is a value of WorkItemReason."""
     BatchCreateRuns: _aio.UnaryUnaryMultiCallable[_bookkeeping_service_pb2.BatchCreateRunsRequest, _bookkeeping_service_pb2.BatchCreateRunsResponse]
     """Makes runs known, all or nothing. A run that is known with the same facts is no error."""
     GetRun: _aio.UnaryUnaryMultiCallable[_bookkeeping_service_pb2.GetRunRequest, _run_pb2.Run]
@@ -170,6 +172,14 @@ class BookkeepingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_bookkeeping_service_pb2.ExplainProductionRequest, _abc.Awaitable[_explanation_pb2.Explanation]],
     ) -> _abc.Awaitable[_explanation_pb2.Explanation]:
         """Why a production does not go on, what would change it and who can."""
+
+    @_abc_1.abstractmethod
+    def ExplainWorkItem(
+        self,
+        request: _bookkeeping_service_pb2.ExplainWorkItemRequest,
+        context: _aio.ServicerContext[_bookkeeping_service_pb2.ExplainWorkItemRequest, _abc.Awaitable[_explanation_pb2.Explanation]],
+    ) -> _abc.Awaitable[_explanation_pb2.Explanation]:
+        """Why a work item is not processed, what would change it and who can. The reason is a value of WorkItemReason."""
 
     @_abc_1.abstractmethod
     def BatchCreateRuns(

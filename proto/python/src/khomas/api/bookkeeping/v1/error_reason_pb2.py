@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,khomas/api/bookkeeping/v1/error_reason.proto\x12\x19khomas.api.bookkeeping.v1*\x83\x03\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12%\n!ERROR_REASON_PRODUCTION_NOT_FOUND\x10\x01\x12\"\n\x1e\x45RROR_REASON_PRODUCTION_EXISTS\x10\x02\x12!\n\x1d\x45RROR_REASON_PRODUCTION_STATE\x10\x03\x12\x1f\n\x1b\x45RROR_REASON_STAGES_INVALID\x10\x04\x12#\n\x1f\x45RROR_REASON_EXPRESSION_INVALID\x10\x05\x12!\n\x1d\x45RROR_REASON_TEMPLATE_INVALID\x10\x06\x12 \n\x1c\x45RROR_REASON_STAGE_NOT_FOUND\x10\x07\x12\x1e\n\x1a\x45RROR_REASON_RUN_NOT_FOUND\x10\x08\x12\x1b\n\x17\x45RROR_REASON_RUN_EXISTS\x10\t\x12 \n\x1c\x45RROR_REASON_TRACE_NOT_FOUND\x10\nb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,khomas/api/bookkeeping/v1/error_reason.proto\x12\x19khomas.api.bookkeeping.v1*\xa9\x03\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12%\n!ERROR_REASON_PRODUCTION_NOT_FOUND\x10\x01\x12\"\n\x1e\x45RROR_REASON_PRODUCTION_EXISTS\x10\x02\x12!\n\x1d\x45RROR_REASON_PRODUCTION_STATE\x10\x03\x12\x1f\n\x1b\x45RROR_REASON_STAGES_INVALID\x10\x04\x12#\n\x1f\x45RROR_REASON_EXPRESSION_INVALID\x10\x05\x12!\n\x1d\x45RROR_REASON_TEMPLATE_INVALID\x10\x06\x12 \n\x1c\x45RROR_REASON_STAGE_NOT_FOUND\x10\x07\x12\x1e\n\x1a\x45RROR_REASON_RUN_NOT_FOUND\x10\x08\x12\x1b\n\x17\x45RROR_REASON_RUN_EXISTS\x10\t\x12 \n\x1c\x45RROR_REASON_TRACE_NOT_FOUND\x10\n\x12$\n ERROR_REASON_WORK_ITEM_NOT_FOUND\x10\x0b\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,5 +32,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'khomas.api.bookkeeping.v1.e
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ERRORREASON']._serialized_start=76
-  _globals['_ERRORREASON']._serialized_end=463
+  _globals['_ERRORREASON']._serialized_end=501
 # @@protoc_insertion_point(module_scope)

@@ -44,6 +44,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ALREADY_EXISTS. The run is known with other facts. Metadata: name."""
     ERROR_REASON_TRACE_NOT_FOUND: _ErrorReason.ValueType  # 10
     """NOT_FOUND. Nothing that GetTrace knows has this id. Metadata: id."""
+    ERROR_REASON_WORK_ITEM_NOT_FOUND: _ErrorReason.ValueType  # 11
+    """NOT_FOUND. Metadata: name."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Reason of an error, found in google.rpc.ErrorInfo with domain "khomas.bookkeeping"."""
@@ -70,4 +72,6 @@ ERROR_REASON_RUN_EXISTS: ErrorReason.ValueType  # 9
 """ALREADY_EXISTS. The run is known with other facts. Metadata: name."""
 ERROR_REASON_TRACE_NOT_FOUND: ErrorReason.ValueType  # 10
 """NOT_FOUND. Nothing that GetTrace knows has this id. Metadata: id."""
+ERROR_REASON_WORK_ITEM_NOT_FOUND: ErrorReason.ValueType  # 11
+"""NOT_FOUND. Metadata: name."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -24,6 +24,50 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _WorkItemReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WorkItemReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WorkItemReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WORK_ITEM_REASON_UNSPECIFIED: _WorkItemReason.ValueType  # 0
+    """Nothing to explain."""
+    WORK_ITEM_REASON_GROUP_GROWS: _WorkItemReason.ValueType  # 1
+    """GROUPED: more files may join its group."""
+    WORK_ITEM_REASON_WAIT_TURN: _WorkItemReason.ValueType  # 2
+    """READY: its job is made when its turn comes; the stage has no more active jobs than max_active_jobs."""
+    WORK_ITEM_REASON_PAUSED: _WorkItemReason.ValueType  # 3
+    """GROUPED or READY: the production is PAUSED."""
+    WORK_ITEM_REASON_JOB_UNDER_WAY: _WorkItemReason.ValueType  # 4
+    """ASSIGNED: its job waits or runs; the scheduler says more."""
+    WORK_ITEM_REASON_MAX_TRIES: _WorkItemReason.ValueType  # 5
+    """MAX_TRIES: as many jobs failed as may be tried."""
+    WORK_ITEM_REASON_FILE_DELETED: _WorkItemReason.ValueType  # 6
+    """MISSING: a file was deleted before it was processed."""
+    WORK_ITEM_REASON_PRODUCTION_ENDED: _WorkItemReason.ValueType  # 7
+    """SKIPPED: the production ended first."""
+
+class WorkItemReason(_WorkItemReason, metaclass=_WorkItemReasonEnumTypeWrapper):
+    """Why a work item is not processed. ExplainWorkItem gives it without the prefix."""
+
+WORK_ITEM_REASON_UNSPECIFIED: WorkItemReason.ValueType  # 0
+"""Nothing to explain."""
+WORK_ITEM_REASON_GROUP_GROWS: WorkItemReason.ValueType  # 1
+"""GROUPED: more files may join its group."""
+WORK_ITEM_REASON_WAIT_TURN: WorkItemReason.ValueType  # 2
+"""READY: its job is made when its turn comes; the stage has no more active jobs than max_active_jobs."""
+WORK_ITEM_REASON_PAUSED: WorkItemReason.ValueType  # 3
+"""GROUPED or READY: the production is PAUSED."""
+WORK_ITEM_REASON_JOB_UNDER_WAY: WorkItemReason.ValueType  # 4
+"""ASSIGNED: its job waits or runs; the scheduler says more."""
+WORK_ITEM_REASON_MAX_TRIES: WorkItemReason.ValueType  # 5
+"""MAX_TRIES: as many jobs failed as may be tried."""
+WORK_ITEM_REASON_FILE_DELETED: WorkItemReason.ValueType  # 6
+"""MISSING: a file was deleted before it was processed."""
+WORK_ITEM_REASON_PRODUCTION_ENDED: WorkItemReason.ValueType  # 7
+"""SKIPPED: the production ended first."""
+Global___WorkItemReason: _TypeAlias = WorkItemReason  # noqa: Y015
+
 @_typing.final
 class Production(_message.Message):
     """A campaign with a target."""

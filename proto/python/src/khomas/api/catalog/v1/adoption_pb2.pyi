@@ -20,6 +20,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _AdoptionReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AdoptionReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AdoptionReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ADOPTION_REASON_UNSPECIFIED: _AdoptionReason.ValueType  # 0
+    """Nothing to explain, or it ended before reasons were kept."""
+    ADOPTION_REASON_STORAGE_AWAY: _AdoptionReason.ValueType  # 1
+    """RUNNING: the storage does not answer. It is asked again every second, for ever."""
+    ADOPTION_REASON_STORAGE_REFUSED: _AdoptionReason.ValueType  # 2
+    """FAILED: the storage knows no such tree, or could not list it to the end; `problems` repeats what it said."""
+    ADOPTION_REASON_FILE_REFUSED: _AdoptionReason.ValueType  # 3
+    """FAILED: the catalogue does not take a file: a key is not declared, a name is taken; `problems` says which."""
+
+class AdoptionReason(_AdoptionReason, metaclass=_AdoptionReasonEnumTypeWrapper):
+    """Why an adoption waits or failed. ExplainAdoption gives it without the prefix."""
+
+ADOPTION_REASON_UNSPECIFIED: AdoptionReason.ValueType  # 0
+"""Nothing to explain, or it ended before reasons were kept."""
+ADOPTION_REASON_STORAGE_AWAY: AdoptionReason.ValueType  # 1
+"""RUNNING: the storage does not answer. It is asked again every second, for ever."""
+ADOPTION_REASON_STORAGE_REFUSED: AdoptionReason.ValueType  # 2
+"""FAILED: the storage knows no such tree, or could not list it to the end; `problems` repeats what it said."""
+ADOPTION_REASON_FILE_REFUSED: AdoptionReason.ValueType  # 3
+"""FAILED: the catalogue does not take a file: a key is not declared, a name is taken; `problems` says which."""
+Global___AdoptionReason: _TypeAlias = AdoptionReason  # noqa: Y015
+
 @_typing.final
 class Adoption(_message.Message):
     """The adoption of a tree: every file below `path` on a StorageElement becomes a File with one replica,

@@ -1321,6 +1321,28 @@ class ListAdoptionsResponse(_message.Message):
 Global___ListAdoptionsResponse: _TypeAlias = ListAdoptionsResponse  # noqa: Y015
 
 @_typing.final
+class ExplainAdoptionRequest(_message.Message):
+    """See ExplainAdoption."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"adoptions/{uid}"."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainAdoptionRequest: _TypeAlias = ExplainAdoptionRequest  # noqa: Y015
+
+@_typing.final
 class UndoAdoptionRequest(_message.Message):
     """See UndoAdoption."""
 

@@ -7,6 +7,7 @@ from khomas.api.catalog.v1 import adoption_pb2 as khomas_dot_api_dot_catalog_dot
 from khomas.api.catalog.v1 import catalog_service_pb2 as khomas_dot_api_dot_catalog_dot_v1_dot_catalog__service__pb2
 from khomas.api.catalog.v1 import dataset_pb2 as khomas_dot_api_dot_catalog_dot_v1_dot_dataset__pb2
 from khomas.api.common.v1 import event_pb2 as khomas_dot_api_dot_common_dot_v1_dot_event__pb2
+from khomas.api.common.v1 import explanation_pb2 as khomas_dot_api_dot_common_dot_v1_dot_explanation__pb2
 
 GRPC_GENERATED_VERSION = '1.74.0'
 GRPC_VERSION = grpc.__version__
@@ -151,6 +152,11 @@ class CatalogServiceStub(object):
                 '/khomas.api.catalog.v1.CatalogService/ListAdoptions',
                 request_serializer=khomas_dot_api_dot_catalog_dot_v1_dot_catalog__service__pb2.ListAdoptionsRequest.SerializeToString,
                 response_deserializer=khomas_dot_api_dot_catalog_dot_v1_dot_catalog__service__pb2.ListAdoptionsResponse.FromString,
+                _registered_method=True)
+        self.ExplainAdoption = channel.unary_unary(
+                '/khomas.api.catalog.v1.CatalogService/ExplainAdoption',
+                request_serializer=khomas_dot_api_dot_catalog_dot_v1_dot_catalog__service__pb2.ExplainAdoptionRequest.SerializeToString,
+                response_deserializer=khomas_dot_api_dot_common_dot_v1_dot_explanation__pb2.Explanation.FromString,
                 _registered_method=True)
         self.UndoAdoption = channel.unary_unary(
                 '/khomas.api.catalog.v1.CatalogService/UndoAdoption',
@@ -334,6 +340,13 @@ class CatalogServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainAdoption(self, request, context):
+        """Why an adoption waits or failed, what would change it and who can. The reason is a value of AdoptionReason.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def UndoAdoption(self, request, context):
         """Takes the files of an adoption out of the catalogue again. The bytes stay where they are. Refused with
         FILE_IN_USE when other files were made from them.
@@ -464,6 +477,11 @@ def add_CatalogServiceServicer_to_server(servicer, server):
                     servicer.ListAdoptions,
                     request_deserializer=khomas_dot_api_dot_catalog_dot_v1_dot_catalog__service__pb2.ListAdoptionsRequest.FromString,
                     response_serializer=khomas_dot_api_dot_catalog_dot_v1_dot_catalog__service__pb2.ListAdoptionsResponse.SerializeToString,
+            ),
+            'ExplainAdoption': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainAdoption,
+                    request_deserializer=khomas_dot_api_dot_catalog_dot_v1_dot_catalog__service__pb2.ExplainAdoptionRequest.FromString,
+                    response_serializer=khomas_dot_api_dot_common_dot_v1_dot_explanation__pb2.Explanation.SerializeToString,
             ),
             'UndoAdoption': grpc.unary_unary_rpc_method_handler(
                     servicer.UndoAdoption,
@@ -1075,6 +1093,33 @@ class CatalogService(object):
             '/khomas.api.catalog.v1.CatalogService/ListAdoptions',
             khomas_dot_api_dot_catalog_dot_v1_dot_catalog__service__pb2.ListAdoptionsRequest.SerializeToString,
             khomas_dot_api_dot_catalog_dot_v1_dot_catalog__service__pb2.ListAdoptionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainAdoption(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/khomas.api.catalog.v1.CatalogService/ExplainAdoption',
+            khomas_dot_api_dot_catalog_dot_v1_dot_catalog__service__pb2.ExplainAdoptionRequest.SerializeToString,
+            khomas_dot_api_dot_common_dot_v1_dot_explanation__pb2.Explanation.FromString,
             options,
             channel_credentials,
             insecure,

@@ -9,6 +9,7 @@ from khomas.api.catalog.v1 import adoption_pb2 as _adoption_pb2
 from khomas.api.catalog.v1 import catalog_service_pb2 as _catalog_service_pb2
 from khomas.api.catalog.v1 import dataset_pb2 as _dataset_pb2
 from khomas.api.common.v1 import event_pb2 as _event_pb2
+from khomas.api.common.v1 import explanation_pb2 as _explanation_pb2
 import abc as _abc_1
 
 
@@ -82,6 +83,8 @@ class CatalogServiceStub:
     """Reads an adoption and its progress."""
     ListAdoptions: _aio.UnaryUnaryMultiCallable[_catalog_service_pb2.ListAdoptionsRequest, _catalog_service_pb2.ListAdoptionsResponse]
     """Lists adoptions, newest first."""
+    ExplainAdoption: _aio.UnaryUnaryMultiCallable[_catalog_service_pb2.ExplainAdoptionRequest, _explanation_pb2.Explanation]
+    """Why an adoption waits or failed, what would change it and who can. The reason is a value of AdoptionReason."""
     UndoAdoption: _aio.UnaryUnaryMultiCallable[_catalog_service_pb2.UndoAdoptionRequest, _adoption_pb2.Adoption]
     """Takes the files of an adoption out of the catalogue again. The bytes stay where they are. Refused with
     FILE_IN_USE when other files were made from them.
@@ -290,6 +293,14 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_catalog_service_pb2.ListAdoptionsRequest, _abc.Awaitable[_catalog_service_pb2.ListAdoptionsResponse]],
     ) -> _abc.Awaitable[_catalog_service_pb2.ListAdoptionsResponse]:
         """Lists adoptions, newest first."""
+
+    @_abc_1.abstractmethod
+    def ExplainAdoption(
+        self,
+        request: _catalog_service_pb2.ExplainAdoptionRequest,
+        context: _aio.ServicerContext[_catalog_service_pb2.ExplainAdoptionRequest, _abc.Awaitable[_explanation_pb2.Explanation]],
+    ) -> _abc.Awaitable[_explanation_pb2.Explanation]:
+        """Why an adoption waits or failed, what would change it and who can. The reason is a value of AdoptionReason."""
 
     @_abc_1.abstractmethod
     def UndoAdoption(

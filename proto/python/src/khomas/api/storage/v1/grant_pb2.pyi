@@ -21,6 +21,38 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _UploadReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UploadReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UploadReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    UPLOAD_REASON_UNSPECIFIED: _UploadReason.ValueType  # 0
+    """Nothing to explain."""
+    UPLOAD_REASON_NO_BYTES: _UploadReason.ValueType  # 1
+    """OPEN: no file has arrived yet."""
+    UPLOAD_REASON_NOT_COMMITTED: _UploadReason.ValueType  # 2
+    """OPEN: files have arrived and wait for the commit, or for more files."""
+    UPLOAD_REASON_COMMITTING: _UploadReason.ValueType  # 3
+    """OPEN: its commit is under way."""
+    UPLOAD_REASON_ABANDONED: _UploadReason.ValueType  # 4
+    """ABANDONED: given up by its owner, or not committed in time."""
+
+class UploadReason(_UploadReason, metaclass=_UploadReasonEnumTypeWrapper):
+    """What an upload waits for, or why it is gone. ExplainUpload gives it without the prefix."""
+
+UPLOAD_REASON_UNSPECIFIED: UploadReason.ValueType  # 0
+"""Nothing to explain."""
+UPLOAD_REASON_NO_BYTES: UploadReason.ValueType  # 1
+"""OPEN: no file has arrived yet."""
+UPLOAD_REASON_NOT_COMMITTED: UploadReason.ValueType  # 2
+"""OPEN: files have arrived and wait for the commit, or for more files."""
+UPLOAD_REASON_COMMITTING: UploadReason.ValueType  # 3
+"""OPEN: its commit is under way."""
+UPLOAD_REASON_ABANDONED: UploadReason.ValueType  # 4
+"""ABANDONED: given up by its owner, or not committed in time."""
+Global___UploadReason: _TypeAlias = UploadReason  # noqa: Y015
+
 @_typing.final
 class AccessGrant(_message.Message):
     """The right to read or write one path on one StorageElement for some minutes, with the address to use."""

@@ -187,6 +187,28 @@ class CancelReconciliationRequest(_message.Message):
 Global___CancelReconciliationRequest: _TypeAlias = CancelReconciliationRequest  # noqa: Y015
 
 @_typing.final
+class ExplainReconciliationRequest(_message.Message):
+    """See ExplainReconciliation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"reconciliations/{uid}"."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainReconciliationRequest: _TypeAlias = ExplainReconciliationRequest  # noqa: Y015
+
+@_typing.final
 class GetIncidentRequest(_message.Message):
     """See GetIncident."""
 

@@ -68,6 +68,11 @@ class IntegrityServiceStub(object):
                 request_serializer=khomas_dot_api_dot_storage_dot_v1_dot_integrity__service__pb2.CancelReconciliationRequest.SerializeToString,
                 response_deserializer=khomas_dot_api_dot_storage_dot_v1_dot_reconciliation__pb2.Reconciliation.FromString,
                 _registered_method=True)
+        self.ExplainReconciliation = channel.unary_unary(
+                '/khomas.api.storage.v1.IntegrityService/ExplainReconciliation',
+                request_serializer=khomas_dot_api_dot_storage_dot_v1_dot_integrity__service__pb2.ExplainReconciliationRequest.SerializeToString,
+                response_deserializer=khomas_dot_api_dot_common_dot_v1_dot_explanation__pb2.Explanation.FromString,
+                _registered_method=True)
         self.GetIncident = channel.unary_unary(
                 '/khomas.api.storage.v1.IntegrityService/GetIncident',
                 request_serializer=khomas_dot_api_dot_storage_dot_v1_dot_integrity__service__pb2.GetIncidentRequest.SerializeToString,
@@ -148,6 +153,14 @@ class IntegrityServiceServicer(object):
 
     def CancelReconciliation(self, request, context):
         """Takes a comparison back. One that is over stays as it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainReconciliation(self, request, context):
+        """Why a comparison waits, is held or failed, what would change it and who can. The reason is a value of
+        ReconciliationReason.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -238,6 +251,11 @@ def add_IntegrityServiceServicer_to_server(servicer, server):
                     servicer.CancelReconciliation,
                     request_deserializer=khomas_dot_api_dot_storage_dot_v1_dot_integrity__service__pb2.CancelReconciliationRequest.FromString,
                     response_serializer=khomas_dot_api_dot_storage_dot_v1_dot_reconciliation__pb2.Reconciliation.SerializeToString,
+            ),
+            'ExplainReconciliation': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainReconciliation,
+                    request_deserializer=khomas_dot_api_dot_storage_dot_v1_dot_integrity__service__pb2.ExplainReconciliationRequest.FromString,
+                    response_serializer=khomas_dot_api_dot_common_dot_v1_dot_explanation__pb2.Explanation.SerializeToString,
             ),
             'GetIncident': grpc.unary_unary_rpc_method_handler(
                     servicer.GetIncident,
@@ -420,6 +438,33 @@ class IntegrityService(object):
             '/khomas.api.storage.v1.IntegrityService/CancelReconciliation',
             khomas_dot_api_dot_storage_dot_v1_dot_integrity__service__pb2.CancelReconciliationRequest.SerializeToString,
             khomas_dot_api_dot_storage_dot_v1_dot_reconciliation__pb2.Reconciliation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainReconciliation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/khomas.api.storage.v1.IntegrityService/ExplainReconciliation',
+            khomas_dot_api_dot_storage_dot_v1_dot_integrity__service__pb2.ExplainReconciliationRequest.SerializeToString,
+            khomas_dot_api_dot_common_dot_v1_dot_explanation__pb2.Explanation.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,10 @@ class IntegrityServiceStub:
     """Lets a HELD comparison go on: what seems lost is lost. FAILED_PRECONDITION when it is not HELD."""
     CancelReconciliation: _aio.UnaryUnaryMultiCallable[_integrity_service_pb2.CancelReconciliationRequest, _reconciliation_pb2.Reconciliation]
     """Takes a comparison back. One that is over stays as it is."""
+    ExplainReconciliation: _aio.UnaryUnaryMultiCallable[_integrity_service_pb2.ExplainReconciliationRequest, _explanation_pb2.Explanation]
+    """Why a comparison waits, is held or failed, what would change it and who can. The reason is a value of
+    ReconciliationReason.
+    """
     GetIncident: _aio.UnaryUnaryMultiCallable[_integrity_service_pb2.GetIncidentRequest, _incident_pb2.Incident]
     """Reads an incident."""
     ListIncidents: _aio.UnaryUnaryMultiCallable[_integrity_service_pb2.ListIncidentsRequest, _integrity_service_pb2.ListIncidentsResponse]
@@ -102,6 +106,16 @@ class IntegrityServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_integrity_service_pb2.CancelReconciliationRequest, _abc.Awaitable[_reconciliation_pb2.Reconciliation]],
     ) -> _abc.Awaitable[_reconciliation_pb2.Reconciliation]:
         """Takes a comparison back. One that is over stays as it is."""
+
+    @_abc_1.abstractmethod
+    def ExplainReconciliation(
+        self,
+        request: _integrity_service_pb2.ExplainReconciliationRequest,
+        context: _aio.ServicerContext[_integrity_service_pb2.ExplainReconciliationRequest, _abc.Awaitable[_explanation_pb2.Explanation]],
+    ) -> _abc.Awaitable[_explanation_pb2.Explanation]:
+        """Why a comparison waits, is held or failed, what would change it and who can. The reason is a value of
+        ReconciliationReason.
+        """
 
     @_abc_1.abstractmethod
     def GetIncident(

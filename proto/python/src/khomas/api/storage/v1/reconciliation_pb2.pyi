@@ -19,6 +19,38 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ReconciliationReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReconciliationReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReconciliationReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RECONCILIATION_REASON_UNSPECIFIED: _ReconciliationReason.ValueType  # 0
+    """Nothing to explain."""
+    RECONCILIATION_REASON_QUEUED: _ReconciliationReason.ValueType  # 1
+    """WAITING: it is its turn when those before it are compared."""
+    RECONCILIATION_REASON_NOT_LISTED: _ReconciliationReason.ValueType  # 2
+    """WAITING: the storage or the catalogue could not be listed to the end; it is tried again by itself."""
+    RECONCILIATION_REASON_MUCH_SEEMS_LOST: _ReconciliationReason.ValueType  # 3
+    """HELD: so much seems lost that a person has to say that it is."""
+    RECONCILIATION_REASON_GIVEN_UP: _ReconciliationReason.ValueType  # 4
+    """FAILED: the storage or the catalogue could not be listed to the end, too often."""
+
+class ReconciliationReason(_ReconciliationReason, metaclass=_ReconciliationReasonEnumTypeWrapper):
+    """Why a comparison waits or failed. ExplainReconciliation gives it without the prefix."""
+
+RECONCILIATION_REASON_UNSPECIFIED: ReconciliationReason.ValueType  # 0
+"""Nothing to explain."""
+RECONCILIATION_REASON_QUEUED: ReconciliationReason.ValueType  # 1
+"""WAITING: it is its turn when those before it are compared."""
+RECONCILIATION_REASON_NOT_LISTED: ReconciliationReason.ValueType  # 2
+"""WAITING: the storage or the catalogue could not be listed to the end; it is tried again by itself."""
+RECONCILIATION_REASON_MUCH_SEEMS_LOST: ReconciliationReason.ValueType  # 3
+"""HELD: so much seems lost that a person has to say that it is."""
+RECONCILIATION_REASON_GIVEN_UP: ReconciliationReason.ValueType  # 4
+"""FAILED: the storage or the catalogue could not be listed to the end, too often."""
+Global___ReconciliationReason: _TypeAlias = ReconciliationReason  # noqa: Y015
+
 @_typing.final
 class Reconciliation(_message.Message):
     """One comparison of what lies on a StorageElement with what the catalogue has there. Its findings are Incidents."""

@@ -607,6 +607,28 @@ class BatchGetUploadsResponse(_message.Message):
 Global___BatchGetUploadsResponse: _TypeAlias = BatchGetUploadsResponse  # noqa: Y015
 
 @_typing.final
+class ExplainUploadRequest(_message.Message):
+    """See ExplainUpload."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"uploads/{uid}"."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainUploadRequest: _TypeAlias = ExplainUploadRequest  # noqa: Y015
+
+@_typing.final
 class BatchCreateDownloadsRequest(_message.Message):
     """See BatchCreateDownloads."""
 

@@ -92,6 +92,11 @@ class StorageServiceStub(object):
                 request_serializer=khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.BatchGetUploadsRequest.SerializeToString,
                 response_deserializer=khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.BatchGetUploadsResponse.FromString,
                 _registered_method=True)
+        self.ExplainUpload = channel.unary_unary(
+                '/khomas.api.storage.v1.StorageService/ExplainUpload',
+                request_serializer=khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.ExplainUploadRequest.SerializeToString,
+                response_deserializer=khomas_dot_api_dot_common_dot_v1_dot_explanation__pb2.Explanation.FromString,
+                _registered_method=True)
         self.BatchCreateDownloads = channel.unary_unary(
                 '/khomas.api.storage.v1.StorageService/BatchCreateDownloads',
                 request_serializer=khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.BatchCreateDownloadsRequest.SerializeToString,
@@ -227,6 +232,14 @@ class StorageServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainUpload(self, request, context):
+        """What an upload of the caller waits for, or why it is gone, what would change it and who can. Operators may ask for
+        all. The reason is a value of UploadReason.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def BatchCreateDownloads(self, request, context):
         """Says where to GET the bytes of files: per name grants, the best replica first, or why there is none.
         """
@@ -354,6 +367,11 @@ def add_StorageServiceServicer_to_server(servicer, server):
                     servicer.BatchGetUploads,
                     request_deserializer=khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.BatchGetUploadsRequest.FromString,
                     response_serializer=khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.BatchGetUploadsResponse.SerializeToString,
+            ),
+            'ExplainUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainUpload,
+                    request_deserializer=khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.ExplainUploadRequest.FromString,
+                    response_serializer=khomas_dot_api_dot_common_dot_v1_dot_explanation__pb2.Explanation.SerializeToString,
             ),
             'BatchCreateDownloads': grpc.unary_unary_rpc_method_handler(
                     servicer.BatchCreateDownloads,
@@ -680,6 +698,33 @@ class StorageService(object):
             '/khomas.api.storage.v1.StorageService/BatchGetUploads',
             khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.BatchGetUploadsRequest.SerializeToString,
             khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.BatchGetUploadsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/khomas.api.storage.v1.StorageService/ExplainUpload',
+            khomas_dot_api_dot_storage_dot_v1_dot_storage__service__pb2.ExplainUploadRequest.SerializeToString,
+            khomas_dot_api_dot_common_dot_v1_dot_explanation__pb2.Explanation.FromString,
             options,
             channel_credentials,
             insecure,

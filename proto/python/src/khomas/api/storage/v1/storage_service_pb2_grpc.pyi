@@ -53,6 +53,10 @@ class StorageServiceStub:
     """Gives uploads up; their bytes are deleted. Giving up twice is no error."""
     BatchGetUploads: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.BatchGetUploadsRequest, _storage_service_pb2.BatchGetUploadsResponse]
     """Reads uploads with what has arrived."""
+    ExplainUpload: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.ExplainUploadRequest, _explanation_pb2.Explanation]
+    """What an upload of the caller waits for, or why it is gone, what would change it and who can. Operators may ask for
+    all. The reason is a value of UploadReason.
+    """
     BatchCreateDownloads: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.BatchCreateDownloadsRequest, _storage_service_pb2.BatchCreateDownloadsResponse]
     """Says where to GET the bytes of files: per name grants, the best replica first, or why there is none."""
     BatchCreateTransfers: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.BatchCreateTransfersRequest, _storage_service_pb2.BatchCreateTransfersResponse]
@@ -177,6 +181,16 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_storage_service_pb2.BatchGetUploadsRequest, _abc.Awaitable[_storage_service_pb2.BatchGetUploadsResponse]],
     ) -> _abc.Awaitable[_storage_service_pb2.BatchGetUploadsResponse]:
         """Reads uploads with what has arrived."""
+
+    @_abc_1.abstractmethod
+    def ExplainUpload(
+        self,
+        request: _storage_service_pb2.ExplainUploadRequest,
+        context: _aio.ServicerContext[_storage_service_pb2.ExplainUploadRequest, _abc.Awaitable[_explanation_pb2.Explanation]],
+    ) -> _abc.Awaitable[_explanation_pb2.Explanation]:
+        """What an upload of the caller waits for, or why it is gone, what would change it and who can. Operators may ask for
+        all. The reason is a value of UploadReason.
+        """
 
     @_abc_1.abstractmethod
     def BatchCreateDownloads(
