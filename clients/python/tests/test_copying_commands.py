@@ -351,3 +351,14 @@ async def test_interrupted_get_says_how_to_go_on(shell: Shell) -> None:
     assert b"--skip-same goes on" in said
     assert not (shell.folder / "back/a").exists()
     assert (await shell("get", "/hess/a", "--to", "back", "--skip-same"))[0] == 0
+
+
+async def test_find_with_the_name_of_a_file_shows_the_state_of_its_copies(shell: Shell) -> None:
+    fill(shell.folder, {"run.fits": b"events"})
+    await shell("put", "run.fits", "/hess/run.fits")
+
+    code, out, said = await shell("find", "/hess/run.fits")
+    _, nothing, _ = await shell("find", "/hess/none.fits", "--json")
+
+    assert (code, nothing) == (0, ""), said
+    assert "local:AVAILABLE" in out

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from khomas.client.pairs import Pair
 
 _COLUMNS = ("name", "size", "adler32", "replicas", "created")
+_OF_ONE = ("name", "size", "adler32", "states", "created")
 
 
 @click.command()
@@ -149,7 +150,7 @@ def _keep(target: Path, name: str, content: bytes) -> Path:
 @click.option("--sort", "order_by", default="", help="name, size_bytes, create_time or metadata.<key>, with ' desc'.")
 @listing
 def find(directory: str, filter_text: str, dataset: str, as_of: datetime | None, order_by: str, **options: Any) -> None:
-    """Search files by path and metadata."""
+    """Search files by path and metadata; with the name of a file, show that one and the state of its copies."""
     if as_of is not None and not dataset:
         raise click.UsageError("--as-of tells the content of a dataset at that moment; name it with --dataset")
     form = format_of(options)
@@ -162,9 +163,18 @@ def find(directory: str, filter_text: str, dataset: str, as_of: datetime | None,
             order_by=order_by,
             as_of=as_of,
         )
-        return [_row(one) async for one in found]
+        rows = [_row(one) async for one in found]
+        if rows or directory == "/" or filter_text or dataset:
+            return rows
+        return [_row(one) for one in await client.files.known([directory])]
 
-    show_rows(with_client(work), form, _COLUMNS, "name")
+    rows = with_client(work)
+    alone = len(rows) == 1 and rows[0]["name"] == directory
+    show_rows(rows, form, _OF_ONE if alone else _COLUMNS, "name")
+
+
+def _state(copy: Any) -> str:
+    return str(type(copy).State.Name(copy.state)).removeprefix("STATE_")
 
 
 def _row(one: Any) -> dict[str, Any]:
@@ -178,6 +188,7 @@ def _row(one: Any) -> dict[str, Any]:
         "sha256": one.checksums.sha256,
         "content_digest": one.checksums.content_digest,
         "replicas": [copy.storage_element for copy in one.replicas],
+        "states": [f"{copy.storage_element}:{_state(copy)}" for copy in one.replicas],
         "paths": [f"{copy.storage_element}:{copy.path}" for copy in one.replicas],
         "metadata": {key: plain_value(value) for key, value in sorted(one.metadata.items())},
         "parents": list(one.parents),

@@ -107,6 +107,16 @@ class Files:
                 found.append(result.file)
         return found
 
+    async def known(self, names: Sequence[str]) -> list[Any]:
+        """Read those of the files that exist, by name."""
+        from khomas.api.catalog.v1 import catalog_service_pb2 as pb
+
+        found = []
+        for part in chunks(names):
+            answer = await self._connection.call("catalog", "BatchGetFiles", pb.BatchGetFilesRequest(names=part))
+            found += [result.file for result in answer.results if result.HasField("file")]
+        return found
+
     async def list_directory(self, directory: str) -> list[Any]:
         """List what lies directly in a directory."""
         from khomas.api.catalog.v1 import catalog_service_pb2 as pb

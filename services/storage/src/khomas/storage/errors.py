@@ -122,7 +122,7 @@ class NoReplica(DomainError):
     code = StatusCode.NOT_FOUND
     area = "storage"
     reason = "NO_REPLICA"
-    template = "{file} has no available replica; `khomas ls -l` shows the state of its copies."
+    template = "{file} has no available replica; `khomas find FILE` shows the state of its copies."
 
 
 class TransferNotFound(DomainError):

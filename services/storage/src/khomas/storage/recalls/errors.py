@@ -20,7 +20,7 @@ class NotOnTape(DomainError):
     code = StatusCode.FAILED_PRECONDITION
     area = "storage"
     reason = "NOT_ON_TAPE"
-    template = "{file} has no good copy on tape; `khomas ls -l` shows where its copies are."
+    template = "{file} has no good copy on tape; `khomas find FILE` shows where its copies are."
 
 
 class Offline(DomainError):

@@ -11,7 +11,7 @@ Remedy = explanation_pb2.Remedy
 _ITSELF = Remedy(who="nobody: it resolves itself", action="Wait: it goes on by itself.")
 _CANCEL = Remedy(who="you", action="Take it back.", command="khomas recall cancel {name}")
 _AGAIN = Remedy(who="you", action="Ask for the file again.", command="khomas recall {file}")
-_COPIES = Remedy(who="you", action="Look where other copies are.", command="khomas ls -l {file}")
+_COPIES = Remedy(who="you", action="Look where other copies are.", command="khomas find {file}")
 
 _REMEDIES: Mapping[int, Sequence[Remedy]] = {
     pb.RECALL_REASON_GATHERING: (_ITSELF,),

@@ -8,8 +8,10 @@ from khomas.api.storage.v1 import transfer_pb2 as pb
 
 Remedy = explanation_pb2.Remedy
 _ITSELF = Remedy(who="nobody: it resolves itself", action="Wait for the next attempt.")
-_AGAIN = Remedy(who="you", action="Ask for the transfer again.", command="khomas transfer {file} {destination}")
-_COPIES = Remedy(who="you", action="Look where copies are and in which state.", command="khomas ls -l {file}")
+_AGAIN = Remedy(
+    who="you", action="Ask for the transfer again.", command="khomas transfer create {file} --to {destination}"
+)
+_COPIES = Remedy(who="you", action="Look where copies are and in which state.", command="khomas find {file}")
 
 _REMEDIES: Mapping[int, Sequence[Remedy]] = {
     pb.TRANSFER_REASON_QUEUED: (
