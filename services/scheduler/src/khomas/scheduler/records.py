@@ -20,6 +20,8 @@ Stored: TypeAlias = datetime | int
 TRACE_ID = slice(3, 35)
 # Nothing has been handed to a backend yet.
 WAITING = frozenset({JobState.JOB_STATE_DRAFT, JobState.JOB_STATE_PENDING, JobState.JOB_STATE_STAGING})
+# Something has, and it has not ended.
+ACTIVE = range(JobState.JOB_STATE_SUBMITTING, JobState.JOB_STATE_STALLED + 1)
 
 
 # Named tuples: a step of a job copies its row a few times, which takes a dataclass of so many fields 20 times as long.

@@ -5,21 +5,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from khomas.api.scheduler.v1.state_pb2 import JobState
-from khomas.scheduler import tables
 from khomas.scheduler.errors import ExpressionInvalid
 from khomas.scheduler.intake.blueprint import Blueprint
 from khomas.scheduler.intake.drafts import child_job
 from khomas.scheduler.placement.shares import Allotment, allot
-from khomas.scheduler.records import Counts, Job
-from khomas.scheduler.store.accounting import Accounting, waiting_by_share
+from khomas.scheduler.records import ACTIVE, Counts, Job
+from khomas.scheduler.store.accounting import Accounting
 from khomas.scheduler.store.blueprints import Blueprints
 from khomas.scheduler.store.changes import read_counts, read_jobs
-
-_ACTIVE = range(JobState.JOB_STATE_SUBMITTING, JobState.JOB_STATE_STALLED + 1)
+from khomas.scheduler.store.line import first_in_line, first_of_each
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +80,8 @@ async def whose_turn(
 
 async def _due(connection: AsyncConnection, accounting: Accounting, now: datetime, most: int) -> list[Job]:
     if accounting.tree:
-        return await waiting_by_share(connection, accounting.tree.leaves, now, most)
-    table = tables.job
-    query = select(table).where(table.c.due <= now).order_by(table.c.priority.desc(), table.c.due, table.c.uid)
-    return [Job._make(row) for row in (await connection.execute(query.limit(most))).all()]
+        return await first_of_each(connection, accounting.tree.leaves, now, most)
+    return await first_in_line(connection, now, most)
 
 
 async def _allotted(
@@ -126,7 +120,7 @@ async def _running(connection: AsyncConnection, due: Sequence[Job]) -> dict[str,
     if not limited:
         return {}
     counts: Mapping[str, Counts] = await read_counts(connection, limited)
-    return {uid: most - counts[uid].of(*_ACTIVE) for uid, most in limited.items()}
+    return {uid: most - counts[uid].of(*ACTIVE) for uid, most in limited.items()}
 
 
 def _take(room: dict[str, int], array: str, wanted: int) -> int:

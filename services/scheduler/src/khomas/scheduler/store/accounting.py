@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from google.protobuf.duration_pb2 import Duration
@@ -127,16 +127,6 @@ class Accounting:
             if account.max_cpu_per_day is not None:
                 share.max_cpu_per_day.FromTimedelta(account.max_cpu_per_day)
         return share
-
-
-async def waiting_by_share(connection: AsyncConnection, leaves: Iterable[str], now: datetime, room: int) -> list[Job]:
-    """Up to so many due jobs of each account, in its order."""
-    found: list[Job] = []
-    for leaf in leaves:
-        query = select(tables.job).where(_job.share == leaf, _job.due <= now)
-        query = query.order_by(_job.priority.desc(), _job.due, _job.uid).limit(room)
-        found += [Job._make(row) for row in (await connection.execute(query)).all()]
-    return found
 
 
 async def _running(connection: AsyncConnection) -> dict[str, int]:
