@@ -75,7 +75,8 @@ class Care:
         now_open = frozenset({(site.name, "") for site in good} | queues)
         if now_open - self._open:
             job = tables.job.c
-            waits = (job.reason == Reason.REASON_WAIT_BACKEND) & job.due.is_not(None) & (job.due > moment)
+            reasons = (Reason.REASON_WAIT_BACKEND, Reason.REASON_WAIT_RESOURCES)
+            waits = job.reason.in_(reasons) & job.due.is_not(None) & (job.due > moment)
             async with self.desk.write() as connection:
                 await connection.execute(update(tables.job).where(waits).values(due=moment))
             self.desk.due.set()

@@ -45,7 +45,9 @@ class CredentialKeeping:
     async def _wake(self, moment: datetime) -> None:
         """Let all jobs be looked at again that wait for a credential: one statement, however many they are."""
         job = tables.job
-        waits = (job.c.reason == Reason.REASON_WAIT_CREDENTIAL) & job.c.due.is_not(None) & (job.c.due > moment)
+        # Those that wait for room elsewhere may go to the backend that it opens.
+        reasons = (Reason.REASON_WAIT_CREDENTIAL, Reason.REASON_WAIT_RESOURCES)
+        waits = job.c.reason.in_(reasons) & job.c.due.is_not(None) & (job.c.due > moment)
         async with self._desk.write() as connection:
             woken = await connection.execute(update(job).where(waits).values(due=moment))
         if woken.rowcount:

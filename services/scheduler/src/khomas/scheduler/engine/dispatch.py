@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
+from khomas.scheduler import tables
 from khomas.scheduler.backends.interface import SubmitOutcome, Submitted
 from khomas.scheduler.engine.candidates import Candidate, Room, Turn, whose_turn
 from khomas.scheduler.engine.desk import Desk, now
@@ -17,9 +18,11 @@ from khomas.scheduler.engine.failing import after_failures
 from khomas.scheduler.engine.preparation import Preparation, Prepared, Refused
 from khomas.scheduler.engine.recalling import Recalling
 from khomas.scheduler.engine.transcript import Operation
+from khomas.scheduler.engine.waiting_room import WaitingRoom
 from khomas.scheduler.placement.locality import inputs_of
 from khomas.scheduler.placement.sites import Site, Sites
 from khomas.scheduler.records import Attempt, Job
+from khomas.scheduler.store.bulk import update_many
 from khomas.scheduler.store.changes import Change, ended_job, lock_jobs, moved
 
 log = logging.getLogger(__name__)
@@ -36,6 +39,7 @@ class Dispatcher:
         self._desk = desk
         self.recalling = Recalling(desk)
         self._preparation = Preparation(desk, self.recalling)
+        self._waiting_room = WaitingRoom(desk)
         self._doubtful = Doubtful(desk, self._preparation, self._hand_over)
         self._pause = desk.settings.find_pause.total_seconds()
         # When the inputs of later jobs are looked at again.
@@ -43,6 +47,7 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Hand over whenever something is due and there is room."""
+        await self._waiting_room.empty()
         while True:
             if not await self.step():
                 await self._desk.due.wait(self._desk.settings.poll.total_seconds())
@@ -57,6 +62,7 @@ class Dispatcher:
         room = Room(min(_BATCH, free), sum(offer.max_jobs for offer in offers))
         if room.free == 0:
             return found
+        await self._waiting_room.call({offer.name: offer.room for offer in offers})
         moment = now()
         async with self._desk.database.read() as connection:
             turn = await whose_turn(connection, self._desk.blueprints, self._desk.accounting, moment, room)
@@ -65,7 +71,7 @@ class Dispatcher:
             prepared, refused = await self._preparation.prepare(connection, turn.candidates, moment)
             if any(no.reason == Reason.REASON_WAIT_STAGE_FROM_TAPE for no in refused):
                 await self._look_ahead(connection, room, moment)
-        began = await self._begin(turn, prepared, refused, moment)
+        began = await self._begin(*_kept_back(turn, refused), prepared, moment)
         await self._hand_over(began)
         return True
 
@@ -85,7 +91,7 @@ class Dispatcher:
         await self.recalling.ahead(names)
 
     async def _begin(
-        self, turn: Turn, prepared: Sequence[Prepared], refused: Sequence[Refused], moment: datetime
+        self, turn: Turn, refused: Sequence[Refused], prepared: Sequence[Prepared], moment: datetime
     ) -> list[Prepared]:
         """Make the attempts durable; jobs that changed meanwhile are left out."""
         began: list[Prepared] = []
@@ -99,14 +105,22 @@ class Dispatcher:
                 if before is not None:
                     changes.append(_begun(one, before, moment))
                     began.append(one)
-            for no in refused:
-                before = _current(no.candidate, rows, pages)
-                if before is not None:
-                    changes.append(Change(before, _refused_job(no, before, moment), new_row=no.candidate.new))
-            changes += [Change(rows[uid], _page_taken(rows[uid], number)) for uid, number in pages.items()]
+            arrays = {uid: _page_taken(rows[uid], number) for uid, number in pages.items()}
+            waits = [
+                (no, Change(before, _refused_job(no, arrays.pop(before.uid, before), moment), new_row=no.candidate.new))
+                for no in refused
+                if (before := _current(no.candidate, rows, pages)) is not None
+            ]
+            same = [{"uid": one.after.uid, "due": one.after.due} for _, one in waits if not _is_step(one)]
+            await update_many(connection, tables.job, ("uid",), same)
+            changes += [change for _, change in waits if _is_step(change)]
+            changes += [Change(rows[uid], after) for uid, after in arrays.items()]
             await self._desk.changes.apply(connection, changes, moment)
         for one in began:
             self._desk.opened(one.attempt)
+        for no, change in waits:
+            if no.full and change.after.due is not None:
+                self._waiting_room.enter(change.before, change.after.due, no.full)
         kept = {one.attempt.uid for one in began}
         self._desk.abandoned += [
             one.attempt.upload for one in prepared if one.attempt.upload and one.attempt.uid not in kept
@@ -221,14 +235,39 @@ def _begun(one: Prepared, before: Job, moment: datetime) -> Change:
     return Change(before, after, one.attempt, new_attempt=True, new_row=one.candidate.new)
 
 
+def _kept_back(turn: Turn, refused: Sequence[Refused]) -> tuple[Turn, list[Refused]]:
+    """Children at the end of a page whose backends are full get no rows yet: their array waits."""
+    full = {no.candidate.job.uid: no for no in refused if no.full and no.candidate.new}
+    pages, waits = dict(turn.pages), [no for no in refused if no.candidate.job.uid not in full]
+    for uid, (array, number) in turn.pages.items():
+        end = array.made + number
+        while no := full.pop(f"{uid}/{end - 1}", None):
+            end -= 1
+            first = no
+        if end < array.made + number:
+            pages[uid] = (array, end - array.made)
+            waits.append(replace(first, candidate=Candidate(array, first.candidate.blueprint)))
+    return replace(turn, pages=pages), [*waits, *full.values()]
+
+
 def _refused_job(no: Refused, before: Job, moment: datetime) -> Job:
     if no.again is None:
         return ended_job(before, moment, JobState.JOB_STATE_FAILED, no.reason, no.message)
-    if before.is_array:
+    due = moment + no.again
+    if not before.is_array:
+        after = moved(before, moment, before.state, no.reason, no.message, due=due)
+    else:
         # What its unmade children share.
-        waits = before._replace(reason=no.reason, rest_reason=no.reason, message=no.message, since=moment)
-        return waits._replace(due=moment + no.again, version=before.version + 1, update_time=moment)
-    return moved(before, moment, before.state, no.reason, no.message, due=moment + no.again)
+        waits = before._replace(reason=no.reason, rest_reason=no.reason, message=no.message)
+        since = before.since if no.reason == before.reason else moment
+        after = waits._replace(due=due, since=since, version=before.version + 1, update_time=moment)
+    same = (before.reason, before.rest_reason, before.message) == (after.reason, after.rest_reason, after.message)
+    # That it still waits for the same is no step.
+    return before._replace(due=due) if same else after
+
+
+def _is_step(change: Change) -> bool:
+    return change.new_row or change.after.version > change.before.version or change.after.made > change.before.made
 
 
 def _page_taken(array: Job, number: int) -> Job:

@@ -41,6 +41,8 @@ _AGAIN = timedelta(seconds=5)
 _NO_MATCH_AGAIN = timedelta(seconds=10)
 # They are woken when a backend is opened.
 _CLOSED_AGAIN = timedelta(minutes=10)
+# They are called when a backend has room.
+_FULL_AGAIN = timedelta(minutes=10)
 _QUOTA_AGAIN = timedelta(seconds=15)
 # They are woken when a credential changes.
 _CREDENTIAL_AGAIN = timedelta(minutes=10)
@@ -67,6 +69,8 @@ class Refused:
     message: str
     # None = never.
     again: timedelta | None = None
+    # It waits until one of these backends has room.
+    full: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
@@ -299,7 +303,7 @@ def _choose(one: Candidate, placing: Placing, local: Local | None, avoid: frozen
         why = "; ".join(f"{name}: {no.said}" for name, no in group.lacks.items())
         return Refused(one, Reason.REASON_WAIT_CREDENTIAL, why, _CREDENTIAL_AGAIN)
     offer, has_room = best
-    return (offer.name, group.match.queues[offer.name]) if has_room else _full(one, offer)
+    return (offer.name, group.match.queues[offer.name]) if has_room else _full(one, offer, group.good)
 
 
 def _nowhere(one: Candidate, found: Match) -> Refused:
@@ -310,11 +314,12 @@ def _nowhere(one: Candidate, found: Match) -> Refused:
     return Refused(one, Reason.REASON_WAIT_NO_MATCH, f"no backend fits: {why}", _NO_MATCH_AGAIN)
 
 
-def _full(one: Candidate, best: Offer) -> Refused:
+def _full(one: Candidate, best: Offer, good: frozenset[str]) -> Refused:
     if best.trouble:
-        return Refused(one, Reason.REASON_WAIT_BACKEND, f"{best.name} does not answer: {best.trouble}", _AGAIN)
-    why = f"{best.name} has {best.jobs} of at most {best.max_jobs} jobs"
-    return Refused(one, Reason.REASON_WAIT_RESOURCES, why, timedelta(seconds=1))
+        why = f"{best.name} does not answer: {best.trouble}"
+        return Refused(one, Reason.REASON_WAIT_BACKEND, why, _FULL_AGAIN, good)
+    why = f"{best.name} has as many jobs as it may, {best.max_jobs}"
+    return Refused(one, Reason.REASON_WAIT_RESOURCES, why, _FULL_AGAIN, good)
 
 
 def _with_inputs(plans: Iterable[_Plan], downloads: Mapping[str, Download], refused: list[Refused]) -> list[_Plan]:

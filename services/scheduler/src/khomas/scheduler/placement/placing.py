@@ -19,6 +19,8 @@ class Group:
 
     match: Match
     lacks: Mapping[str, Lack]
+    # Those that the jobs can go to when they have room.
+    good: frozenset[str]
     # Backends by what they are sorted by, with the number of jobs that this is for.
     line: list[_Line] = field(default_factory=list)
 
@@ -57,8 +59,8 @@ class Placing:
     def _made(self, spec: JobSpec, needs: Needs) -> Group:
         found = match(spec, needs, list(self._offers.values()), self._ranking)
         lacks = {one.name: lack for one in found.fitting if (lack := self._lack(one.name, needs.wall_time))}
-        group = Group(found, lacks)
-        group.line = [self._entry(one.name, found) for one in found.fitting if one.name not in lacks]
+        group = Group(found, lacks, frozenset(one.name for one in found.fitting if one.name not in lacks))
+        group.line = [self._entry(name, found) for name in group.good]
         heapq.heapify(group.line)
         return group
 

@@ -203,18 +203,27 @@ class BatchSystem:
         )
 
 
-def memory_sites(system: BatchSystem, max_jobs: int = 1000, settings: SchedulerSettings | None = None) -> Sites:
-    """The batch system as the only backend, `memory`; it wants to see the first of the credentials in the settings."""
+def memory_sites(
+    system: BatchSystem,
+    max_jobs: int = 1000,
+    settings: SchedulerSettings | None = None,
+    others: Mapping[str, BatchSystem] | None = None,
+) -> Sites:
+    """The batch system as the backend `memory`, which wants to see the first of the credentials in the settings."""
     settings = settings or SchedulerSettings()
     wallet = Wallet(Credentials(open_all(settings.credentials)), settings.keeper, settings.credential_margin)
     backend = BackendSettings(kind="memory", max_jobs=max_jobs, credential=next(iter(settings.credentials), ""))
-    return Sites([Site("memory", backend, system)], wallet)
+    sites = [Site("memory", backend, system)]
+    sites += [Site(name, BackendSettings(kind="memory"), other) for name, other in (others or {}).items()]
+    return Sites(sites, wallet)
 
 
-def memory_scheduler(system: BatchSystem, max_jobs: int = 1000) -> Service[SchedulerSettings]:
-    """The scheduler over this batch system."""
+def memory_scheduler(
+    system: BatchSystem, max_jobs: int = 1000, others: Mapping[str, BatchSystem] | None = None
+) -> Service[SchedulerSettings]:
+    """The scheduler over this batch system, and over others by name."""
 
     async def start(settings: SchedulerSettings, host: Host) -> Running:
-        return await start_with(settings, host, memory_sites(system, max_jobs, settings))
+        return await start_with(settings, host, memory_sites(system, max_jobs, settings, others))
 
     return Service("scheduler", SchedulerSettings, start, migrate)
