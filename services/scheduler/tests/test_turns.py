@@ -98,7 +98,7 @@ async def test_children_that_are_tried_again_wait_until_their_array_has_few_enou
 async def test_jobs_for_a_full_backend_let_others_past(tmp_path: Path, database_url: str, system: BatchSystem) -> None:
     other = BatchSystem()
     async with running(tmp_path, database_url, system, 1, other) as scheduler:
-        waiting = await scheduler.submit(*[at("memory", priority=10) for _ in range(300)])
+        waiting = await scheduler.submit(*[at("memory", priority=10) for _ in range(1500)])
         array, one = await scheduler.submit(at("memory", priority=9, splitter={"count": {"count": 1000}}), at("other"))
         await scheduler.wait(one.name, QUEUED, 15)
         assert len(other.submitted) == 1

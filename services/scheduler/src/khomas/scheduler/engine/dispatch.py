@@ -42,6 +42,8 @@ class Dispatcher:
         self._waiting_room = WaitingRoom(desk)
         self._doubtful = Doubtful(desk, self._preparation, self._hand_over)
         self._pause = desk.settings.find_pause.total_seconds()
+        # How far down the line it is looked, after turns of jobs whose backends were all full.
+        self._reach = 0
         # When the inputs of later jobs are looked at again.
         self._ahead_at = 0.0
 
@@ -63,6 +65,9 @@ class Dispatcher:
         if room.free == 0:
             return found
         await self._waiting_room.call({offer.name: offer.room for offer in offers})
+        reach, self._reach = self._reach, 0
+        if not self._desk.accounting.tree:  # accounts divide the slots that there are
+            room = replace(room, free=min(_BATCH, max(room.free, reach)))
         moment = now()
         async with self._desk.database.read() as connection:
             turn = await whose_turn(connection, self._desk.blueprints, self._desk.accounting, moment, room)
@@ -71,6 +76,8 @@ class Dispatcher:
             prepared, refused = await self._preparation.prepare(connection, turn.candidates, moment)
             if any(no.reason == Reason.REASON_WAIT_STAGE_FROM_TAPE for no in refused):
                 await self._look_ahead(connection, room, moment)
+        if sum(bool(no.full) for no in refused) == len(turn.candidates):
+            self._reach = 2 * room.free
         began = await self._begin(*_kept_back(turn, refused), prepared, moment)
         await self._hand_over(began)
         return True

@@ -16,8 +16,6 @@ from khomas.scheduler.store.changes import lock_jobs
 
 # Jobs called at once, of each line.
 _MOST = 1000
-
-
 # Backends that are good for a job, one of which must have room, and its account, because accounts take turns.
 _Key = tuple[frozenset[str], str]
 
@@ -75,10 +73,12 @@ class WaitingRoom:
         if not called:
             return
         async with self._desk.write() as connection:
-            jobs = await lock_jobs(connection, called)
-            rows = [{"uid": job.uid, "due": called[job.uid].place.due} for job in jobs]
-            same = [row for row, job in zip(rows, jobs, strict=True) if job.due == called[job.uid].until]
-            await update_many(connection, tables.job, ("uid",), same)
+            rows = [
+                {"uid": job.uid, "due": called[job.uid].place.due}
+                for job in await lock_jobs(connection, called)
+                if job.due == called[job.uid].until
+            ]
+            await update_many(connection, tables.job, ("uid",), rows)
 
     def _first(self, key: _Key, number: int) -> Iterator[_Left]:
         line = self._lines[key]
