@@ -3,17 +3,19 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import grpc
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, insert, select
 
 from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
 from khomas.api.scheduler.v1.job_pb2 import Job
 from khomas.api.scheduler.v1.state_pb2 import Reason
+from khomas.kit.ids import new_uids
 from khomas.kit.testing import serve
 from khomas.scheduler import tables
 from khomas.scheduler.backends.interface import Usage
@@ -174,6 +176,35 @@ async def test_kept_dependencies_of_a_resumed_workflow_protect_what_it_reads(
     assert (await with_system.get(fine.name)).uid == fine.uid
     await with_system.cancel(*[job.name for job in again])
     await gone(with_system, fine.name)
+
+
+async def test_jobs_that_are_kept_do_not_hide_those_whose_time_is_over(
+    tmp_path: Path, database_url: str, system: BatchSystem
+) -> None:
+    urls, settings = {"scheduler": database_url}, QUICK | {"retain": 3600, "engine": False}
+    service = memory_scheduler(system)
+    async with serve(service, state=tmp_path, settings={"scheduler": settings}, database_urls=urls) as served:
+        scheduler = Scheduler(served)
+        await scheduler.parts.desk.leadership.acquire()
+        [waiting] = await scheduler.submit(shell("true"))
+        await scheduler.cancel(waiting.name)
+        ended = datetime.now(UTC) - timedelta(days=7)
+        uids = new_uids(3605)
+        async with scheduler.parts.database.write() as connection:
+            row = (await connection.execute(select(tables.job))).one()._asdict()
+            kept = [row | {"uid": uid, "retain_s": 30 * 86400, "end_time": ended} for uid in uids[:1000]]
+            ever = [row | {"uid": uids[1000], "retain_s": 315_576_000_000, "end_time": ended}]
+            over = [row | {"uid": uid, "retain_s": 2 * 86400, "end_time": ended} for uid in uids[1001:2202]]
+            usual = [row | {"uid": uid, "end_time": ended} for uid in uids[2202:3604]]
+            waiter = [row | {"uid": uids[3604], "end_time": None}]
+            waits = {"job": uids[3604], "condition": 1, "min_fraction": 0.0, "kept": False}
+            for rows_of in (kept, ever, over, usual, waiter):
+                await connection.execute(insert(tables.job), rows_of)
+            await connection.execute(insert(tables.dependency), [waits | {"target": uid} for uid in uids[1001:2201]])
+        await scheduler.parts.engine.retention.step()
+        async with scheduler.parts.database.read() as connection:
+            left = set((await connection.execute(select(tables.job.c.uid))).scalars())
+        assert left == {waiting.uid, *uids[:2201], uids[3604]}
 
 
 async def test_forgotten_job_is_not_found(scheduler: Scheduler) -> None:

@@ -40,30 +40,48 @@ class Retention:
         self._desk = desk
 
     async def step(self) -> None:
-        """Forget a batch of jobs, then a batch of contents."""
+        """Forget all jobs and contents whose time is over."""
+        moment = now()
+        if (retain := self._desk.settings.retain) is not None:
+            await self._ended(None, moment - retain)
+        # What jobs say themselves: each time that is said, from the shortest on.
+        after = -1
+        while (retain_s := await self._next_said(after)) is not None and retain_s < moment.timestamp():
+            await self._ended(retain_s, moment - timedelta(seconds=retain_s))
+            after = retain_s
+        while await self._contents():
+            pass
+        await self._desk.transcript.prune(moment - self._desk.settings.retain_commands)
+
+    async def _next_said(self, after: int) -> int | None:
+        query = select(func.min(_job.retain_s)).where(tables.TOP, _job.retain_s > after)
         async with self._desk.database.read() as connection:
-            over = await self._over(connection, now())
-            needed = await _needed(connection, over)
-        uids = [uid for uid in over if uid not in needed]
+            found: int | None = (await connection.execute(query)).scalar()
+        return found
+
+    async def _ended(self, retain_s: int | None, until: datetime) -> None:
+        """Forget jobs and arrays that are kept for so long and ended by then."""
+        query = select(_job.end_time, _job.uid).where(tables.TOP, _job.retain_s == retain_s, _job.end_time <= until)
+        query = query.order_by(_job.end_time, _job.uid).limit(_BATCH)
+        page = query
+        while True:
+            async with self._desk.database.read() as connection:
+                rows = (await connection.execute(page)).all()
+                needed = await _needed(connection, [row.uid for row in rows])
+            await self._forget_whole([row.uid for row in rows if row.uid not in needed])
+            if len(rows) < _BATCH:
+                return
+            # Past those that are needed: they must not hide the others.
+            last = rows[-1]
+            page = query.where(_job.end_time >= last.end_time, or_(_job.end_time > last.end_time, _job.uid > last.uid))
+
+    async def _forget_whole(self, uids: Collection[str]) -> None:
         for uid in uids:
             while await self._children(uid):
                 pass
         await self._forget(uids)
         if uids:
             log.info("jobs.forgotten", extra={"jobs": len(uids)})
-        await self._contents()
-        await self._desk.transcript.prune(now() - self._desk.settings.retain_commands)
-
-    async def _over(self, connection: AsyncConnection, moment: datetime) -> list[str]:
-        """Jobs and arrays whose time is over."""
-        query = select(_job.uid, _job.end_time, _job.retain_s).where(tables.TOP, _job.end_time <= moment)
-        query = query.order_by(_job.retain_s, _job.end_time).limit(_BATCH)
-        rows = list((await connection.execute(query.where(_job.retain_s.is_not(None)))).all())
-        over = [row.uid for row in rows if row.end_time + timedelta(seconds=row.retain_s) <= moment]
-        if (retain := self._desk.settings.retain) is not None:
-            query = query.where(_job.retain_s.is_(None), _job.end_time <= moment - retain)
-            over += [row.uid for row in (await connection.execute(query)).all()]
-        return over
 
     async def _children(self, array: str) -> bool:
         """Forget some children of an array; tell whether there may be more."""
@@ -89,10 +107,10 @@ class Retention:
         for uid in attempts:
             shutil.rmtree(self._desk.attempt_folder(uid), ignore_errors=True)
 
-    async def _contents(self) -> None:
-        """Delete uploaded contents that no job reads, some time after they came."""
+    async def _contents(self) -> bool:
+        """Delete uploaded contents that no job reads, some time after they came; tell whether there may be more."""
         if (retain := self._desk.settings.retain_sandboxes) is None:
-            return
+            return False
         content, use = tables.sandbox.c, tables.sandbox_use.c
         unused = ~select(use.sha256).where(use.sha256 == content.sha256).exists()
         query = select(content.sha256).where(content.create_time <= now() - retain, unused).limit(_BATCH)
@@ -102,6 +120,7 @@ class Retention:
                 await connection.execute(delete(tables.sandbox).where(in_values(content.sha256, found)))
         for sha256 in found:
             await asyncio.to_thread(self._desk.sandboxes.path(sha256).unlink, missing_ok=True)
+        return len(found) == _BATCH
 
 
 async def _needed(connection: AsyncConnection, uids: Sequence[str]) -> set[str]:
