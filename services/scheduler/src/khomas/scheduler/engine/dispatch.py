@@ -14,7 +14,7 @@ from khomas.scheduler.backends.interface import SubmitOutcome, Submitted
 from khomas.scheduler.engine.candidates import Candidate, Room, Turn, whose_turn
 from khomas.scheduler.engine.desk import Desk, now
 from khomas.scheduler.engine.doubtful import NOT_FOUND_TIMES, Doubtful, accepted
-from khomas.scheduler.engine.failing import after_failures
+from khomas.scheduler.engine.failing import after_failures, why
 from khomas.scheduler.engine.preparation import Preparation, Prepared, Refused
 from khomas.scheduler.engine.recalling import Recalling
 from khomas.scheduler.engine.transcript import Operation
@@ -286,7 +286,7 @@ def _unknown(job: Job, attempt: Attempt, message: str, moment: datetime) -> Chan
     said = f"whether {attempt.backend} has it is not known: {message}"
     reason = Reason.REASON_INFRA_SUBMIT_UNKNOWN
     doubtful = attempt._replace(reason=reason, message=said)
-    return Change(job, moved(job, moment, JobState.JOB_STATE_SUBMITTING, reason, said), doubtful)
+    return Change(job, moved(job, moment, JobState.JOB_STATE_SUBMITTING, *why(job, reason, said)), doubtful)
 
 
 def _rejected(attempt: Attempt, message: str, moment: datetime) -> Attempt:

@@ -9,7 +9,7 @@ from khomas.api.scheduler.v1.state_pb2 import DesiredState, JobState, Reason
 from khomas.scheduler import tables
 from khomas.scheduler.engine.candidates import Candidate
 from khomas.scheduler.engine.desk import Desk, now
-from khomas.scheduler.engine.failing import after_failures
+from khomas.scheduler.engine.failing import after_failures, why
 from khomas.scheduler.engine.preparation import Preparation, Prepared
 from khomas.scheduler.engine.transcript import Operation
 from khomas.scheduler.placement.sites import Site
@@ -125,7 +125,7 @@ def accepted(job: Job, attempt: Attempt, native_id: str, moment: datetime) -> Ch
     accepted = attempt._replace(
         state=state, native_id=native_id, submit_time=moment, reason=Reason.REASON_UNSPECIFIED, message=""
     )
-    return Change(job, moved(job, moment, state), accepted)
+    return Change(job, moved(job, moment, state, *why(job)), accepted)
 
 
 def _never_arrived(attempt: Attempt, moment: datetime) -> Attempt:

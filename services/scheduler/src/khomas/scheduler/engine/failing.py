@@ -12,7 +12,7 @@ from khomas.api.scheduler.v1.state_pb2 import DesiredState, JobState, Reason
 from khomas.scheduler.engine.desk import Desk
 from khomas.scheduler.lifecycle.retry import Decision, Failure, decide, needs_log
 from khomas.scheduler.lifecycle.waiting import waiting
-from khomas.scheduler.records import Attempt, Job
+from khomas.scheduler.records import Attempt, Job, ReasonCode
 from khomas.scheduler.store.changes import Change, lock_jobs, moved, read_jobs
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,11 @@ async def _end_of_log(desk: Desk, attempt: Attempt) -> bytes:
         log.exception("log.unreadable", extra={"attempt": attempt.uid})
         return b""
     return b"\n".join(part.data for part in parts)
+
+
+def why(job: Job, reason: ReasonCode = Reason.REASON_UNSPECIFIED, message: str = "") -> tuple[ReasonCode, str]:
+    """Reason and sentence of a step; a job whose end is wanted keeps those that say why it is."""
+    return (job.reason, job.message) if job.desired == _CANCEL else (reason, message)
 
 
 def _as_wanted(attempt: Attempt, job: Job) -> Attempt:

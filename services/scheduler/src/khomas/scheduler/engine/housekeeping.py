@@ -8,15 +8,15 @@ from math import inf
 
 import grpc
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from khomas.api.scheduler.v1.job_spec_pb2 import Limits
 from khomas.api.scheduler.v1.state_pb2 import DesiredState, JobState, Reason
 from khomas.scheduler import tables
 from khomas.scheduler.engine.desk import Desk, Open, now
 from khomas.scheduler.engine.transcript import Operation
 from khomas.scheduler.manifest import grace_seconds
 from khomas.scheduler.records import Job
-from khomas.scheduler.store.blueprints import Blueprints
+from khomas.scheduler.store.bulk import update_many
 from khomas.scheduler.store.changes import Change, ended_job, moved
 
 log = logging.getLogger(__name__)
@@ -82,15 +82,20 @@ class Housekeeping:
         """Give up jobs whose deadline has come."""
         job = tables.job
         moment = now()
-        query = select(job).where(job.c.deadline <= moment).order_by(job.c.deadline).limit(_BATCH).with_for_update()
+        # What is to end anyway keeps its reason.
+        late = (job.c.deadline <= moment, job.c.desired != DesiredState.DESIRED_STATE_CANCEL)
+        query = select(job).where(*late).order_by(job.c.deadline).limit(_BATCH).with_for_update()
         async with self._desk.database.read() as connection:
             if (await connection.execute(query.limit(1))).first() is None:
                 return
         async with self._desk.write() as connection:
-            late = [Job._make(row) for row in (await connection.execute(query)).all()]
-            steps = [(one, await _given_up(one, moment, connection, self._desk.blueprints)) for one in late]
-            await self._desk.changes.apply(connection, [Change(before, after) for before, after in steps], moment)
-        if late:
+            jobs = [Job._make(row) for row in (await connection.execute(query)).all()]
+            plans = await self._desk.blueprints.of(connection, {one.spec for one in jobs})
+            steps = [Change(one, _given_up(one, moment, plans[one.spec].spec.limits)) for one in jobs]
+            started = [{"uid": one.after.uid, "deadline": one.after.deadline} for one in steps if not _is_step(one)]
+            await update_many(connection, job, ("uid",), started)
+            await self._desk.changes.apply(connection, [one for one in steps if _is_step(one)], moment)
+        if jobs:
             self._desk.cancelling.set()
 
     async def look(self) -> None:
@@ -124,9 +129,12 @@ class Housekeeping:
             log.warning("abandon.failed", extra={"uploads": len(names), "code": error.code().name})
 
 
-async def _given_up(job: Job, moment: datetime, connection: AsyncConnection, blueprints: Blueprints) -> Job:
-    """The job after its deadline: ended, or about to be."""
-    limits = (await blueprints.of(connection, {job.spec}))[job.spec].spec.limits
+def _is_step(change: Change) -> bool:
+    return change.after.version > change.before.version
+
+
+def _given_up(job: Job, moment: datetime, limits: Limits) -> Job:
+    """The job after its deadline: ended, or about to be; one that started in time has a later one, or none."""
     started = not job.waiting and job.state not in (JobState.JOB_STATE_SUBMITTING, JobState.JOB_STATE_QUEUED)
     finish = limits.finish_before.ToDatetime(UTC) if limits.HasField("finish_before") else None
     if started and (finish is None or finish > moment):
@@ -135,5 +143,5 @@ async def _given_up(job: Job, moment: datetime, connection: AsyncConnection, blu
     message = f"not {what} by {(job.deadline or moment).isoformat(timespec='seconds')}"
     reason = Reason.REASON_LIMIT_DEADLINE
     if job.waiting:
-        return ended_job(job, moment, JobState.JOB_STATE_FAILED, reason, message)
-    return moved(job, moment, job.state, reason, message, desired=DesiredState.DESIRED_STATE_CANCEL)
+        return ended_job(job, moment, JobState.JOB_STATE_FAILED, reason, message, deadline=None)
+    return moved(job, moment, job.state, reason, message, desired=DesiredState.DESIRED_STATE_CANCEL, deadline=None)

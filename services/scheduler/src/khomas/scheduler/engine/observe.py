@@ -10,7 +10,7 @@ from khomas.api.scheduler.v1.state_pb2 import DesiredState, JobState, Reason
 from khomas.scheduler.backends.interface import Observation, PollResult, Seen
 from khomas.scheduler.backends.interface import State as Native
 from khomas.scheduler.engine.desk import Desk, Open, now
-from khomas.scheduler.engine.failing import after_failures, read_logs
+from khomas.scheduler.engine.failing import after_failures, read_logs, why
 from khomas.scheduler.engine.lost import with_accounts
 from khomas.scheduler.engine.transcript import Operation
 from khomas.scheduler.lifecycle.verdicts import judged
@@ -199,8 +199,8 @@ def observed(attempt: Attempt, seen: Observation, moment: datetime) -> Attempt:
 def job_after(job: Job, attempt: Attempt, moment: datetime) -> Job:
     """The job of an attempt that goes on, or succeeded."""
     reason, message = attempt.reason, attempt.message
-    if job.desired == DesiredState.DESIRED_STATE_CANCEL and not attempt.final:
-        reason, message = job.reason, job.message  # why its end is wanted
+    if not attempt.final:
+        reason, message = why(job, reason, message)
     elif job.desired == DesiredState.DESIRED_STATE_CANCEL:
         message = "it had succeeded before it could be cancelled"
     return moved(job, moment, attempt.state, reason, message, **_kept(job, attempt))

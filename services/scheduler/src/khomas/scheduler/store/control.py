@@ -53,7 +53,9 @@ class Control:
                 steps.append(Change(job, after))
                 answer.cancelled += 1
             else:
-                steps.append(Change(job, moved(job, now, job.state, job.reason, message, desired=_CANCEL)))
+                # Once its end is wanted it stays so, for the reason that was given first.
+                if job.desired != _CANCEL:
+                    steps.append(Change(job, moved(job, now, job.state, job.reason, message, desired=_CANCEL)))
                 answer.cancelling += 1
         await self.changes.apply(connection, steps, now)
         return answer
