@@ -23,6 +23,7 @@ from khomas.scheduler.testing.backend import BatchSystem, Handover, memory_sched
 
 FAST = {"poll": 0.05, "initial_backoff": 0.05, "collect_after": 0.2, "find_pause": 0.1}
 SUBMITTING, QUEUED = JobState.JOB_STATE_SUBMITTING, JobState.JOB_STATE_QUEUED
+RUNNING, STALLED = JobState.JOB_STATE_RUNNING, JobState.JOB_STATE_STALLED
 
 
 class Deaf(BatchSystem):
@@ -153,3 +154,28 @@ async def test_reason_of_a_cancel_outlives_the_handover(tmp_path: Path, handover
         system.end(system.going[0], 600)
         ended = await scheduler.wait(job.name)
         assert (states([ended]), ended.status.message) == (["CANCELLED"], "cancelled: wrong calibration")
+
+
+async def test_job_says_itself_how_long_it_may_be_silent(tmp_path: Path, system: BatchSystem) -> None:
+    async with running(tmp_path, system) as scheduler:
+        short, usual = await scheduler.submit(shell("true", limits={"heartbeat_timeout": "1s"}), shell("true"))
+        for job in (short, usual):
+            await scheduler.wait(job.name, [QUEUED])
+        system.answers = False
+        stalled = await scheduler.wait(short.name, [STALLED])
+        assert stalled.status.reason == Reason.REASON_INFRA_HEARTBEAT_LOST
+        assert stalled.attempts[0].message == "no sign of life for 1 s"
+        assert states([await scheduler.get(usual.name)]) == ["QUEUED"]
+        system.answers = True
+        await scheduler.wait(short.name, [QUEUED])
+
+
+async def test_local_jobs_are_not_called_silent_between_full_looks(tmp_path: Path, scheduler: Scheduler) -> None:
+    [job] = await scheduler.submit(shell("sleep 3", limits={"heartbeat_timeout": "0.5s"}))
+    ended = await scheduler.wait(job.name)
+    assert states([ended]) == ["SUCCEEDED"]
+    async for batch in scheduler.stub.WatchEvents(WatchEventsRequest(until_now=True)):
+        for event in batch.events:
+            seen = Job()
+            event.resource.Unpack(seen)
+            assert seen.status.state != STALLED

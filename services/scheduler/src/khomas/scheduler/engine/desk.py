@@ -37,6 +37,8 @@ class Open:
     last_seen: float
     absent_polls: int = 0
     absent_since: float = 0.0
+    # Without a sign of life for so many seconds it is stalled; None = not looked up yet.
+    patience: float | None = None
     # When the backend was last told to end it.
     cancel_sent: float = -1e9
     # When whether it arrived is looked at again.

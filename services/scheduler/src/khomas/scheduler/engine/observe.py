@@ -12,6 +12,7 @@ from khomas.scheduler.backends.interface import State as Native
 from khomas.scheduler.engine.desk import Desk, Open, now
 from khomas.scheduler.engine.failing import after_failures, read_logs, why
 from khomas.scheduler.engine.lost import with_accounts
+from khomas.scheduler.engine.patience import look_up_patience
 from khomas.scheduler.engine.transcript import Operation
 from khomas.scheduler.lifecycle.verdicts import judged
 from khomas.scheduler.placement.sites import Site
@@ -60,7 +61,7 @@ class Observer:
 
     async def step(self) -> int:
         """Look once; tell how much changed."""
-        watched = self._watched()
+        watched, began = self._watched(), asyncio.get_running_loop().time()
         if not watched:
             return 0
         if self._desk.sites.lack(self._site.name) is not None:
@@ -68,11 +69,11 @@ class Observer:
             return 0
         result = await self._look(list(watched))
         if result is None:
-            return await self._stall(watched.values())
+            return await self._stall(watched.values(), began)
         attempts = await with_accounts(self._desk, self._site, self._interpreted(result, watched))
         if attempts:
             await self._write(attempts)
-        return await self._stall(watched.values()) + len(attempts)
+        return await self._stall(watched.values(), began) + len(attempts)
 
     def _excuse(self, watched: Iterable[Open]) -> None:
         """Nobody is asked without a credential: that says nothing about the jobs, and nothing about the backend."""
@@ -156,21 +157,23 @@ class Observer:
         if any(attempt.state == JobState.JOB_STATE_FINISHING for attempt in attempts):
             self._desk.finishing.set()
 
-    async def _stall(self, watched: Iterable[Open]) -> int:
-        """Mark attempts that nobody has seen for too long."""
-        loop = asyncio.get_running_loop().time()
-        limit = self._desk.settings.heartbeat_timeout.total_seconds()
-        silent = [
-            one.attempt
+    async def _stall(self, watched: Iterable[Open], began: float) -> int:
+        """Mark attempts that nobody has seen for too long, nor at the look that began then."""
+        settings = self._desk.settings
+        # Where changes alone are told, the others are seen only when everything is looked at.
+        unseen = 2 * settings.usage_interval.total_seconds() if self._site.backend.capabilities.incremental_poll else 0
+        quiet = [
+            one
             for one in watched
-            if loop - one.last_seen > limit
-            and not one.attempt.final
+            if one.last_seen < began - unseen
+            and one.attempt.uid in self._desk.open
             and one.attempt.state != JobState.JOB_STATE_STALLED
         ]
-        silent = [attempt for attempt in silent if attempt.uid in self._desk.open]
+        await look_up_patience(self._desk, quiet)
+        loop = asyncio.get_running_loop().time()
+        silent = [one for one in quiet if one.patience is not None and loop - one.last_seen > one.patience]
         if silent:
-            message = f"no sign of life for {limit:.0f} s"
-            await self._write([_stalled(attempt, message) for attempt in silent])
+            await self._write([_stalled(one.attempt, f"no sign of life for {one.patience:.0f} s") for one in silent])
         return len(silent)
 
 

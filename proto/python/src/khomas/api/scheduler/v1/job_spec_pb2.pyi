@@ -688,7 +688,9 @@ class Limits(_message.Message):
 
     @_builtins.property
     def heartbeat_timeout(self) -> _duration_pb2.Duration:
-        """STALLED without a sign of life for so long. Unset = 5 min."""
+        """STALLED without a sign of life for so long. Unset = the service's default (5 min). Where a backend tells changes
+        alone, less than two of the service's looks at everything (20 s) counts as that.
+        """
 
     @_builtins.property
     def efficiency_window(self) -> _duration_pb2.Duration:
