@@ -179,3 +179,47 @@ async def test_local_jobs_are_not_called_silent_between_full_looks(tmp_path: Pat
             seen = Job()
             event.resource.Unpack(seen)
             assert seen.status.state != STALLED
+
+
+async def test_job_at_a_backend_that_is_not_configured_any_more_can_be_cancelled(
+    tmp_path: Path, system: BatchSystem
+) -> None:
+    spec = shell("true", placement={"backends": ["lyon"]})
+    async with running(tmp_path, system, "lyon") as scheduler:
+        job, late = await scheduler.submit(spec, spec)
+        await scheduler.wait(job.name, [QUEUED])
+        await scheduler.wait(late.name, [QUEUED])
+    async with running(tmp_path, system) as scheduler:
+        stalled = await scheduler.wait(job.name, [STALLED])
+        said = "lyon is not configured any more: configure it again, or cancel the job"
+        assert stalled.status.message == said
+        await cancel(scheduler, job, "lyon is closed")
+        ended = await scheduler.wait(job.name)
+        assert (states([ended]), ended.status.message) == (["CANCELLED"], "cancelled: lyon is closed")
+        told = await events(scheduler, late.name)
+        await asyncio.sleep(0.5)
+        assert await events(scheduler, late.name) == told
+    async with running(tmp_path, system, "lyon") as scheduler:
+        await scheduler.wait(late.name, [QUEUED])
+
+
+async def test_job_that_may_have_arrived_at_a_backend_that_is_gone_is_looked_for_when_it_is_back(
+    tmp_path: Path, system: BatchSystem
+) -> None:
+    system.handover = Handover.ANSWER_LOST
+    spec = shell("true", placement={"backends": ["lyon"]})
+    async with running(tmp_path, system, "lyon", find_pause=60) as scheduler:
+        job, other = await scheduler.submit(spec, spec)
+        for one in (job, other):
+            await scheduler.wait(one.name, [SUBMITTING])
+        await until(lambda: len(system.submitted) == 2)
+    async with running(tmp_path, system) as scheduler:
+        async with asyncio.timeout(10):
+            while "lyon is not configured" not in (await scheduler.get(job.name)).status.message:
+                await asyncio.sleep(0.02)
+        assert not await scheduler.parts.engine.dispatcher.step()
+        await cancel(scheduler, other, "")
+        assert states([await scheduler.wait(other.name)]) == ["CANCELLED"]
+    async with running(tmp_path, system, "lyon") as scheduler:
+        await scheduler.wait(job.name, [QUEUED])
+    assert len(system.submitted) == 2

@@ -68,6 +68,8 @@ class Desk:
     transcript: Transcript
     # By attempt uid.
     open: dict[str, Open] = field(default_factory=dict)
+    # Those at backends that the configuration does not have any more.
+    strays: set[str] = field(default_factory=set)
     # Attempts that ended and that nothing was learnt from yet.
     ended: list[Attempt] = field(default_factory=list)
     # Uploads that nobody will commit.
@@ -99,6 +101,8 @@ class Desk:
             known.attempt = attempt
         if attempt.backend in self.sites:
             self.sites[attempt.backend].attempts.add(attempt.uid)
+        else:
+            self.strays.add(attempt.uid)
 
     def closed(self, attempt: Attempt) -> None:
         """Note the end of an attempt: there is room for another."""
@@ -110,6 +114,7 @@ class Desk:
             self.abandoned.append(attempt.upload)
         if attempt.backend in self.sites:
             self.sites[attempt.backend].attempts.discard(attempt.uid)
+        self.strays.discard(attempt.uid)
         self.due.set()
 
     def _started(self, before: Attempt, after: Attempt) -> None:

@@ -41,11 +41,11 @@ class Doubtful:
         for one in list(self._desk.open.values()):
             if one.attempt.state == JobState.JOB_STATE_SUBMITTING and 0 < one.find_at <= loop:
                 doubtful.setdefault(one.attempt.backend, []).append(one.attempt)
-        for name, attempts in doubtful.items():
-            # Who is not let in finds nothing, and what is not found is handed over again.
-            if name in self._desk.sites and self._desk.sites.lack(name) is None:
-                await self._find_at(self._desk.sites[name], attempts)
-        return bool(doubtful)
+        # Who is not let in finds nothing, and what is not found is handed over again.
+        asked = [name for name in doubtful if name in self._desk.sites and self._desk.sites.lack(name) is None]
+        for name in asked:
+            await self._find_at(self._desk.sites[name], doubtful[name])
+        return bool(asked)
 
     async def _find_at(self, site: Site, attempts: Sequence[Attempt]) -> None:
         loop = asyncio.get_running_loop().time()

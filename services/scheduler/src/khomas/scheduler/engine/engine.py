@@ -18,6 +18,7 @@ from khomas.scheduler.engine.housekeeping import Housekeeping
 from khomas.scheduler.engine.observe import Observer
 from khomas.scheduler.engine.retention import Retention
 from khomas.scheduler.engine.slowness import Slowness
+from khomas.scheduler.engine.strays import Strays
 from khomas.scheduler.records import Attempt
 from khomas.scheduler.store.leadership import LeadershipLost
 
@@ -39,6 +40,7 @@ class Engine:
         self.credentials = CredentialKeeping(desk)
         self.slowness = Slowness(desk)
         self.retention = Retention(desk)
+        self.strays = Strays(desk)
         self.observers = [Observer(desk, site) for site in desk.sites]
 
     async def run(self) -> None:
@@ -87,6 +89,7 @@ class Engine:
                 ("deadlines", self.housekeeping.deadlines),
                 ("abandon", self.housekeeping.abandon),
                 ("uploads", self.housekeeping.renew),
+                ("strays", self.strays.step),
                 ("collect", self.collector.step),
                 ("care", self.care.step),
                 ("recalled", self.dispatcher.recalling.wake),
@@ -101,6 +104,7 @@ class Engine:
     def _forget(self) -> None:
         """What another process may have changed meanwhile is read again."""
         self._desk.open.clear()
+        self._desk.strays.clear()
         for site in self._desk.sites:
             site.attempts.clear()
 

@@ -62,8 +62,8 @@ async def read_logs(desk: Desk, attempts: Iterable[Attempt]) -> dict[str, bytes]
 
 
 async def _end_of_log(desk: Desk, attempt: Attempt) -> bytes:
-    backend = desk.sites[attempt.backend].backend
     try:
+        backend = desk.sites[attempt.backend].backend
         async with asyncio.timeout(desk.settings.backend_deadline.total_seconds()):
             parts = [
                 await backend.peek(attempt.native_id, name, -_LOG_BYTES, _LOG_BYTES) for name in ("stderr", "stdout")

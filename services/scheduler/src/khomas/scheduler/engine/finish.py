@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 import aiofiles.os
 import grpc
 
-from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
+from khomas.api.scheduler.v1.state_pb2 import DesiredState, JobState, Reason
 from khomas.kit.errors import DomainError
 from khomas.scheduler.engine.desk import Desk, now
 from khomas.scheduler.engine.failing import after_failures, read_logs
 from khomas.scheduler.engine.observe import job_after
+from khomas.scheduler.engine.strays import gone
 from khomas.scheduler.engine.transcript import Operation
 from khomas.scheduler.intake.blueprint import Blueprint, Identity
 from khomas.scheduler.lifecycle.verdicts import ended, failed
@@ -119,6 +120,9 @@ class Finisher:
 
     async def _bring_home(self, work: _Work) -> Attempt:
         attempt = work.attempt
+        out_of_reach = kept(attempt) and attempt.backend not in self._desk.sites
+        if out_of_reach and work.job.desired == DesiredState.DESIRED_STATE_CANCEL:
+            return gone(attempt, now())
         await self._fetch(attempt)
         files = []
         if catalogued(attempt):

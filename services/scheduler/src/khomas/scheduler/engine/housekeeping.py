@@ -64,7 +64,7 @@ class Housekeeping:
 
     async def _order(self, site: str, grace: float, some: Sequence[Open]) -> None:
         ids = [one.attempt.native_id for one in some]
-        if self._desk.sites.lack(site) is not None:
+        if site not in self._desk.sites or self._desk.sites.lack(site) is not None:
             return  # the next look at what is to end comes soon
         uids = [one.attempt.uid for one in some]
         try:
