@@ -1,10 +1,9 @@
 """From the runner's journal and the wrapper's exit record to observations."""
 
 from collections.abc import Mapping
-from dataclasses import fields
-from datetime import datetime
 from typing import Any
 
+from khomas.scheduler.backends import received
 from khomas.scheduler.backends.interface import Observation, Seen, State, Usage
 
 
@@ -14,44 +13,47 @@ def observed(event: Mapping[str, Any]) -> Observation:
     if event["event"] == "ended":
         return final(token, event["record"])
     if event["event"] == "started":
-        return running(token, event["time"], event["host"])
+        return running(token, event)
     return Observation(token, token, Seen.ABSENT)
 
 
-def running(token: str, since: str, host: str) -> Observation:
-    """Return the observation of a job whose wrapper runs."""
-    start = datetime.fromisoformat(since)
+def running(token: str, started: Mapping[str, Any]) -> Observation:
+    """Return the observation of a job whose wrapper runs: since when and on which host."""
+    start, host = received.moment(started.get("time")), str(started.get("host", ""))
     return Observation(token, token, Seen.PRESENT, State.RUNNING, "started", node=host, start_time=start)
 
 
-def final(token: str, record: Mapping[str, Any]) -> Observation:
+def final(token: str, told: Any) -> Observation:
     """Return the observation of a job that left an exit record."""
-    start = record.get("start_time")
+    record = received.record(told)
     return Observation(
         token,
         token,
         Seen.PRESENT,
         State[record["state"]],
         record["state"],
-        node=record["host"],
-        start_time=datetime.fromisoformat(start) if start else None,
+        node=record.get("host", ""),
+        start_time=received.moment(record.get("start_time")),
         record=record,
     )
 
 
 def usage_of(record: Mapping[str, Any]) -> Usage:
     """Return the resources that an exit record tells."""
-    return Usage(**{part.name: record["usage"][part.name] for part in fields(Usage)})
+    return Usage(**received.record(record).get("usage", {}))
 
 
-def usage_so_far(since: str, beat: Mapping[str, Any] | None) -> Usage | None:
+def usage_so_far(started: Mapping[str, Any], beat: Mapping[str, Any] | None) -> Usage | None:
     """Return what a running job has used, by the wrapper's `heartbeat`; None before the first."""
     if beat is None:
         return None
-    wall = datetime.fromisoformat(beat["time"]) - datetime.fromisoformat(since)
-    return Usage(
-        wall_s=wall.total_seconds(),
-        cpu_user_s=beat["cpu_s"],
-        max_memory_bytes=beat["memory_bytes"],
-        max_disk_bytes=beat["disk_bytes"],
+    first, last = received.moment(started.get("time")), received.moment(beat.get("time"))
+    if first is None or last is None:
+        return None
+    used = Usage(
+        wall_s=(last - first).total_seconds(),
+        cpu_user_s=beat.get("cpu_s", 0.0),
+        max_memory_bytes=beat.get("memory_bytes", 0),
+        max_disk_bytes=beat.get("disk_bytes", 0),
     )
+    return received.usage(used)

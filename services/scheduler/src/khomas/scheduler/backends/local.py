@@ -244,7 +244,10 @@ class LocalBackend:
                 return ([], cursor) if cursor == "1:0" and self._journal_end() == (1, 0) else None
             whole = data.rfind(b"\n") + 1
             for line in data[:whole].splitlines():
-                event = json.loads(line)
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    continue  # what a job wrote in the place of its record; the next look at all folders judges it
                 found[event["token"]] = observed(event)
             offset += whole
             if not following:
@@ -258,8 +261,7 @@ class LocalBackend:
         started = _read(folder / "started") if record is None else None
         if record is None and started is not None:
             if khomas_job.lives(started):
-                seen = running(token, started["time"], started["host"])
-                return replace(seen, usage=usage_so_far(started["time"], _read(folder / "heartbeat")))
+                return replace(running(token, started), usage=usage_so_far(started, _read(folder / "heartbeat")))
             record = _read(folder / "exit.json")  # it may have ended between the two looks
         if record is not None:
             return final(token, record)
@@ -329,10 +331,10 @@ def _below(root: Path, name: str) -> Path:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        value: dict[str, Any] = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
         return None
-    return value
+    return value if isinstance(value, dict) else None
 
 
 def _token(line: str) -> str:

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
 from khomas.scheduler import tables
+from khomas.scheduler.backends import received
 from khomas.scheduler.backends.interface import SubmitOutcome, Submitted
 from khomas.scheduler.engine.candidates import Candidate, Room, Turn, whose_turn
 from khomas.scheduler.engine.desk import Desk, now
@@ -22,6 +23,7 @@ from khomas.scheduler.engine.waiting_room import WaitingRoom
 from khomas.scheduler.placement.locality import inputs_of
 from khomas.scheduler.placement.sites import Site, Sites
 from khomas.scheduler.records import Attempt, Job
+from khomas.scheduler.storable import storable
 from khomas.scheduler.store.bulk import update_many
 from khomas.scheduler.store.changes import Change, ended_job, lock_jobs, moved
 
@@ -164,10 +166,11 @@ class Dispatcher:
         try:
             with self._desk.transcript.of(site.name, Operation.OPERATION_SUBMIT, uids):
                 async with asyncio.timeout(self._desk.settings.backend_deadline.total_seconds()):
-                    return await site.backend.submit([one.item for one in prepared])
+                    told = await site.backend.submit([one.item for one in prepared])
+                    return [received.outcome(one) for one in told]
         except Exception as error:
             log.exception("submit.unknown", extra={"backend": site.name, "jobs": len(prepared)})
-            message = f"{type(error).__name__}: {error}"
+            message = storable(f"{type(error).__name__}: {error}")
             return [SubmitOutcome(one.item.token, Submitted.UNKNOWN, message=message) for one in prepared]
 
     async def _note(self, prepared: Sequence[Prepared], outcomes: Sequence[SubmitOutcome]) -> None:

@@ -8,6 +8,7 @@ from sqlalchemy import select
 
 from khomas.api.scheduler.v1.state_pb2 import JobState
 from khomas.scheduler import tables
+from khomas.scheduler.backends import received
 from khomas.scheduler.engine.care import Care
 from khomas.scheduler.engine.collect import Collector
 from khomas.scheduler.engine.credentials import CredentialKeeping
@@ -19,6 +20,7 @@ from khomas.scheduler.engine.observe import Observer
 from khomas.scheduler.engine.retention import Retention
 from khomas.scheduler.engine.slowness import Slowness
 from khomas.scheduler.engine.strays import Strays
+from khomas.scheduler.lifecycle.verdicts import kept
 from khomas.scheduler.records import Attempt
 from khomas.scheduler.store.leadership import LeadershipLost
 
@@ -67,6 +69,8 @@ class Engine:
             observer.begin_again()
         for row in rows:
             attempt = Attempt._make(row)
+            if attempt.state == JobState.JOB_STATE_FINISHING:
+                attempt = attempt._replace(record=kept(received.record(attempt.record)))
             self._desk.opened(attempt)
             if attempt.state == JobState.JOB_STATE_SUBMITTING:
                 self._desk.open[attempt.uid].find_at = asyncio.get_running_loop().time()

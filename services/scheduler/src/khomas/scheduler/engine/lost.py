@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from khomas.scheduler.backends import received
 from khomas.scheduler.engine.desk import Desk
 from khomas.scheduler.engine.transcript import Operation
 from khomas.scheduler.placement.sites import Site
@@ -26,4 +27,5 @@ async def with_accounts(desk: Desk, site: Site, attempts: Sequence[Attempt]) -> 
     except Exception:
         log.exception("usage.failed", extra={"backend": site.name, "jobs": len(lost)})
         return list(attempts)
-    return [one._replace(usage=asdict(known[one.native_id])) if one.native_id in known else one for one in attempts]
+    used = {native_id: asdict(received.usage(told)) for native_id, told in known.items()}
+    return [one._replace(usage=used[one.native_id]) if one.native_id in used else one for one in attempts]

@@ -3,10 +3,12 @@
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from khomas.api.scheduler.v1.state_pb2 import DesiredState, JobState, Reason
+from khomas.scheduler.backends import received
 from khomas.scheduler.backends.interface import Observation, PollResult, Seen
 from khomas.scheduler.backends.interface import State as Native
 from khomas.scheduler.engine.desk import Desk, Open, now
@@ -17,6 +19,7 @@ from khomas.scheduler.engine.transcript import Operation
 from khomas.scheduler.lifecycle.verdicts import judged
 from khomas.scheduler.placement.sites import Site
 from khomas.scheduler.records import Attempt, Job, State
+from khomas.scheduler.storable import storable
 from khomas.scheduler.store.changes import Change, lock_jobs, moved
 
 log = logging.getLogger(__name__)
@@ -100,8 +103,9 @@ class Observer:
                         result = await self._site.backend.poll(ids, "" if full else self._cursor)
             except Exception as error:
                 log.warning("poll.failed", exc_info=True, extra={"backend": self._site.name})
-                self._site.trouble = f"{type(error).__name__}: {error}"
+                self._site.trouble = storable(f"{type(error).__name__}: {error}")
                 return None
+        result = replace(result, observations=[received.observation(seen) for seen in result.observations])
         self._site.trouble = ""
         self._cursor = result.cursor
         if full:

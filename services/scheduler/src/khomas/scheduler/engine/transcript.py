@@ -17,6 +17,7 @@ from khomas.kit.ids import is_uid, new_uid, new_uids
 from khomas.scheduler import tables
 from khomas.scheduler.backends.commands import Command, recording
 from khomas.scheduler.records import uid_of_token
+from khomas.scheduler.storable import storable
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +151,7 @@ def _row(uid: str, command: Command, call: _Call, call_uid: str) -> dict[str, An
         "failed": _failed(command),
         "argv": _shortened(command.argv),
         "exit_code": command.exit_code,
-        "stderr": _storable(command.stderr),
+        "stderr": storable(command.stderr),
         "start_time": command.start_time,
         "duration_us": command.duration // timedelta(microseconds=1),
         "jobs": call.jobs,
@@ -181,12 +182,7 @@ def _shortened(argv: Sequence[str]) -> list[str]:
     room = _ARGV_CHARS
     for word in argv:
         if len(word) > room:
-            return [*words, f"{_storable(word[:room])}… and {len(argv) - len(words) - 1} more words"]
-        words.append(_storable(word))
+            return [*words, f"{storable(word[:room])}… and {len(argv) - len(words) - 1} more words"]
+        words.append(storable(word))
         room -= len(word)
     return words
-
-
-def _storable(text: str) -> str:
-    """Text that every database takes."""
-    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()

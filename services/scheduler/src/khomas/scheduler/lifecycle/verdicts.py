@@ -35,12 +35,17 @@ def judged(attempt: Attempt, seen: Observation, moment: datetime) -> Attempt:
         signal=record.get("signal"),
         usage=dict(record.get("usage") or {}),
         native_state=seen.native_state,
-        record={key: record[key] for key in _KEPT if key in record},
+        record=kept(record),
     )
     if record.get("outputs"):
         state = JobState.JOB_STATE_FINISHING
         return attempt._replace(state=state, reason=Reason.REASON_UNSPECIFIED, message="bringing files home")
     return ended(attempt, moment)
+
+
+def kept(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What is needed of an exit record until all files are home."""
+    return {key: record[key] for key in _KEPT if key in record}
 
 
 def ended(attempt: Attempt, moment: datetime) -> Attempt:

@@ -14,6 +14,7 @@ from khomas.kit import plugins
 from khomas.kit.config import ConfigError
 from khomas.kit.credentials import CredentialProvider, Credentials, open_all
 from khomas.kit.filtering.fields import nearest
+from khomas.scheduler.backends import received
 from khomas.scheduler.backends.interface import Backend, BackendPlugin, ComputeResource
 from khomas.scheduler.config import BackendSettings, SchedulerSettings
 from khomas.scheduler.placement.credentials import Lack, Wallet
@@ -22,6 +23,7 @@ from khomas.scheduler.placement.standing import Record, Reputation, Standing
 from khomas.scheduler.ranking import Ranking, load_ranking
 from khomas.scheduler.ranking.weighted import weighted
 from khomas.scheduler.signals import Signal
+from khomas.scheduler.storable import storable
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +100,7 @@ class Site:
             self.trouble = ""
         except Exception as error:
             log.warning("backend.unreachable", exc_info=True, extra={"backend": self.name})
-            self.trouble = f"{type(error).__name__}: {error}"
+            self.trouble = storable(f"{type(error).__name__}: {error}")
         self.observe_time = datetime.now(UTC)
 
     async def words_for(self, native_id: str, deadline: float) -> str:
@@ -109,7 +111,7 @@ class Site:
         except Exception:
             log.warning("backend.unreachable", exc_info=True, extra={"backend": self.name})
             return ""
-        return seen.native_state
+        return received.observation(seen).native_state
 
 
 class Sites:

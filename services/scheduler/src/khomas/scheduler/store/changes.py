@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -19,9 +19,13 @@ from khomas.scheduler.lifecycle.dependencies import Verdict, judge
 from khomas.scheduler.lifecycle.waiting import waiting
 from khomas.scheduler.messages import job_message
 from khomas.scheduler.records import FINAL, Attempt, Counts, Dependency, Job, ReasonCode, State
+from khomas.scheduler.storable import storable
 from khomas.scheduler.store.accounting import charges
 from khomas.scheduler.store.bulk import add_many, update_many
 
+# Words of others: of batch systems, nodes, the programs of users.
+_TOLD = ("message", "application_status")
+_ATTEMPT_TOLD = ("message", "native_id", "native_state", "queue", "node")
 # What of a job may change after it was made.
 _CHANGING = (
     "uid",
@@ -116,6 +120,7 @@ class Changes:
 
         The caller has read and locked the rows in this transaction.
         """
+        changes = [_storable(change) for change in changes]
         while changes:
             changes = await self._level(connection, changes, now)
 
@@ -210,6 +215,20 @@ async def _ended_unmade(connection: AsyncConnection, changes: Sequence[Change]) 
         indices = [int(target.rpartition("/")[2]) for target in rows.scalars()]
         found += [child_job(array, index, {}) for index in indices if index >= array.made]
     return found
+
+
+def _storable(change: Change) -> Change:
+    """The step without words that a database or protobuf does not take: they would fail those of everybody."""
+    if odd := _odd(change.after, _TOLD):
+        change = replace(change, after=change.after._replace(**odd))
+    if change.attempt is not None and (odd := _odd(change.attempt, _ATTEMPT_TOLD)):
+        change = replace(change, attempt=change.attempt._replace(**odd))
+    return change
+
+
+def _odd(row: Job | Attempt, names: Iterable[str]) -> dict[str, Any]:
+    told = {name: getattr(row, name) for name in names}
+    return {name: kept for name, text in told.items() if (kept := storable(text)) is not text}
 
 
 def child_of(column: ColumnElement[str], array: str) -> ColumnElement[bool]:

@@ -117,9 +117,9 @@ def lives(owner: Record) -> bool:
         return False
     try:
         state, ticks = process_state(owner["pid"])
-    except OSError:
+        return state not in (b"Z", b"X") and bool(ticks == owner["ticks"])
+    except (OSError, KeyError, TypeError):
         return False
-    return state not in (b"Z", b"X") and bool(ticks == owner["ticks"])
 
 
 @functools.lru_cache(maxsize=None)
@@ -760,6 +760,8 @@ def describe(job: "Job", number: int, output: Record, name: str) -> Record:
         most = min(most or SANDBOX_FILE_BYTES, SANDBOX_FILE_BYTES)
     if most and size > most:
         raise Failure("APP_CHECK_FAILED", "%s has %d bytes, at most %d are allowed" % (name, size, most))
+    if not plain(name):
+        raise Failure("APP_CHECK_FAILED", "the name of the output %r is no UTF-8: call it otherwise" % name)
     record = {"output": number, "path": name, "sandbox": bool(output.get("sandbox"))}
     record.update(checksums(path))
     is_fits = re.search(r"\.(fits?|fts)(\.gz)?$", name, re.I)
@@ -769,6 +771,15 @@ def describe(job: "Job", number: int, output: Record, name: str) -> Record:
         except BadFits as error:
             raise Failure("APP_CHECK_FAILED", "%s is not as promised: it %s" % (name, error)) from error
     return record
+
+
+def plain(name: str) -> bool:
+    """Whether a name is text: others can be neither catalogued nor kept."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def collect(job: "Job", succeeded: bool) -> List[Record]:
@@ -789,7 +800,7 @@ def collect(job: "Job", succeeded: bool) -> List[Record]:
                 raise Failure("APP_CHECK_FAILED", message)
             found += [describe(job, number, output, name) for name in names]
         else:
-            for name in names:
+            for name in filter(plain, names):
                 path = os.path.join(job.work, name)
                 if not os.path.islink(path) and os.path.getsize(path) <= SANDBOX_FILE_BYTES:
                     found.append(dict(checksums(path), output=number, path=name, sandbox=True))

@@ -169,8 +169,8 @@ class Journal:
         self.lines.append(json.dumps(dict({"event": event, "token": token}, **more)) + "\n")
 
     def add_end(self, token: str, folder: str) -> None:
-        with open(os.path.join(folder, "exit.json"), encoding="utf-8") as stream:
-            record = stream.read().strip()
+        with open(os.path.join(folder, "exit.json"), encoding="utf-8", errors="replace") as stream:
+            record = " ".join(stream.read().split("\n"))
         self.lines.append('{"event": "ended", "token": %s, "record": %s}\n' % (json.dumps(token), record))
 
     def write(self) -> None:

@@ -510,9 +510,9 @@ def lives(started: Record) -> bool:
                 return False
         with open("/proc/%d/stat" % started["pid"], "rb") as stat:
             fields = stat.read().rpartition(b")")[2].split()
-    except OSError:
+        return fields[0] not in (b"Z", b"X") and int(fields[19]) == started["ticks"]
+    except (OSError, KeyError, TypeError):
         return False
-    return fields[0] not in (b"Z", b"X") and int(fields[19]) == started["ticks"]
 
 
 OPERATIONS = ("submit", "find", "adopt", "tokens", "look", "judge", "peek", "cancel", "purge", "commands")

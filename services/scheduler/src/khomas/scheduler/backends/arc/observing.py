@@ -8,9 +8,9 @@ import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
 from typing import Any
 
+from khomas.scheduler.backends import received
 from khomas.scheduler.backends.arc.answers import CANCELLED, ENDED, HANDED_ON, STATES, code
 from khomas.scheduler.backends.arc.client import ArcClient, ArcError, ArcRefusedError
 from khomas.scheduler.backends.arc.description import CANCEL
@@ -78,19 +78,19 @@ class Observer:
     async def _ended(self, seen: Observation) -> Observation:
         """The wrapper's record decides; without one it was either killed or never came to its end."""
         self._started.pop(seen.native_id, None)
-        record = await self.record(seen.native_id)
-        if record is not None:
-            start = record.get("start_time")
+        told = await self.record(seen.native_id)
+        if told is not None:
+            record = received.record(told)
             return replace(
                 seen,
                 state=State[record["state"]],
-                node=str(record.get("host", "")),
-                start_time=datetime.fromisoformat(start) if start else None,
+                node=record.get("host", ""),
+                start_time=received.moment(record.get("start_time")),
                 record=record,
             )
         why = await self._client.diagnosis(seen.native_id, "failed")
-        told = await self._client.size(seen.native_id, CANCEL) is not None
-        if told or seen.state == State.CANCELLED or CANCELLED in why:
+        asked = await self._client.size(seen.native_id, CANCEL) is not None
+        if asked or seen.state == State.CANCELLED or CANCELLED in why:
             return replace(seen, state=State.CANCELLED, native_state="KILLED")
         # FINISHED without a record is no success: the wrapper did not run, or its folder is lost.
         native = " ".join(f"{seen.native_state} {why or 'without an exit record'}".split())
@@ -105,8 +105,8 @@ class Observer:
             started = await self._json(seen.native_id, _STARTED)
         if started is not None:
             self._started[seen.native_id] = started
-            start = datetime.fromisoformat(started["time"])
-            return replace(seen, state=State.RUNNING, node=str(started["host"]), start_time=start)
+            start = received.moment(started.get("time"))
+            return replace(seen, state=State.RUNNING, node=str(started.get("host", "")), start_time=start)
         # Where nodes have disks of their own the note comes home with the job: then the CE's word is all there is.
         runs = STATES.get(before) == State.RUNNING
         return replace(seen, state=State.RUNNING if runs else State.QUEUED, native_state=before)

@@ -52,8 +52,8 @@ def record(log: bytes) -> Mapping[str, Any] | None:
     """The exit record; None when the log ends without."""
     for _, encoded in pieces(log, "record"):
         try:
-            found: Mapping[str, Any] = json.loads(base64.b64decode(encoded, validate=True))
+            found = json.loads(base64.b64decode(encoded, validate=True))
         except ValueError:
             return None
-        return found
+        return found if isinstance(found, Mapping) else None
     return None

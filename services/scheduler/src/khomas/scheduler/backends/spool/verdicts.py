@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
+from khomas.scheduler.backends import received
 from khomas.scheduler.backends.interface import Observation, Seen, State
 from khomas.scheduler.backends.spool.dialect import Status
 from khomas.scheduler.wrapper.khomas_job import REASONS
@@ -72,24 +72,24 @@ def _present(look: Look, status: Status, state: State) -> Observation:
     )
 
 
-def _recorded(look: Look, record: Mapping[str, Any]) -> Observation:
-    start = record.get("start_time")
+def _recorded(look: Look, told: Any) -> Observation:
+    record = received.record(told)
     return Observation(
         look.token,
         look.native_id,
         Seen.PRESENT,
         State[record["state"]],
-        look.status.native_state if look.status is not None else str(record["state"]),
+        look.status.native_state if look.status is not None else record["state"],
         node=record.get("host", ""),
         queue=look.status.queue if look.status is not None else "",
-        start_time=moment(start) if start else None,
+        start_time=received.moment(record.get("start_time")),
         record=record,
     )
 
 
 def _written(look: Look, state: str, reason: str, message: str) -> dict[str, Any]:
     """The exit record that the wrapper could not leave."""
-    started = look.started or {}
+    started = look.started if isinstance(look.started, Mapping) else {}
     status = look.status
     return {
         "format": 1,
@@ -105,11 +105,8 @@ def _written(look: Look, state: str, reason: str, message: str) -> dict[str, Any
     }
 
 
-def moment(text: str) -> datetime:
-    """Read a time as the wrapper writes it."""
-    return datetime.fromisoformat(text)
-
-
-def running(started: Mapping[str, Any]) -> Status:
+def running(started: Any) -> Status:
     """The status of a job whose wrapper is alive."""
-    return Status(State.RUNNING, "started", node=started["host"], start_time=moment(started["time"]))
+    told = started if isinstance(started, Mapping) else {}
+    since, host = received.moment(told.get("time")), str(told.get("host", ""))
+    return Status(State.RUNNING, "started", node=host, start_time=since)
