@@ -5,11 +5,13 @@ from typing import Any
 
 import protovalidate
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import ParseDict
 
 from khomas.api.scheduler.v1.placement_pb2 import RetryPolicy, RetryRule
 from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
-from khomas.scheduler.lifecycle.retry import Avoided, Decision, Defaults, Failure, avoided, decide
+from khomas.scheduler.lifecycle.bounds import grown, grown_bytes, grown_span
+from khomas.scheduler.lifecycle.retry import Avoided, Decision, Defaults, Failure, avoided, decide, log_patterns
 from khomas.scheduler.records import Attempt
 
 LOST = Reason.REASON_INFRA_NODE_FAILURE
@@ -106,9 +108,46 @@ def test_first_rule_that_matches_wins() -> None:
 
 def test_all_conditions_of_a_rule_must_hold() -> None:
     rule = {"exitCodes": [1], "logRegex": "cannot connect", "action": "ACTION_RETRY"}
-    failure = Failure(Reason.REASON_APP_EXIT_CODE, 1, b"cannot connect to the database")
+    failure = Failure(Reason.REASON_APP_EXIT_CODE, 1, {"cannot connect"})
     assert decision({"rules": [rule]}, failure).action == RETRY
-    assert decision({"rules": [rule]}, Failure(Reason.REASON_APP_EXIT_CODE, 1, b"segfault")).action == FAIL
+    assert decision({"rules": [rule]}, Failure(Reason.REASON_APP_EXIT_CODE, 1)).action == FAIL
+
+
+def test_only_rules_that_depend_on_the_log_have_it_searched() -> None:
+    rules: list[dict[str, Any]] = [
+        {"exitCodes": [1], "logRegex": "a", "action": "ACTION_RETRY"},
+        {"exitCodes": [2], "logRegex": "b", "action": "ACTION_RETRY"},
+        {"logRegex": "a", "action": "ACTION_HOLD"},
+        {"action": "ACTION_FAIL"},
+    ]
+    policy = ParseDict({"rules": rules}, RetryPolicy())
+    assert log_patterns(policy, Reason.REASON_APP_EXIT_CODE, 1) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"multiplier": 1e200, "maxBackoff": "3600s"},
+        {"multiplier": "Infinity", "maxBackoff": "3600s"},
+        {"initialBackoff": "315576000000s", "maxBackoff": "3600s"},
+    ],
+)
+def test_pauses_of_policies_that_are_refused_today_are_bounded_too(policy: dict[str, Any]) -> None:
+    found = decision({"maxAttempts": 100, **policy}, Failure(Reason.REASON_INFRA_NODE_FAILURE), 0, 80)
+    assert found.backoff == timedelta(hours=1)
+
+
+def test_longest_pause_is_ten_years() -> None:
+    policy = {"initialBackoff": "315576000000s", "maxBackoff": "315576000000s"}
+    assert decision(policy, Failure(Reason.REASON_INFRA_NODE_FAILURE)).backoff == timedelta(days=3650)
+
+
+@pytest.mark.parametrize("factor", [1000.0, 1e308, float("inf"), float("nan")])
+def test_memory_and_time_grow_a_thousand_times_at_most(factor: float) -> None:
+    assert grown_bytes(1024, factor) == 1024 * 1000
+    assert grown_span(Duration(seconds=60), factor) == timedelta(seconds=60_000)
+    assert grown_span(Duration(seconds=315_576_000_000), factor) == timedelta(days=3650_000)
+    assert grown(2.0, factor) == 1000.0
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from khomas.api.scheduler.v1.job_spec_pb2 import JobSpec, Output
 from khomas.api.storage.v1.grant_pb2 import AccessGrant
 from khomas.api.storage.v1.storage_service_pb2 import Download
 from khomas.scheduler.intake.blueprint import WantedFile
+from khomas.scheduler.lifecycle.bounds import grown_bytes, grown_span, span
 from khomas.scheduler.lifecycle.slow import SlowPolicy
 from khomas.scheduler.records import Job, token_of
 
@@ -67,7 +68,7 @@ def manifest(job: Job, spec: JobSpec, attempt_uid: str, number: int, payload: Pa
 def grace_seconds(spec: JobSpec) -> float:
     """Time between SIGTERM and SIGKILL."""
     limits = spec.limits
-    return limits.kill_grace.ToTimedelta().total_seconds() if limits.HasField("kill_grace") else _DEFAULT_GRACE_SECONDS
+    return span(limits.kill_grace).total_seconds() if limits.HasField("kill_grace") else _DEFAULT_GRACE_SECONDS
 
 
 def needs_upload(spec: JobSpec) -> bool:
@@ -88,10 +89,10 @@ def most_files(outputs: Iterable[Output]) -> int:
 def _resources(spec: JobSpec, job: Job) -> dict[str, Any]:
     needs = spec.resources
     limits: dict[str, Any] = {
-        "memory_bytes": int(needs.memory_bytes * job.memory_factor),
+        "memory_bytes": grown_bytes(needs.memory_bytes, job.memory_factor),
         "disk_bytes": needs.disk_bytes,
-        "wall_time_s": needs.wall_time.ToTimedelta().total_seconds() * job.wall_factor,
-        "cpu_time_s": needs.cpu_time.ToTimedelta().total_seconds() * job.wall_factor,
+        "wall_time_s": grown_span(needs.wall_time, job.wall_factor).total_seconds(),
+        "cpu_time_s": grown_span(needs.cpu_time, job.wall_factor).total_seconds(),
     }
     return {"cpu_milli": needs.cpu_milli or 1000, **{key: value for key, value in limits.items() if value}}
 

@@ -7,6 +7,7 @@ from datetime import datetime
 from khomas.api.common.v1.explanation_pb2 import Explanation, Remedy
 from khomas.api.scheduler.v1.job_spec_pb2 import JobSpec
 from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
+from khomas.scheduler.lifecycle.bounds import grown_bytes
 from khomas.scheduler.messages import reason_name, state_name
 from khomas.scheduler.placement.credentials import Lack
 from khomas.scheduler.placement.matching import Match
@@ -116,7 +117,7 @@ def _used(attempt: Attempt, facts: Facts) -> list[str]:
     if not attempt.usage:
         return []
     memory = attempt.usage.get("max_memory_bytes", 0)
-    limit = int(facts.spec.resources.memory_bytes * facts.job.memory_factor)
+    limit = grown_bytes(facts.spec.resources.memory_bytes, facts.job.memory_factor)
     allowed = f" of {limit / _MIB:.0f}" if limit else ""
     return [f"it used {attempt.usage.get('wall_s', 0):.1f} s and {memory / _MIB:.0f}{allowed} MiB of memory"]
 
@@ -145,7 +146,7 @@ def _failed(facts: Facts) -> list[Remedy]:
 
 def _more_memory(facts: Facts) -> list[Remedy]:
     used = facts.attempt.usage.get("max_memory_bytes", 0) if facts.attempt else 0
-    limit = int(facts.spec.resources.memory_bytes * facts.job.memory_factor)
+    limit = grown_bytes(facts.spec.resources.memory_bytes, facts.job.memory_factor)
     wanted = -(-max(2 * limit, used, 256 * _MIB) // (256 * _MIB)) * 256
     size = f"{wanted // 1024}GiB" if wanted % 1024 == 0 else f"{wanted}MiB"
     command = f"khomas retry {facts.job.uid} --memory {size}"

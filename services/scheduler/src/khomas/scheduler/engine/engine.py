@@ -126,11 +126,14 @@ async def _steady(name: str, loop: Callable[[], Awaitable[None]]) -> None:
     """Run a loop for ever; an error in it is logged and must not stop the others."""
     pause = _FIRST_PAUSE
     while True:
+        began = asyncio.get_running_loop().time()
         try:
             await loop()
         except LeadershipLost:
             raise
         except Exception:
+            if asyncio.get_running_loop().time() - began > _LONGEST_PAUSE:
+                pause = _FIRST_PAUSE  # it went well for a while
             log.exception("engine.failed", extra={"loop": name, "again_in_seconds": pause})
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)

@@ -2,15 +2,17 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.scheduler.v1.placement_pb2 import RetryRule
 from khomas.api.scheduler.v1.state_pb2 import DesiredState, JobState, Reason
+from khomas.kit.patterns import search
 from khomas.scheduler.engine.desk import Desk
-from khomas.scheduler.lifecycle.retry import Decision, Failure, decide, needs_log
+from khomas.scheduler.lifecycle.bounds import grown
+from khomas.scheduler.lifecycle.retry import Decision, Failure, decide, log_patterns
 from khomas.scheduler.lifecycle.waiting import waiting
 from khomas.scheduler.records import Attempt, Job, ReasonCode
 from khomas.scheduler.store.changes import Change, lock_jobs, moved, read_jobs
@@ -28,11 +30,11 @@ async def after_failures(
     desk: Desk,
     attempts: Sequence[Attempt],
     moment: datetime,
-    logs: Mapping[str, bytes] | None = None,
+    found: Mapping[str, Collection[str]] | None = None,
 ) -> list[Change]:
     """The steps of jobs whose attempts FAILED or were CANCELLED: another attempt, a pause, or the end.
 
-    `logs` by attempt uid, from `read_logs`.
+    `found` by attempt uid, from `found_in_logs`.
     """
     if not attempts:
         return []
@@ -42,23 +44,41 @@ async def after_failures(
     changes = []
     for job in jobs:
         attempt = _as_wanted(by_job[job.uid], job)
-        failure = Failure(attempt.reason, attempt.exit_code, (logs or {}).get(attempt.uid, b""))
+        failure = Failure(attempt.reason, attempt.exit_code, (found or {}).get(attempt.uid, ()))
         decision = decide(plans[job.spec].spec.retry, failure, job.counted, job.attempt, desk.defaults, job.uid)
         changes.append(Change(job, _after(job, attempt, decision, moment), attempt))
     return changes
 
 
-async def read_logs(desk: Desk, attempts: Iterable[Attempt]) -> dict[str, bytes]:
-    """Ends of what attempts printed, where a retry rule looks at it."""
+async def found_in_logs(desk: Desk, attempts: Iterable[Attempt]) -> dict[str, set[str]]:
+    """What retry rules look for and find in what attempts printed, by attempt uid."""
     wanted = [attempt for attempt in attempts if attempt.state == JobState.JOB_STATE_FAILED and attempt.native_id]
     if not wanted:
         return {}
     async with desk.database.read() as connection:
         jobs = {job.uid: job for job in await read_jobs(connection, [attempt.job for attempt in wanted])}
         plans = await desk.blueprints.of(connection, {job.spec for job in jobs.values()})
-    looked_at = [attempt for attempt in wanted if needs_log(plans[jobs[attempt.job].spec].spec.retry)]
+    patterns = {
+        attempt.uid: log_patterns(plans[jobs[attempt.job].spec].spec.retry, attempt.reason, attempt.exit_code)
+        for attempt in wanted
+    }
+    looked_at = [attempt for attempt in wanted if patterns[attempt.uid]]
     ends = await asyncio.gather(*[_end_of_log(desk, attempt) for attempt in looked_at])
-    return {attempt.uid: end for attempt, end in zip(looked_at, ends, strict=True)}
+    asked = [
+        (attempt.uid, pattern, end)
+        for attempt, end in zip(looked_at, ends, strict=True)
+        for pattern in patterns[attempt.uid]
+    ]
+    if not asked:
+        return {}
+    answers = await search([(pattern.encode(), end) for _, pattern, end in asked])
+    found: dict[str, set[str]] = {attempt.uid: set() for attempt in looked_at}
+    for (uid, pattern, _), answer in zip(asked, answers, strict=True):
+        if answer.there:
+            found[uid].add(pattern)
+        elif not answer.answered:
+            log.warning("log_regex.unanswered", extra={"attempt": uid, "pattern": pattern})
+    return found
 
 
 async def _end_of_log(desk: Desk, attempt: Attempt) -> bytes:
@@ -110,8 +130,8 @@ def _after(job: Job, attempt: Attempt, decision: Decision, moment: datetime) -> 
         counted=counted,
         next_attempt_time=again,
         deadline=job.deadline,
-        memory_factor=job.memory_factor * decision.memory_factor,
-        wall_factor=job.wall_factor * decision.wall_factor,
+        memory_factor=grown(job.memory_factor, decision.memory_factor),
+        wall_factor=grown(job.wall_factor, decision.wall_factor),
     )
     return waiting(pending._replace(message=said), moment)
 

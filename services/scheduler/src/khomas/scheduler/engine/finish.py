@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import aiofiles.os
 import grpc
@@ -11,8 +12,9 @@ import grpc
 from khomas.api.scheduler.v1.state_pb2 import DesiredState, JobState, Reason
 from khomas.kit.errors import DomainError
 from khomas.scheduler.engine.desk import Desk, now
-from khomas.scheduler.engine.failing import after_failures, read_logs
+from khomas.scheduler.engine.failing import after_failures, found_in_logs
 from khomas.scheduler.engine.observe import job_after
+from khomas.scheduler.engine.parts import in_parts
 from khomas.scheduler.engine.strays import gone
 from khomas.scheduler.engine.transcript import Operation
 from khomas.scheduler.intake.blueprint import Blueprint, Identity
@@ -36,7 +38,7 @@ _PASSING = (
 )
 _TYPES_SECONDS = 60.0
 # Looked up once: a name of a protobuf enumeration costs more than all else that a tick does with a waiting job.
-_FINISHING = JobState.JOB_STATE_FINISHING
+_FINISHING, _SUCCEEDED = JobState.JOB_STATE_FINISHING, JobState.JOB_STATE_SUCCEEDED
 
 
 @dataclass(slots=True)
@@ -91,7 +93,10 @@ class Finisher:
         done = await asyncio.gather(*[self._finished(work, limit) for work in await self._works(attempts)])
         results = [attempt for attempt in done if attempt is not None]
         if results:
-            await self._write(results)
+            found = await found_in_logs(self._desk, [one for one in results if one.state != _SUCCEEDED])
+            left = await in_parts(partial(self._write, found), results, lambda one: one.uid)
+            for attempt in left:
+                self._later(attempt, "it could not be written down")
         return bool(results)
 
     async def _works(self, attempts: Sequence[Attempt]) -> list[_Work]:
@@ -154,23 +159,22 @@ class Finisher:
             self._types = _Types(await self._desk.catalog.key_types(), loop + _TYPES_SECONDS)
         return self._types.known
 
-    def _later(self, attempt: Attempt, error: Exception) -> None:
+    def _later(self, attempt: Attempt, error: object) -> None:
         """Try again after a pause that grows; the files stay where they are."""
         waits = self._waits.setdefault(attempt.uid, _Waits())
         waits.at = asyncio.get_running_loop().time() + waits.pause
         waits.pause = min(2 * waits.pause, _LONGEST_PAUSE)
         log.warning("finish.again", extra={"attempt": attempt.uid, "error": str(error)[:200]})
 
-    async def _write(self, attempts: Sequence[Attempt]) -> None:
+    async def _write(self, found: Mapping[str, Collection[str]], attempts: Sequence[Attempt]) -> None:
         moment = now()
         by_job = {attempt.job: attempt for attempt in attempts}
-        bad = [one for one in attempts if one.state != JobState.JOB_STATE_SUCCEEDED]
+        bad = [one for one in attempts if one.state != _SUCCEEDED]
         good = by_job.keys() - {attempt.job for attempt in bad}
-        logs = await read_logs(self._desk, bad)
         async with self._desk.write() as connection:
             jobs = await lock_jobs(connection, good)
             changes = [Change(job, job_after(job, by_job[job.uid], moment), by_job[job.uid]) for job in jobs]
-            changes += await after_failures(connection, self._desk, bad, moment, logs)
+            changes += await after_failures(connection, self._desk, bad, moment, found)
             await self._desk.changes.apply(connection, changes, moment)
         for attempt in attempts:
             self._waits.pop(attempt.uid, None)

@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from khomas.api.scheduler.v1.state_pb2 import DesiredState, JobState, Reason
@@ -12,8 +13,9 @@ from khomas.scheduler.backends import received
 from khomas.scheduler.backends.interface import Observation, PollResult, Seen
 from khomas.scheduler.backends.interface import State as Native
 from khomas.scheduler.engine.desk import Desk, Open, now
-from khomas.scheduler.engine.failing import after_failures, read_logs, why
+from khomas.scheduler.engine.failing import after_failures, found_in_logs, why
 from khomas.scheduler.engine.lost import with_accounts
+from khomas.scheduler.engine.parts import in_parts
 from khomas.scheduler.engine.patience import look_up_patience
 from khomas.scheduler.engine.transcript import Operation
 from khomas.scheduler.lifecycle.verdicts import judged
@@ -74,9 +76,8 @@ class Observer:
         if result is None:
             return await self._stall(watched.values(), began)
         attempts = await with_accounts(self._desk, self._site, self._interpreted(result, watched))
-        if attempts:
-            await self._write(attempts)
-        return await self._stall(watched.values(), began) + len(attempts)
+        written = await self._write(attempts)
+        return await self._stall(watched.values(), began) + written
 
     def _excuse(self, watched: Iterable[Open]) -> None:
         """Nobody is asked without a credential: that says nothing about the jobs, and nothing about the backend."""
@@ -142,16 +143,28 @@ class Observer:
         long_enough = loop - one.absent_since >= settings.lost_after.total_seconds()
         return one.absent_polls >= settings.lost_after_polls and long_enough
 
-    async def _write(self, attempts: Sequence[Attempt]) -> None:
+    async def _write(self, attempts: Sequence[Attempt]) -> int:
+        """Write down what changed; tell how much of it could be."""
+        if not attempts:
+            return 0
+        try:
+            found = await found_in_logs(self._desk, attempts)
+            write = partial(self._write_together, found)
+            left = await in_parts(write, attempts, lambda one: one.uid)
+        except Exception:
+            self.begin_again()  # the cursor has gone past what was seen
+            raise
+        return len(attempts) - len(left)
+
+    async def _write_together(self, found: Mapping[str, Collection[str]], attempts: Sequence[Attempt]) -> None:
         moment = now()
-        logs = await read_logs(self._desk, attempts)
         by_job = {attempt.job: attempt for attempt in attempts}
         failed = [one for one in attempts if one.final and one.state != JobState.JOB_STATE_SUCCEEDED]
         others = [one.job for one in attempts if one not in failed] if failed else by_job
         async with self._desk.write() as connection:
             jobs = await lock_jobs(connection, others)
             changes = [Change(job, job_after(job, by_job[job.uid], moment), by_job[job.uid]) for job in jobs]
-            changes += await after_failures(connection, self._desk, failed, moment, logs)
+            changes += await after_failures(connection, self._desk, failed, moment, found)
             await self._desk.changes.apply(connection, changes, moment)
         for attempt in attempts:
             if attempt.final:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from khomas.api.scheduler.v1.job_spec_pb2 import Estimated, JobSpec
 from khomas.api.scheduler.v1.placement_pb2 import RetryRule
 from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
+from khomas.scheduler.lifecycle.bounds import span
 from khomas.scheduler.records import Attempt
 
 QUANTILE, LEAST_JOBS = 0.99, 30
@@ -110,7 +111,7 @@ def _fill(spec: JobSpec, what: str, numbers: Mapping[int, int], profile: str) ->
         value = math.ceil(value / _MIB) * _MIB
         setattr(resources, what, int(value))
     else:
-        given = getattr(resources, what).ToTimedelta().total_seconds()
+        given = span(getattr(resources, what)).total_seconds()
         value = math.ceil(value)
         getattr(resources, what).FromSeconds(int(value))
     resources.estimated.append(

@@ -1,16 +1,18 @@
 """Rules of a spec that its annotations cannot say."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 
 from khomas.api.scheduler.v1.job_spec_pb2 import Input, JobSpec, Output
 from khomas.kit.auth.paths import odd_path
 from khomas.kit.errors import FieldInvalid, FieldViolation
 from khomas.scheduler.errors import NoJobs, TooManyJobs
 from khomas.scheduler.intake.blueprint import Blueprint, Identity
+from khomas.scheduler.lifecycle.bounds import LONGEST
 from khomas.scheduler.manifest import is_sandbox
 
 _DEFAULT_MAX_JOBS = 10_000_000
@@ -50,6 +52,8 @@ def try_out(blueprint: Blueprint, job: str, field: str) -> None:
 
 def _violations(spec: JobSpec) -> Iterator[tuple[str, str]]:
     yield from _limits(spec)
+    if b"\0" in spec.SerializeToString():  # most have none
+        yield from ((part, "must not contain the sign NUL") for part in _with_nul(spec))
     for number, source in enumerate(spec.inputs):
         yield from ((f"inputs[{number}].{part}", why) for part, why in _input(source))
     for number, output in enumerate(spec.outputs):
@@ -78,8 +82,32 @@ def _limits(spec: JobSpec) -> Iterator[tuple[str, str]]:
     for part, duration in times:
         if duration.seconds < 0 or duration.nanos < 0:
             yield part, "must not be negative"
+        elif duration.seconds > LONGEST.total_seconds():
+            yield part, f"must be at most {LONGEST.days} days"
     if 0 < spec.retry.multiplier < 1:
         yield "retry.multiplier", "must be at least 1: pauses do not shrink"
+
+
+def _with_nul(message: Message, at: str = "") -> Iterator[str]:
+    """Texts that a database would not take, or a program not get."""
+    for field, value in message.ListFields():
+        part = f"{at}{field.name}"
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            for key, one in value.items():
+                yield from _nul_in(one, f"{part}[{key!r}]")
+                yield from _nul_in(key, f"{part}[{key!r}]")
+        elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+            for number, one in enumerate(value):
+                yield from _nul_in(one, f"{part}[{number}]")
+        else:
+            yield from _nul_in(value, part)
+
+
+def _nul_in(value: object, part: str) -> Iterator[str]:
+    if isinstance(value, Message):
+        yield from _with_nul(value, f"{part}.")
+    elif isinstance(value, str) and "\0" in value:
+        yield part
 
 
 def _input(source: Input) -> Iterator[tuple[str, str]]:

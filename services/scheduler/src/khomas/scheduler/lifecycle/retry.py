@@ -1,13 +1,13 @@
 """What happens after a failed attempt."""
 
 import hashlib
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 from khomas.api.scheduler.v1.placement_pb2 import RetryPolicy, RetryRule
 from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
+from khomas.scheduler.lifecycle.bounds import span
 from khomas.scheduler.records import Attempt
 
 # Infrastructure, and passing trouble with data. The payload's own failures would only happen again.
@@ -15,7 +15,6 @@ _PASSING_DATA = frozenset({Reason.REASON_DATA_STAGE_IN, Reason.REASON_DATA_STAGE
 # Nobody's fault: these do not use up attempts.
 _UNCOUNTED = frozenset({Reason.REASON_INFRA_PREEMPTED})
 _DEFAULT_GROWTH = 1.5
-_LOG_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +33,8 @@ class Failure:
 
     reason: Reason.ValueType
     exit_code: int | None = None
-    # Ends of stderr and stdout; needed only when `needs_log`.
-    log: bytes = b""
+    # Those of `log_patterns` that were found in what it printed.
+    found: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +77,10 @@ def avoided(policy: RetryPolicy, attempts: Iterable[Attempt]) -> Avoided:
     return Avoided(backends, {backend: tuple(some) for backend, some in nodes.items()})
 
 
-def needs_log(policy: RetryPolicy) -> bool:
-    """Whether rules look at what was printed."""
-    return any(rule.log_regex for rule in policy.rules)
+def log_patterns(policy: RetryPolicy, reason: Reason.ValueType, exit_code: int | None) -> list[str]:
+    """Regular expressions of the rules that depend on what was printed."""
+    failure = Failure(reason, exit_code)
+    return list(dict.fromkeys(rule.log_regex for rule in policy.rules if rule.log_regex and _fits(rule, failure)))
 
 
 def decide(
@@ -102,11 +102,14 @@ def decide(
 
 
 def _matches(rule: RetryRule, failure: Failure) -> bool:
+    return _fits(rule, failure) and (not rule.log_regex or rule.log_regex in failure.found)
+
+
+def _fits(rule: RetryRule, failure: Failure) -> bool:
+    """Whether all holds but what it wants to have been printed."""
     if rule.reasons and failure.reason not in rule.reasons:
         return False
-    if rule.exit_codes and failure.exit_code not in rule.exit_codes:
-        return False
-    return not rule.log_regex or re.search(rule.log_regex.encode(), failure.log[-2 * _LOG_BYTES :]) is not None
+    return not rule.exit_codes or failure.exit_code in rule.exit_codes
 
 
 def _default_action(reason: Reason.ValueType) -> RetryRule.Action.ValueType:
@@ -127,10 +130,11 @@ def _growth(rule: RetryRule | None, reason: Reason.ValueType) -> tuple[float, fl
 
 
 def _backoff(policy: RetryPolicy, attempt: int, defaults: Defaults, job: str) -> timedelta:
-    first = policy.initial_backoff.ToTimedelta() if policy.HasField("initial_backoff") else defaults.initial_backoff
-    longest = policy.max_backoff.ToTimedelta() if policy.HasField("max_backoff") else defaults.max_backoff
-    # 2 ** 64 pauses are longer than anything; more would overflow.
-    pause = min(longest, first * min((policy.multiplier or 2.0) ** min(attempt - 1, 64), 1e6))
+    first = span(policy.initial_backoff) if policy.HasField("initial_backoff") else defaults.initial_backoff
+    longest = span(policy.max_backoff) if policy.HasField("max_backoff") else defaults.max_backoff
+    # 100 ** 64 pauses are longer than anything; more would overflow.
+    times = min(policy.multiplier or 2.0, 100.0) ** min(attempt - 1, 64)
+    pause = timedelta(seconds=min(longest.total_seconds(), first.total_seconds() * times))
     jitter = policy.jitter if policy.HasField("jitter") else defaults.jitter
     return pause * (1 - jitter * _drawn(f"{job} {attempt}"))
 

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from khomas.api.scheduler.v1.job_spec_pb2 import JobSpec, Limits
 from khomas.scheduler.backends.interface import Usage
+from khomas.scheduler.lifecycle.bounds import span
 
 _WINDOW = timedelta(minutes=30)
 _ANSWER_TIME = timedelta(hours=1)
@@ -31,10 +32,10 @@ class SlowPolicy:
             return None
         return cls(
             limits.min_cpu_efficiency,
-            (limits.HasField("efficiency_window") and limits.efficiency_window.ToTimedelta()) or _WINDOW,
+            (limits.HasField("efficiency_window") and span(limits.efficiency_window)) or _WINDOW,
             (spec.resources.cpu_milli or 1000) / 1000,
             limits.slow_action,
-            limits.slow_answer_time.ToTimedelta() if limits.HasField("slow_answer_time") else _ANSWER_TIME,
+            span(limits.slow_answer_time) if limits.HasField("slow_answer_time") else _ANSWER_TIME,
         )
 
     @property

@@ -8,6 +8,7 @@ from khomas.api.scheduler.v1.job_spec_pb2 import JobSpec
 from khomas.kit.filtering.fields import nearest
 from khomas.scheduler.backends.interface import ComputeResource
 from khomas.scheduler.errors import BackendUnknown, NativeOptionUnknown, NoMatch
+from khomas.scheduler.lifecycle.bounds import grown_bytes, grown_span
 from khomas.scheduler.ranking import Facts, Rank, Ranking
 from khomas.scheduler.ranking.weighted import weighted
 
@@ -86,8 +87,8 @@ class Needs:
         wanted = spec.resources
         return cls(
             wanted.cpu_milli or 1000,
-            int(wanted.memory_bytes * memory_factor),
-            wanted.wall_time.ToTimedelta() * wall_factor,
+            grown_bytes(wanted.memory_bytes, memory_factor),
+            grown_span(wanted.wall_time, wall_factor),
             local,
             probe,
             avoid,

@@ -18,6 +18,7 @@ from khomas.scheduler.errors import JobStateForbids
 from khomas.scheduler.intake.blueprint import Blueprint
 from khomas.scheduler.intake.drafts import Draft, new_job
 from khomas.scheduler.intake.frozen import Picks
+from khomas.scheduler.lifecycle.bounds import grown_bytes, grown_span
 from khomas.scheduler.messages import state_name
 from khomas.scheduler.names import split, uids_of
 from khomas.scheduler.records import Job, State
@@ -153,11 +154,11 @@ def _grow(spec: JobSpec, request: pb.RetryJobsRequest) -> None:
     if request.memory_bytes:
         needs.memory_bytes = request.memory_bytes
     elif request.memory_factor:
-        needs.memory_bytes = int(needs.memory_bytes * request.memory_factor)
+        needs.memory_bytes = grown_bytes(needs.memory_bytes, request.memory_factor)
     if request.HasField("wall_time"):
         needs.wall_time.CopyFrom(request.wall_time)
     elif request.wall_time_factor:
-        needs.wall_time.FromTimedelta(needs.wall_time.ToTimedelta() * request.wall_time_factor)
+        needs.wall_time.FromTimedelta(grown_span(needs.wall_time, request.wall_time_factor))
     for limit in ("start_after", "start_before", "finish_before"):
         spec.limits.ClearField(limit)
 

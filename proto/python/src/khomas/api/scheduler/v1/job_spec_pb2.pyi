@@ -30,6 +30,8 @@ class JobSpec(_message.Message):
     In the command (not in its sh fragments), in names of input files, in output names and in metadata, "{key}" is
     replaced by a value of the splitter, "{job}" by the uid (of the array, for a child), "{index}" by the index and
     "{attempt}" by the number of the attempt; "{zenith:02d}" formats as Python does, "{{" is a brace.
+
+    Durations are at most ten years (3650 days), and no text contains the sign NUL.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

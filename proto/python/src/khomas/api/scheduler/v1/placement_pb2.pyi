@@ -115,7 +115,7 @@ class RetryPolicy(_message.Message):
     max_attempts: _builtins.int
     """Counted attempts in all. 0 = the service's default (3)."""
     multiplier: _builtins.float
-    """Factor for each further pause. 0 = 2."""
+    """Factor for each further pause, at most 100. 0 = 2."""
     jitter: _builtins.float
     """Share of a pause by which it may be shorter, drawn for each job and attempt: what failed at once does not come back at
     once. Unset = 0.2.
@@ -128,11 +128,11 @@ class RetryPolicy(_message.Message):
     """Not at backends where it failed, while it fits another one that answers."""
     @_builtins.property
     def initial_backoff(self) -> _duration_pb2.Duration:
-        """Pause before the second attempt. Unset = 5 s."""
+        """Pause before the second attempt, at most ten years. Unset = 5 s."""
 
     @_builtins.property
     def max_backoff(self) -> _duration_pb2.Duration:
-        """Longest pause. Unset = 10 min."""
+        """Longest pause, at most ten years. Unset = 10 min."""
 
     @_builtins.property
     def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___RetryRule]:
@@ -208,13 +208,15 @@ class RetryRule(_message.Message):
     GROW_MEMORY_FIELD_NUMBER: _builtins.int
     GROW_WALL_FIELD_NUMBER: _builtins.int
     log_regex: _builtins.str
-    """Found in the last 64 KiB of stderr or stdout."""
+    """Regular expression as Python has them, found in the last 64 KiB of stderr or stdout. One that takes longer than
+    two seconds, or comes after others that took ten, counts as not found.
+    """
     action: Global___RetryRule.Action.ValueType
     """What to do."""
     grow_memory: _builtins.float
-    """With GROW_AND_RETRY: factor on memory. 0 = 1.5."""
+    """With GROW_AND_RETRY: factor on memory, at most 16, and 1000 over all attempts. 0 = 1.5."""
     grow_wall: _builtins.float
-    """With GROW_AND_RETRY: factor on wall time. 0 = 1.5."""
+    """With GROW_AND_RETRY: factor on wall time, bounded likewise. 0 = 1.5."""
     @_builtins.property
     def reasons(self) -> _containers.RepeatedScalarFieldContainer[_state_pb2.Reason.ValueType]:
         """One of these reasons."""
