@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -16,6 +17,7 @@ from khomas.scheduler.engine.candidates import Candidate, Room, Turn, whose_turn
 from khomas.scheduler.engine.desk import Desk, now
 from khomas.scheduler.engine.doubtful import NOT_FOUND_TIMES, Doubtful, accepted
 from khomas.scheduler.engine.failing import after_failures, why
+from khomas.scheduler.engine.parts import EVERYBODYS, in_parts
 from khomas.scheduler.engine.preparation import Preparation, Prepared, Refused
 from khomas.scheduler.engine.recalling import Recalling
 from khomas.scheduler.engine.transcript import Operation
@@ -32,6 +34,7 @@ log = logging.getLogger(__name__)
 _BATCH = 1000
 _THROTTLED = timedelta(seconds=5)
 _AHEAD_SECONDS = 5.0
+_STUCK_AGAIN = timedelta(minutes=1)
 
 
 class Dispatcher:
@@ -73,16 +76,43 @@ class Dispatcher:
         moment = now()
         async with self._desk.database.read() as connection:
             turn = await whose_turn(connection, self._desk.blueprints, self._desk.accounting, moment, room)
-            if not turn.candidates:
-                return found
+        if not turn.candidates:
+            return found
+        await self._hand_over(await self._attempts(turn, room, moment))
+        return True
+
+    async def _attempts(self, turn: Turn, room: Room, moment: datetime) -> list[Prepared]:
+        """Begin attempts: of all, or where that fails of half of them, the others at the next step, until one is left.
+
+        That one waits, and says why: what is wrong with it must not hold up the others.
+        """
+        while True:
+            try:
+                return await self._begun(turn, room, moment)
+            except EVERYBODYS:
+                raise
+            except Exception as error:
+                [first, *others] = turn.candidates
+                log.exception("dispatch.failed", extra={"job": first.job.uid, "others": len(others)})
+                if others:
+                    turn = _part(turn, len(turn.candidates) // 2)
+                    continue
+                said = f"it cannot be got ready: {type(error).__name__}: {error}"
+                stuck = Refused(first, Reason.REASON_INFRA_ENVIRONMENT, said, _STUCK_AGAIN)
+                return await self._begin(turn, [stuck], [], moment)
+
+    async def _begun(self, turn: Turn, room: Room, moment: datetime) -> list[Prepared]:
+        async with self._desk.database.read() as connection:
             prepared, refused = await self._preparation.prepare(connection, turn.candidates, moment)
             if any(no.reason == Reason.REASON_WAIT_STAGE_FROM_TAPE for no in refused):
                 await self._look_ahead(connection, room, moment)
         if sum(bool(no.full) for no in refused) == len(turn.candidates):
             self._reach = 2 * room.free
-        began = await self._begin(*_kept_back(turn, refused), prepared, moment)
-        await self._hand_over(began)
-        return True
+        try:
+            return await self._begin(*_kept_back(turn, refused), prepared, moment)
+        except Exception:
+            self._desk.abandoned += [one.attempt.upload for one in prepared if one.attempt.upload]
+            raise
 
     async def _look_ahead(self, connection: AsyncConnection, room: Room, moment: datetime) -> None:
         """Have the inputs of more jobs recalled than there is room for: a tape system wants to know all at once."""
@@ -140,26 +170,28 @@ class Dispatcher:
         by_site: dict[str, list[Prepared]] = {}
         for one in prepared:
             by_site.setdefault(one.attempt.backend, []).append(one)
-        await asyncio.gather(*[self._hand_over_at(self._desk.sites[site], some) for site, some in by_site.items()])
+        calls = [self._hand_over_at(self._desk.sites[site], some) for site, some in by_site.items()]
+        # Nobody looks for what is still on its way: all are waited for.
+        for error in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(error, BaseException):
+                raise error
 
     async def _hand_over_at(self, site: Site, prepared: Sequence[Prepared]) -> None:
         size = site.backend.capabilities.max_batch
+        self._doubt(prepared)
         for start in range(0, len(prepared), size):
             some = prepared[start : start + size]
             async with site.handover:
-                outcomes = await self._submit(site, some)
-                try:
-                    await self._note(some, outcomes)
-                except Exception:
-                    self._doubt(some)
-                    raise
+                told = list(zip(some, await self._submit(site, some), strict=True))
+                await in_parts(self._note, told, lambda pair: pair[0].attempt.uid)
         site.got_jobs.set()
 
     def _doubt(self, prepared: Sequence[Prepared]) -> None:
-        """What became of the handover could not be written down: it is looked for later."""
+        """Until what became of the handover is written down: whatever goes wrong, it is looked for later."""
         for one in prepared:
             if one.attempt.uid in self._desk.open:
-                self._desk.open[one.attempt.uid].find_at = asyncio.get_running_loop().time() + self._pause
+                known = self._desk.open[one.attempt.uid]
+                known.find_at, known.not_found = asyncio.get_running_loop().time() + self._pause, 0
 
     async def _submit(self, site: Site, prepared: Sequence[Prepared]) -> list[SubmitOutcome]:
         uids = [one.attempt.uid for one in prepared]
@@ -173,11 +205,12 @@ class Dispatcher:
             message = storable(f"{type(error).__name__}: {error}")
             return [SubmitOutcome(one.item.token, Submitted.UNKNOWN, message=message) for one in prepared]
 
-    async def _note(self, prepared: Sequence[Prepared], outcomes: Sequence[SubmitOutcome]) -> None:
+    async def _note(self, pairs: Sequence[tuple[Prepared, SubmitOutcome]]) -> None:
         """Write down what became of a handover, in one transaction."""
         moment = now()
+        prepared, outcomes = [one for one, _ in pairs], [outcome for _, outcome in pairs]
         attempts = {one.attempt.job: one.attempt for one in prepared}
-        told = {one.attempt.job: outcome for one, outcome in zip(prepared, outcomes, strict=True)}
+        told = {one.attempt.job: outcome for one, outcome in pairs}
         rejected = [one.attempt for one in prepared if told[one.attempt.job].kind is Submitted.REJECTED]
         messages = {attempt.uid: told[attempt.job].message for attempt in rejected}
         ended = [_rejected(attempt, messages[attempt.uid], moment) for attempt in rejected]
@@ -278,6 +311,14 @@ def _refused_job(no: Refused, before: Job, moment: datetime) -> Job:
 
 def _is_step(change: Change) -> bool:
     return change.new_row or change.after.version > change.before.version or change.after.made > change.before.made
+
+
+def _part(turn: Turn, number: int) -> Turn:
+    """The first so many, with as many rows of new children as are among them."""
+    candidates = turn.candidates[:number]
+    new = Counter(one.job.parent for one in candidates if one.new)
+    pages = {uid: (array, new[uid]) for uid, (array, _) in turn.pages.items() if uid in new}
+    return Turn(candidates, pages)
 
 
 def _page_taken(array: Job, number: int) -> Job:

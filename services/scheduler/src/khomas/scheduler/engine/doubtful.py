@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 
 from khomas.api.scheduler.v1.state_pb2 import DesiredState, JobState, Reason
@@ -10,6 +10,7 @@ from khomas.scheduler import tables
 from khomas.scheduler.engine.candidates import Candidate
 from khomas.scheduler.engine.desk import Desk, now
 from khomas.scheduler.engine.failing import after_failures, why
+from khomas.scheduler.engine.parts import in_parts
 from khomas.scheduler.engine.preparation import Preparation, Prepared
 from khomas.scheduler.engine.transcript import Operation
 from khomas.scheduler.placement.sites import Site
@@ -66,15 +67,15 @@ class Doubtful:
             one.find_at = loop + self._pause
             one.not_found += attempt.token not in known
             if one.not_found >= NOT_FOUND_TIMES:
-                one.find_at = -1.0
                 again.append(attempt)
         if known:
-            await self._arrived({uid_of_token(token): native for token, native in known.items()})
+            found = [(uid_of_token(token), native) for token, native in known.items()]
+            await in_parts(self._arrived, found, lambda pair: pair[0])
         if again:
             await self._once_more(again)
 
-    async def _arrived(self, natives: Mapping[str, str]) -> None:
-        moment = now()
+    async def _arrived(self, found: Sequence[tuple[str, str]]) -> None:
+        natives, moment = dict(found), now()
         attempts = {self._desk.open[uid].attempt.job: self._desk.open[uid].attempt for uid in natives}
         async with self._desk.write() as connection:
             changes = [
@@ -90,6 +91,17 @@ class Doubtful:
 
     async def _once_more(self, attempts: Sequence[Attempt]) -> None:
         """Hand over again what certainly did not arrive, under the same token."""
+        prepared: list[Prepared] = []
+
+        async def get_ready(some: Sequence[tuple[Candidate, Attempt]]) -> None:
+            prepared.extend(await self._ready_again(some))
+
+        if wanted := await self._still_wanted(attempts):
+            await in_parts(get_ready, wanted, lambda pair: pair[1].uid)
+        await self._hand_over(prepared)
+
+    async def _still_wanted(self, attempts: Sequence[Attempt]) -> list[tuple[Candidate, Attempt]]:
+        """Those whose jobs are not to end; the others have ended."""
         moment = now()
         by_job = {attempt.job: attempt for attempt in attempts}
         async with self._desk.write() as connection:
@@ -103,20 +115,20 @@ class Doubtful:
             plans = await self._desk.blueprints.of(connection, {job.spec for job in jobs})
         for attempt in ended:
             self._desk.closed(attempt)
-        candidates = [Candidate(job, plans[job.spec]) for job in jobs]
+        return [(Candidate(job, plans[job.spec]), by_job[job.uid]) for job in jobs]
+
+    async def _ready_again(self, wanted: Sequence[tuple[Candidate, Attempt]]) -> list[Prepared]:
+        """Those that can be handed over now; the others are tried again after a pause."""
+        attempts = [attempt for _, attempt in wanted]
         async with self._desk.database.read() as connection:
-            prepared, refused = await self._preparation.prepare_again(
-                connection, candidates, [by_job[job.uid] for job in jobs], moment
-            )
-        loop = asyncio.get_running_loop().time()
-        for no in refused:
-            self._desk.open[by_job[no.candidate.job.uid].uid].find_at = loop + self._pause
+            candidates = [candidate for candidate, _ in wanted]
+            prepared, _ = await self._preparation.prepare_again(connection, candidates, attempts, now())
         rows = [{"uid": one.attempt.uid, "upload": one.attempt.upload} for one in prepared if one.attempt.upload]
         if rows:
             async with self._desk.write() as connection:
                 await update_many(connection, tables.attempt, ("uid",), rows)
             self._desk.abandoned += [attempt.upload for attempt in attempts if attempt.upload]
-        await self._hand_over(prepared)
+        return prepared
 
 
 def accepted(job: Job, attempt: Attempt, native_id: str, moment: datetime) -> Change:

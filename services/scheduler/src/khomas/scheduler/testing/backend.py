@@ -57,8 +57,9 @@ class BatchSystem:
     handover: Handover = Handover.ACCEPT
     # False: polls fail.
     answers: bool = True
-    # What it says of every job, and where it is.
+    # What it says of every job, and of one that it refuses, and where jobs are.
     words: str = ""
+    refusal: str = "not today"
     node: str = ""
     items: dict[str, SubmitItem] = field(default_factory=dict)
     state: dict[str, State] = field(default_factory=dict)
@@ -117,7 +118,7 @@ class BatchSystem:
         if self.handover is Handover.DIES_BEFORE:
             raise asyncio.CancelledError
         if self.handover is Handover.REJECT:
-            return [SubmitOutcome(item.token, Submitted.REJECTED, message="not today") for item in items]
+            return [SubmitOutcome(item.token, Submitted.REJECTED, message=self.refusal) for item in items]
         if self.handover is Handover.THROTTLE:
             pause = timedelta(milliseconds=20)
             return [SubmitOutcome(item.token, Submitted.THROTTLED, retry_after=pause) for item in items]
