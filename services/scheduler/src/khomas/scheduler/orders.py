@@ -6,10 +6,9 @@ from dataclasses import dataclass, field, replace
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.scheduler.v1 import scheduler_service_pb2 as pb
-from khomas.kit.auth.principal import Principal
 from khomas.kit.boundary.call import current_principal
 from khomas.kit.database import Database, insert_many
-from khomas.kit.idempotency import Once, OnceTogether
+from khomas.kit.idempotency import Asked, Once, OnceTogether
 from khomas.scheduler import tables
 from khomas.scheduler.answers.slow_jobs import SlowJobs
 from khomas.scheduler.intake.blueprint import Blueprint
@@ -56,10 +55,19 @@ class Orders:
 
     async def submit(self, request: pb.BatchCreateJobsRequest) -> pb.BatchCreateJobsResponse:
         """Take jobs in, or say what would happen to them."""
-        principal = current_principal()
-        intake = await take_in(request, principal, self.locality, self.sites.offers())
-        intake = await self._charged(await self._estimated(intake), principal)
+        try:
+            intake = await self._taken_in(request)
+        except Exception as error:
+            # What was fine when it was asked first may be so no more: a deadline, a dataset.
+            if request.validate_only or not request.request_id:
+                raise
+            before = await self.once.before(Asked.of(request), pb.BatchCreateJobsResponse, error)
+            if before is None:
+                raise
+            return before
         if request.validate_only:
+            async with self.database.read() as connection:
+                await self.accounting.check(connection, intake.drafts)
             plans = [plan(draft, self.sites, request.render_scripts) for draft in intake.jobs]
             return pb.BatchCreateJobsResponse(warnings=intake.warnings, plans=plans)
 
@@ -74,6 +82,13 @@ class Orders:
         if any(draft.job.due is not None and draft.job.due <= draft.job.create_time for draft in intake.drafts):
             self.due.set()
         return answer
+
+    async def _taken_in(self, request: pb.BatchCreateJobsRequest) -> Intake:
+        """Check the jobs, with their needs from history, and charge them to their accounts, if there are any."""
+        principal = current_principal()
+        intake = await self._estimated(await take_in(request, principal, self.locality, self.sites.offers()))
+        drafts = self.accounting.charged(intake.drafts, principal)
+        return replace(intake, jobs=drafts[: len(intake.jobs)], mergers=drafts[len(intake.jobs) :])
 
     async def _estimated(self, intake: Intake) -> Intake:
         """Fill the needs of jobs in from history that want it so."""
@@ -94,18 +109,11 @@ class Orders:
         made = filled(spec, history[kind_of_jobs(spec)], best)
         return replace(draft, blueprint=Blueprint(made, draft.blueprint.frozen))
 
-    async def _charged(self, intake: Intake, principal: Principal) -> Intake:
-        """Charge the jobs to their accounts, if there are any."""
-        if not self.accounting.tree:
-            return intake
-        async with self.database.read() as connection:
-            drafts = await self.accounting.admit(connection, intake.drafts, principal)
-        return replace(intake, jobs=drafts[: len(intake.jobs)], mergers=drafts[len(intake.jobs) :])
-
     async def _submitted(
         self, connection: AsyncConnection, intakes: Sequence[Intake]
     ) -> list[pb.BatchCreateJobsResponse]:
         drafts = [draft for intake in intakes for draft in intake.drafts]
+        await self.accounting.check(connection, drafts)
         jobs = await self.submission.submit(connection, drafts)
         for draft in drafts:
             self.blueprints.keep(draft.job.uid, draft.blueprint)
@@ -155,7 +163,8 @@ class Orders:
             retried = await self.retrying.drafts(connection, request, principal.subject)
             for draft in retried.drafts:
                 check_rights(principal, draft.blueprint)
-            charged = await self.accounting.admit(connection, retried.drafts, principal)
+            charged = self.accounting.charged(retried.drafts, principal)
+            await self.accounting.check(connection, charged)
             jobs = await self.submission.submit(connection, charged)
             if request.workflow:
                 await insert_many(connection, tables.rescue, retried.rescues())

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from google.protobuf.duration_pb2 import Duration
-from sqlalchemy import case, func, select
+from sqlalchemy import case, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.scheduler.v1.share_pb2 import Share
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 _job, _attempt, _use = tables.job.c, tables.attempt.c, tables.share_use.c
 _HOUR = 3600
 _HALF_LIVES = 10
+# Who looks for room in queues and takes it at the same moment must see each other.
+_LOCK = 7262
+# Of a Duration.
+_MOST_SECONDS = 315_576_000_000
 
 
 def charges(ended: Iterable[tuple[Job, Attempt]]) -> list[dict[str, object]]:
@@ -39,25 +43,27 @@ def charges(ended: Iterable[tuple[Job, Attempt]]) -> list[dict[str, object]]:
 
 @dataclass(frozen=True, slots=True)
 class Accounting:
-    """Reads loads, and admits jobs to accounts."""
+    """Reads loads, and charges jobs to accounts."""
 
     tree: Tree
     half_life: timedelta
 
-    async def admit(
-        self, connection: AsyncConnection, drafts: "Sequence[Draft]", principal: Principal
-    ) -> "list[Draft]":
-        """Charge drafts to their accounts. Raises `ShareUnknown` and `QuotaExceeded`."""
-        if not self.tree:
-            return list(drafts)
-        charged = [self._charged(draft, principal) for draft in drafts]
-        if any(account.max_queued is not None for account in self.tree.accounts.values()):
-            adding: dict[str, int] = {}
-            for draft in charged:
-                adding[draft.job.share] = adding.get(draft.job.share, 0) + (draft.job.total or 1)
-            sums = self.tree.rolled_up({share: Load(queued=n) for share, n in (await _queued(connection)).items()})
-            self._check_queues(adding, sums)
-        return charged
+    def charged(self, drafts: "Sequence[Draft]", principal: Principal) -> "list[Draft]":
+        """Charge drafts to their accounts. Raises `ShareUnknown`."""
+        return [self._charged(draft, principal) for draft in drafts] if self.tree else list(drafts)
+
+    async def check(self, connection: AsyncConnection, drafts: "Sequence[Draft]") -> None:
+        """Raise `QuotaExceeded` where drafts are more than may wait; the room is theirs until the transaction ends."""
+        if all(account.max_queued is None for account in self.tree.accounts.values()):
+            return
+        # SQLite has one writer anyway.
+        if connection.dialect.name == "postgresql":
+            await connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+        adding: dict[str, int] = {}
+        for draft in drafts:
+            adding[draft.job.share] = adding.get(draft.job.share, 0) + (draft.job.total or 1)
+        sums = self.tree.rolled_up({share: Load(queued=n) for share, n in (await _queued(connection)).items()})
+        self._check_queues(adding, sums)
 
     def _charged(self, draft: "Draft", principal: Principal) -> "Draft":
         share = draft.job.share or self.tree.default
@@ -144,5 +150,5 @@ async def _queued(connection: AsyncConnection) -> dict[str, int]:
 
 def _duration(seconds: float) -> Duration:
     duration = Duration()
-    duration.FromNanoseconds(round(seconds * 1e9))
+    duration.FromNanoseconds(round(min(seconds, _MOST_SECONDS) * 1e9))
     return duration
