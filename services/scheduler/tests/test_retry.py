@@ -20,7 +20,7 @@ UNCOUNTED = RetryRule.ACTION_RETRY_UNCOUNTED
 
 
 def decision(policy: dict[str, Any], failure: Failure, counted: int = 0, attempt: int = 1) -> Decision:
-    return decide(ParseDict(policy, RetryPolicy()), failure, counted, attempt, Defaults())
+    return decide(ParseDict(policy, RetryPolicy()), failure, counted, attempt, Defaults(jitter=0))
 
 
 @pytest.mark.parametrize(

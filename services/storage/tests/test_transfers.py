@@ -338,14 +338,18 @@ async def test_unknown_transfer_cannot_be_watched(storage: Storage) -> None:
     assert reason_of(caught.value) == "TRANSFER_NOT_FOUND"
 
 
-async def test_thousand_transfers_cost_six_statements(storage: Storage) -> None:
+@pytest.mark.parametrize("destination", ["local", "mirror"])
+async def test_thousand_transfers_cost_six_statements(storage: Storage, disk: Any, destination: str) -> None:
+    await disk(storage, "mirror")
     upload = await storage.open(max_files=1000)
     for index in range(1000):
         storage.place(upload, b"x", index)
     await storage.commit(*[storage.wanted(upload, f"/hess/{index}", b"x", index) for index in range(1000)])
 
+    # They are read again now and then.
+    await storage.parts.elements.all()
     with count_statements(storage.parts.database, current_call) as statements:
-        await copy(storage, *[Transfer(file=f"/hess/{index}", destination="local") for index in range(1000)])
+        await copy(storage, *[Transfer(file=f"/hess/{index}", destination=destination) for index in range(1000)])
 
     assert 0 < len(statements) <= 6, statements
 

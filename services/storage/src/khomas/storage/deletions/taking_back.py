@@ -19,6 +19,7 @@ from khomas.storage.tables import deletion
 # A file and a StorageElement.
 Pair = tuple[str, str]
 _WAITING = pb.Deletion.STATE_WAITING
+is_doubtful = deletion.c.single & (deletion.c.state != pb.Deletion.STATE_UNDONE)
 
 
 async def take_back(connection: AsyncConnection, log: EventLog, message: str, *which: ColumnElement[bool]) -> None:
@@ -35,9 +36,7 @@ async def doubtful(connection: AsyncConnection, pairs: Collection[Pair]) -> set[
 
     Of these nobody can tell whether they are there who has asked the catalogue before.
     """
-    query = select(deletion.c.file_uid, deletion.c.storage_element).where(
-        *of(pairs), deletion.c.single, deletion.c.state != pb.Deletion.STATE_UNDONE
-    )
+    query = select(deletion.c.file_uid, deletion.c.storage_element).where(*of(pairs), is_doubtful)
     return {(row.file_uid, row.storage_element) for row in (await connection.execute(query)).all()}
 
 

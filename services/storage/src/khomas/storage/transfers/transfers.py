@@ -16,7 +16,7 @@ from khomas.api.storage.v1 import transfer_pb2 as pb
 from khomas.kit.auth.principal import allows
 from khomas.kit.boundary.call import current_principal
 from khomas.kit.boundary.status import status_of
-from khomas.kit.database import Database, in_values, insert_many
+from khomas.kit.database import Database, in_values, insert_new
 from khomas.kit.errors import DomainError
 from khomas.kit.events import EventLog, NewEvent
 from khomas.kit.filtering import fields, where
@@ -26,13 +26,14 @@ from khomas.kit.leases import FREE, lock
 from khomas.kit.paging import Ordering, list_page
 from khomas.storage.catalog import Catalog
 from khomas.storage.deletions.taking_back import doubtful, of, take_back
-from khomas.storage.elements.elements import Element, Elements, forgotten, known
+from khomas.storage.elements.elements import Element, Elements, known
 from khomas.storage.errors import NoReplica, StorageElementNotFound, StorageElementReadOnly, TransferNotFound
 from khomas.storage.links.choosing import nearest
 from khomas.storage.links.measures import Measure, Measures
 from khomas.storage.rows import mapping, mappings
 from khomas.storage.tables import transfer, transfer_attempt
 from khomas.storage.transfers.explaining import explanation
+from khomas.storage.transfers.standing import Standing, standing
 from khomas.storage.transfers.turns import deal, ends, lane
 
 PREFIX = "transfers/"
@@ -97,9 +98,10 @@ class Transfers:
         judged = [_row(one, file, elements, measures) for one, file in zip(request.transfers, files, strict=True)]
 
         async def work(connection: AsyncConnection) -> Results:
-            wanted = await self._wanted(connection, {one.file for one in request.transfers})
+            now = await standing(connection, [row for row in judged if isinstance(row, dict)], ACTIVE)
+            wanted = await self._wanted(connection, {file for file, _ in now.wanted}) if now.wanted else {}
             rows: list[dict[str, Any]] = []
-            again = await self._once_more(connection, judged, elements)
+            again = await self._once_more(connection, judged, elements, now)
             for one, row in zip(request.transfers, again, strict=True):
                 if isinstance(row, dict) and (one.file, one.destination) not in wanted:
                     rows.append(row)
@@ -188,18 +190,16 @@ class Transfers:
                 return
 
     async def _once_more(
-        self, connection: AsyncConnection, judged: Sequence[Any], elements: Mapping[str, Element]
+        self, connection: AsyncConnection, judged: Sequence[Any], elements: Mapping[str, Element], now: Standing
     ) -> list[Any]:
         """Judge rows by what may have changed since: StorageElements are forgotten, and replicas deleted."""
-        given = [row for row in judged if isinstance(row, dict)]
-        gone = await forgotten(connection, {row["destination"] for row in given})
-        pairs = {(row["file_uid"], row["destination"]) for row in given}
-        if unsure := await doubtful(connection, pairs):
+        unsure: Collection[tuple[str, str]] = now.doubtful
+        if unsure:
             again = {pair for pair in unsure if elements[pair[1]].takes_files}
             await take_back(connection, self._log, "It is wanted there again.", *of(again))
             unsure = await doubtful(connection, unsure)
-        nearest = sorted(elements.keys() - gone)
-        return [_judged_again(row, gone, unsure, nearest) if isinstance(row, dict) else row for row in judged]
+        nearest = sorted(elements.keys() - now.gone)
+        return [_judged_again(row, now.gone, unsure, nearest) if isinstance(row, dict) else row for row in judged]
 
     async def _insert(
         self, connection: AsyncConnection, rows: Sequence[dict[str, Any]]
@@ -209,9 +209,7 @@ class Transfers:
         # In one order: two that wait for each other's would wait for ever.
         left = sorted(rows, key=lambda row: (row["file"], row["destination"]))
         while left:
-            await insert_many(connection, transfer, left, skip_existing=True)
-            uids = in_values(transfer.c.uid, [row["uid"] for row in left])
-            there = set((await connection.scalars(select(transfer.c.uid).where(uids))).all())
+            there = {row.uid for row in await insert_new(connection, transfer, left, transfer.c.uid)}
             left = [row for row in left if row["uid"] not in there]
             found = await self._wanted(connection, {row["file"] for row in left}) if left else {}
             others |= {key: found[key] for row in left if (key := (row["file"], row["destination"])) in found}
