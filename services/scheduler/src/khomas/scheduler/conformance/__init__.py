@@ -10,7 +10,7 @@
 import pytest
 
 # Failures tell the values that they compare, as in a test file.
-pytest.register_assert_rewrite("khomas.scheduler.conformance.suite")
+pytest.register_assert_rewrite("khomas.scheduler.conformance.suite", "khomas.scheduler.conformance.steps")
 
 from khomas.scheduler.conformance.jobs import GRACE, MIB, OpenBackend, job, shell, token  # noqa: E402
 from khomas.scheduler.conformance.suite import BackendConformance  # noqa: E402
