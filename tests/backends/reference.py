@@ -11,8 +11,8 @@ _INTRODUCTION = """# What was tried with which backend
 
 Written by `make conformance` from its own run; do not edit it. Every row is one test of the package
 `khomas.scheduler.conformance`, which all backends pass through the same interface: ✓ passed, ✗ failed, - not run.
-Where a backend declares that it lacks something (peeking at running jobs, holding, polling for changes alone), its
-test asks for that declaration.
+Where a backend declares that it lacks something (peeking at running jobs, what they have used, holding, polling for
+changes alone), its test asks for that declaration.
 
 A real server was started for each, unless the heading says: *emulated* are commands that answer as documented and run
 the jobs as processes; *fake* is a stand-in for the API server whose pods are processes.

@@ -120,6 +120,27 @@ async def test_new_state_of_the_list_wins_over_the_old_one_of_the_status(
     assert (seen.token, seen.state, seen.node) == ("t", State.SUCCEEDED, "n1")
 
 
+@pytest.mark.parametrize(("shared", "status", "cpu"), [(True, 200, 1.5), (True, 500, None), (False, 200, None)])
+async def test_what_a_job_has_used_is_read_where_nodes_share_its_folder_and_when_that_is_wanted(
+    ce: ComputingElement, tmp_path: Path, shared: bool, status: int, cpu: float | None
+) -> None:
+    (tmp_path / "token").write_text("abc\n")
+    backend = open_arc(ArcSettings(ce.url, token=tmp_path / "token", shared_session=shared))
+    ce.answers["status"] = {"job": {"status-code": "200", "id": "a", "state": "RUNNING"}}
+    document = {"ComputingActivity": {"Name": "t"}}
+    ce.answers["info"] = {"job": {"status-code": "200", "id": "a", "info_document": document}}
+    ce.answers["GET jobs"] = {"job": {"id": "a", "state": "RUNNING"}}
+    ce.answers["GET started"] = {"host": "n1", "time": "2026-01-01T00:00:00Z"}
+    beat = {"time": "2026-01-01T00:01:00Z", "cpu_s": 1.5, "memory_bytes": 1, "disk_bytes": 1}
+    ce.answers["GET heartbeat"] = web.Response(text=json.dumps(beat), status=status)
+    await backend.poll(["a"])
+    assert "GET heartbeat" not in ce.calls
+    [seen] = (await backend.poll(["a"], measure=["a"])).observations
+    await backend.aclose()
+    assert (seen.state, seen.usage.cpu_user_s if seen.usage else None) == (State.RUNNING, cpu)
+    assert (backend.capabilities.live_usage, "GET heartbeat" in ce.calls) == (shared, shared)
+
+
 async def test_finished_job_without_a_record_is_no_success(ce: ComputingElement, backend: ArcBackend) -> None:
     document = {"ComputingActivity": {"Name": "t"}}
     ce.answers["status"] = {"job": {"status-code": "200", "id": "a", "state": "FINISHED"}}

@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from khomas.api.scheduler.v1.state_pb2 import Reason
+from khomas.kit.testing import serve
+from khomas.scheduler.app import service
 from khomas.scheduler.backends.commands import CommandFailedError
 from khomas.scheduler.backends.interface import Backend, State, Submitted
 from khomas.scheduler.backends.ssh import SshSettings, open_ssh
 from khomas.scheduler.conformance import GRACE, BackendConformance, OpenBackend, job, shell
+from khomas.scheduler.testing import Scheduler, states
+from khomas.scheduler.testing import shell as shell_job
 from tests.backends.conftest import shared_folder
 from tests.testbeds.ssh import Ssh
 
@@ -96,3 +101,16 @@ class TestSsh(BackendConformance):
         ids = await self.submitted(backend, [job("sleep", "60") for _ in range(6)])
         await backend.cancel(ids, GRACE)
         assert {(await self.ended(backend, one)).state for one in ids} == {State.CANCELLED}
+
+
+async def test_slow_job_is_ended_there_when_nobody_answers(settings: SshSettings, tmp_path: Path) -> None:
+    options = {"spool": str(settings.spool), "ssh": settings.ssh, "poll_seconds": 0.2}
+    options |= {"ssh_key": str(settings.ssh_key), "ssh_known_hosts": str(settings.ssh_known_hosts)}
+    there = {"backends": {"there": {"kind": "ssh", "options": options}}, "usage_interval": 0.2, "poll": 0.05}
+    policy = {"min_cpu_efficiency": 0.9, "efficiency_window": "2s", "slow_answer_time": "0.5s"}
+    policy |= {"slow_action": "SLOW_ACTION_KILL"}
+    async with serve(service, state=tmp_path / "state", settings={"scheduler": there}) as served:
+        scheduler = Scheduler(served)
+        [idle] = await scheduler.submit(shell_job("sleep 90", limits=policy))
+        ended = await scheduler.wait(idle.name, seconds=60)
+    assert (states([ended]), ended.status.reason) == (["FAILED"], Reason.REASON_LIMIT_SLOW)

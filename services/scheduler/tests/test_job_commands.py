@@ -1,7 +1,7 @@
 """What was said to batch systems can be read later, without secrets, for a while."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -41,12 +41,12 @@ class Spoken(BatchSystem):
             await commands.run([*self.command, *words], seconds=10)
         return await BatchSystem.submit(self, items)
 
-    async def poll(self, ids: Sequence[str], cursor: str = "") -> PollResult:
+    async def poll(self, ids: Sequence[str], cursor: str = "", measure: Collection[str] = ()) -> PollResult:
         """Say it first."""
         result = await commands.run(self.poll_command, seconds=10)
         if result.exit_code:
             raise ConnectionError(result.complaint)
-        return await BatchSystem.poll(self, ids, cursor)
+        return await BatchSystem.poll(self, ids, cursor, measure)
 
 
 @pytest.fixture

@@ -118,8 +118,8 @@ def test_state_is_that_of_the_record() -> None:
     assert received.observation(replace(SEEN, record={"state": "NONSENSE"})).state is State.FAILED
 
 
-@pytest.mark.parametrize("beat", [{}, {"time": 3}, {"time": "soon"}])
-def test_sign_of_life_that_makes_no_sense_tells_nothing(beat: dict[str, Any]) -> None:
+@pytest.mark.parametrize("beat", [{}, {"time": 3}, {"time": "soon"}, [], 7])
+def test_sign_of_life_that_makes_no_sense_tells_nothing(beat: Any) -> None:
     assert journal.usage_so_far({"time": "2026-01-01T00:00:00Z"}, beat) is None
 
 

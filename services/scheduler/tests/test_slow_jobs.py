@@ -1,10 +1,11 @@
 """Slow jobs: seen by what they use, shown by cause, ended when nobody answers."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
@@ -18,7 +19,10 @@ from khomas.api.scheduler.v1.slow_job_pb2 import SlowJob
 from khomas.api.scheduler.v1.state_pb2 import JobState, Reason
 from khomas.scheduler.answers.slow_jobs import over_estimate
 from khomas.scheduler.backends.interface import Usage
+from khomas.scheduler.engine.desk import Open
+from khomas.scheduler.engine.observe import measured
 from khomas.scheduler.lifecycle.slow import SlowPolicy, Window
+from khomas.scheduler.records import Attempt
 from khomas.scheduler.testing import Scheduler, shell, states
 from khomas.scheduler.testing.backend import BatchSystem
 
@@ -132,6 +136,34 @@ async def test_child_that_runs_much_longer_than_its_siblings_is_shown(
     found = await slow_jobs(with_system)
     assert [job.cause for job in found.jobs] == [SlowJob.CAUSE_OVER_ESTIMATE]
     assert "11 others of its array" in found.jobs[0].message
+
+
+async def test_those_alone_are_measured_whose_specs_want_slow_jobs_found(
+    with_system: Scheduler, system: BatchSystem
+) -> None:
+    await with_system.submit(shell("true"))
+    [watched] = await with_system.submit(shell("true", limits=limits("FLAG", efficiency_window="1s")))
+    async with asyncio.timeout(10):
+        while len(system.submitted) < 2:
+            await asyncio.sleep(0.01)
+    for token in system.submitted:
+        system.start(token)
+    async with asyncio.timeout(10):
+        while not (found := await with_system.stub.ListSlowJobs(pb.ListSlowJobsRequest())).jobs:
+            system.live = {token: Usage(wall_s=time.monotonic()) for token in system.submitted}
+            await asyncio.sleep(0.05)
+    assert [job.job for job in found.jobs] == [watched.name]
+    [other] = set(system.submitted) - {native_id[1:] for native_id in system.measured}
+    assert system.items[other].manifest["job"] != watched.name
+
+
+def test_of_a_crowd_some_are_measured_at_a_time_and_those_who_waited_longest_first() -> None:
+    attempt = cast(Attempt, None)
+    crowd = {f"n{number:04}": Open(attempt, 0.0, measure_at=5000.0 - number) for number in range(2500)}
+    crowd["not yet"] = Open(attempt, 0.0, measure_at=6000.0)
+    crowd["never"] = Open(attempt, 0.0)
+    first = measured(crowd, 5000.0)
+    assert (len(first), first[0], first[-1]) == (1000, "n2499", "n1500")
 
 
 async def test_stalled_job_is_shown_for_its_owner_alone(with_system: Scheduler, system: BatchSystem) -> None:

@@ -107,6 +107,24 @@ def test_submission_is_forgotten_with_the_last_of_its_jobs(tmp_path: Path) -> No
     assert [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"] == []
 
 
+def test_look_reads_what_was_used_of_those_alone_of_which_it_is_wanted(tmp_path: Path) -> None:
+    tokens = ["asked", "unasked", "fresh", "ended"]
+    for token in tokens:
+        folder = tmp_path / "jobs" / token
+        folder.mkdir(parents=True)
+        (folder / "started").write_text(json.dumps({"time": f"since {token}"}))
+        if token != "fresh":
+            (folder / "heartbeat").write_text(json.dumps({"cpu_s": 1.5}))
+    (tmp_path / "ended").mkdir()
+    (tmp_path / "ended/ended").touch()
+    (tmp_path / "jobs/ended/exit.json").write_text('{"state": "SUCCEEDED"}')
+    spool = Spool(str(tmp_path), _takes_everything)
+    look = {"wanted": tokens, "seconds": 5.0}
+    told = spool.look(look | {"measure": ["asked", "fresh", "ended"]})
+    assert told["used"] == {"asked": {"started": {"time": "since asked"}, "beat": {"cpu_s": 1.5}}, "fresh": None}
+    assert spool.look(look)["used"] == {}
+
+
 def test_file_system_without_hard_links_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(source: str, target: str) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")

@@ -1,6 +1,6 @@
 """What a backend is: the way to one batch or grid system."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import IntEnum, StrEnum
@@ -102,7 +102,7 @@ class Observation:
     start_time: datetime | None = None
     # The wrapper's `exit.json`: it decides about success. None with a final state = judge by the native state.
     record: Mapping[str, Any] | None = None
-    # What a running job has used so far, where the backend can tell.
+    # What a running job has used so far, when that was asked for and the backend can tell.
     usage: Usage | None = None
 
 
@@ -181,6 +181,8 @@ class Capabilities:
     hold: bool = False
     # Output of a running job can be read.
     peek: bool = False
+    # A poll tells what running jobs have used so far.
+    live_usage: bool = False
     # Job folders are on a disk that the service sees: outputs need no upload.
     shared_folder: bool = False
     enforces_memory: bool = True
@@ -216,8 +218,12 @@ class Backend(Protocol):
     async def find(self, tokens: Sequence[str]) -> dict[str, str]:
         """Native ids of the tokens that the system knows, after a crash or an UNKNOWN."""
 
-    async def poll(self, ids: Sequence[str], cursor: str = "") -> PollResult:
-        """Look. Without a cursor an observation an id; with one, when incremental, those that changed since."""
+    async def poll(self, ids: Sequence[str], cursor: str = "", measure: Collection[str] = ()) -> PollResult:
+        """Look. Without a cursor an observation an id; with one, when incremental, those that changed since.
+
+        Without a cursor and with `live_usage`, the ids in `measure` that run also tell what they have used so far. For
+        all others nothing may be read for that: it can cost a file each.
+        """
 
     async def cancel(self, ids: Sequence[str], grace: timedelta) -> list[Outcome]:
         """Want jobs to end: SIGTERM, after `grace` SIGKILL. Done when the order is durable; poll tells the rest."""

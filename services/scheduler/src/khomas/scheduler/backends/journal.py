@@ -43,9 +43,9 @@ def usage_of(record: Mapping[str, Any]) -> Usage:
     return Usage(**received.record(record).get("usage", {}))
 
 
-def usage_so_far(started: Mapping[str, Any], beat: Mapping[str, Any] | None) -> Usage | None:
+def usage_so_far(started: Any, beat: Any) -> Usage | None:
     """Return what a running job has used, by the wrapper's `heartbeat`; None before the first."""
-    if beat is None:
+    if not isinstance(started, Mapping) or not isinstance(beat, Mapping):
         return None
     first, last = received.moment(started.get("time")), received.moment(beat.get("time"))
     if first is None or last is None:

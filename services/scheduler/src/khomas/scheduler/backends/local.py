@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -65,6 +65,7 @@ class LocalBackend:
         min_poll_interval=timedelta(milliseconds=20),
         incremental_poll=True,
         peek=True,
+        live_usage=True,
         shared_folder=True,
     )
 
@@ -94,9 +95,9 @@ class LocalBackend:
         """Look for job folders and for orders that were not taken yet."""
         return await asyncio.to_thread(self._find, tokens)
 
-    async def poll(self, ids: Sequence[str], cursor: str = "") -> PollResult:
+    async def poll(self, ids: Sequence[str], cursor: str = "", measure: Collection[str] = ()) -> PollResult:
         """Read what the journal got since the cursor, or without one each job folder."""
-        return await asyncio.to_thread(self._poll, ids, cursor)
+        return await asyncio.to_thread(self._poll, ids, cursor, measure)
 
     async def cancel(self, ids: Sequence[str], grace: timedelta) -> list[Outcome]:
         """Order the end of jobs; those that have ended or never were stay as they are."""
@@ -205,7 +206,7 @@ class LocalBackend:
         incoming = self._incoming()
         return {token: token for token in tokens if token in incoming or (self._folder(token) / "job.json").exists()}
 
-    def _poll(self, ids: Sequence[str], cursor: str) -> PollResult:
+    def _poll(self, ids: Sequence[str], cursor: str, measure: Collection[str]) -> PollResult:
         if ids:
             self._revive()
         # The end of the journal is read before the folders: what happens in between is told twice, not missed.
@@ -216,8 +217,8 @@ class LocalBackend:
                 observations, cursor = changes
                 wanted = set(ids)
                 return PollResult([seen for seen in observations if seen.token in wanted], True, cursor)
-        incoming = self._incoming()
-        return PollResult([self._look(token, incoming) for token in ids], True, f"{number}:{offset}")
+        incoming, measured = self._incoming(), set(measure)
+        return PollResult([self._look(token, incoming, token in measured) for token in ids], True, f"{number}:{offset}")
 
     def _revive(self) -> None:
         """A runner that was killed leaves jobs waiting; the next one goes on with them."""
@@ -254,14 +255,15 @@ class LocalBackend:
                 return list(found.values()), f"{number}:{offset}"
             number, offset = number + 1, 0
 
-    def _look(self, token: str, incoming: set[str]) -> Observation:
+    def _look(self, token: str, incoming: set[str], measured: bool = False) -> Observation:
         """What the folder of one job tells."""
         folder = self._folder(token)
         record = _read(folder / "exit.json")
         started = _read(folder / "started") if record is None else None
         if record is None and started is not None:
             if khomas_job.lives(started):
-                return replace(running(token, started), usage=usage_so_far(started, _read(folder / "heartbeat")))
+                beat = _read(folder / "heartbeat") if measured else None
+                return replace(running(token, started), usage=usage_so_far(started, beat))
             record = _read(folder / "exit.json")  # it may have ended between the two looks
         if record is not None:
             return final(token, record)

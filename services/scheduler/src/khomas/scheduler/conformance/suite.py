@@ -165,6 +165,19 @@ class BackendConformance(Steps):
         await backend.cancel([native_id], GRACE)
         await self.ended(backend, native_id)
 
+    async def test_running_job_tells_what_it_used_or_declares_that_it_cannot(self, backend: Backend) -> None:
+        [native_id] = await self.submitted(backend, [shell("while :; do :; done", heartbeat_s=0.2)])
+        await self.wait_for(backend, native_id, State.RUNNING)
+        deadline = time.monotonic() + (self.patience_s if backend.capabilities.live_usage else 2)
+        used = None
+        while (used is None or used.cpu_user_s == 0) and time.monotonic() < deadline:
+            await asyncio.sleep(pause(backend))
+            used = (await backend.poll([native_id], measure=[native_id])).observations[0].usage
+        await backend.cancel([native_id], GRACE)
+        await self.ended(backend, native_id)
+        assert (used is not None) == backend.capabilities.live_usage
+        assert used is None or (used.wall_s > 0 and used.cpu_user_s > 0), used
+
     async def test_ended_job_carries_its_exit_record(self, backend: Backend) -> None:
         item = job("true")
         record = await self.run(backend, item)

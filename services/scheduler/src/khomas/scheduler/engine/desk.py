@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -46,6 +47,9 @@ class Open:
     not_found: int = 0
     # What it has used so far, where its backend tells.
     usage: Usage | None = None
+    # When that is asked for again, and how often; never unless its spec wants slow jobs to be found.
+    measure_at: float = inf
+    measure_every: float = 0.0
 
 
 @dataclass(slots=True)

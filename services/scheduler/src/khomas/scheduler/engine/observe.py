@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 _FINISHING = JobState.JOB_STATE_FINISHING
 # Between two looks while nothing changes the pause grows so far.
 _LONGEST_PAUSE = 10
+# What so many running jobs have used is asked for at one look: that can cost a file or a call each.
+_MEASURED = 1000
 # Changes at one look that make it worth while to wait for more.
 _MANY = 8
 _NATIVE: Mapping[Native, State] = {
@@ -72,7 +74,7 @@ class Observer:
         if self._desk.sites.lack(self._site.name) is not None:
             self._excuse(watched.values())
             return 0
-        result = await self._look(list(watched))
+        result = await self._look(watched)
         if result is None:
             return await self._stall(watched.values(), began)
         attempts = await with_accounts(self._desk, self._site, self._interpreted(result, watched))
@@ -94,14 +96,15 @@ class Observer:
             if one.attempt.native_id and one.attempt.state != _FINISHING
         }
 
-    async def _look(self, ids: Sequence[str]) -> PollResult | None:
+    async def _look(self, watched: Mapping[str, Open]) -> PollResult | None:
         loop = asyncio.get_running_loop()
         full = not self._site.backend.capabilities.incremental_poll or loop.time() >= self._full_at
+        ids, measure = list(watched), measured(watched, loop.time()) if full else []
         async with self._site.handover:
             try:
                 with self._desk.transcript.look(self._site.name, Operation.OPERATION_POLL, len(ids)):
                     async with asyncio.timeout(self._desk.settings.backend_deadline.total_seconds()):
-                        result = await self._site.backend.poll(ids, "" if full else self._cursor)
+                        result = await self._site.backend.poll(ids, "" if full else self._cursor, measure)
             except Exception as error:
                 log.warning("poll.failed", exc_info=True, extra={"backend": self._site.name})
                 self._site.trouble = storable(f"{type(error).__name__}: {error}")
@@ -109,6 +112,8 @@ class Observer:
         result = replace(result, observations=[received.observation(seen) for seen in result.observations])
         self._site.trouble = ""
         self._cursor = result.cursor
+        for one in measure:
+            watched[one].measure_at = loop.time() + watched[one].measure_every
         if full:
             self._full_at = loop.time() + self._desk.settings.usage_interval.total_seconds()
         return result
@@ -192,6 +197,12 @@ class Observer:
         if silent:
             await self._write([_stalled(one.attempt, f"no sign of life for {one.patience:.0f} s") for one in silent])
         return len(silent)
+
+
+def measured(watched: Mapping[str, Open], moment: float) -> list[str]:
+    """Those whose use is asked for now: who has waited longest first."""
+    due = sorted((one.measure_at, native_id) for native_id, one in watched.items() if one.measure_at <= moment)
+    return [native_id for _, native_id in due[:_MEASURED]]
 
 
 def _pause(before: float, shortest: float, changed: int) -> float:

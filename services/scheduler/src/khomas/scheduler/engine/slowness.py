@@ -43,10 +43,11 @@ class Slowness:
 
     async def step(self) -> None:
         """Judge once."""
+        telling = {site.name for site in self._desk.sites if site.backend.capabilities.live_usage}
         running = {
             one.attempt.uid: one
             for one in list(self._desk.open.values())
-            if one.attempt.state == _RUNNING and one.usage is not None
+            if one.attempt.state == _RUNNING and one.attempt.backend in telling
         }
         self._windows = {uid: window for uid, window in self._windows.items() if uid in running}
         async with self._desk.database.read() as connection:
@@ -64,6 +65,8 @@ class Slowness:
         for one in unknown:
             policy = SlowPolicy.of(plans[jobs[one.attempt.job].spec].spec)
             self._windows[one.attempt.uid] = Window(policy) if policy is not None else None
+            if policy is not None:
+                one.measure_at, one.measure_every = 0.0, policy.step.total_seconds()
 
     def _judged(self, running: Mapping[str, Open], marked: Mapping[str, Marked], moment: datetime) -> _Found:
         new, fine = [], []

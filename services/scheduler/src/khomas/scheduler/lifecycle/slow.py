@@ -39,6 +39,11 @@ class SlowPolicy:
         )
 
     @property
+    def step(self) -> timedelta:
+        """From one look to the next."""
+        return self.window / _PARTS
+
+    @property
     def notifies(self) -> bool:
         """Whether the owner is told."""
         return self.action in (Limits.SLOW_ACTION_NOTIFY, Limits.SLOW_ACTION_KILL)
@@ -60,7 +65,7 @@ class Window:
     def add(self, usage: Usage) -> None:
         """Take a look into account; looks that follow closely are left out."""
         length = self.policy.window.total_seconds()
-        if self.wall and usage.wall_s < self.wall[-1] + length / _PARTS:
+        if self.wall and usage.wall_s < self.wall[-1] + self.policy.step.total_seconds():
             return
         self.wall.append(usage.wall_s)
         self.cpu.append(usage.cpu_user_s + usage.cpu_system_s)

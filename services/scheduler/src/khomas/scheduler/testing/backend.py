@@ -1,7 +1,7 @@
 """A batch system in memory, which does what a test tells it."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -51,7 +51,12 @@ class BatchSystem:
     """A backend whose jobs start and end when a test says so. It outlives restarts of the scheduler."""
 
     capabilities: ClassVar[Capabilities] = Capabilities(
-        kind="memory", min_poll_interval=timedelta(milliseconds=5), peek=True, shared_folder=True, avoids_nodes=True
+        kind="memory",
+        min_poll_interval=timedelta(milliseconds=5),
+        peek=True,
+        live_usage=True,
+        shared_folder=True,
+        avoids_nodes=True,
     )
 
     handover: Handover = Handover.ACCEPT
@@ -67,6 +72,8 @@ class BatchSystem:
     logs: dict[str, bytes] = field(default_factory=dict)
     # What running jobs have used so far.
     live: dict[str, Usage] = field(default_factory=dict)
+    # Of which it was asked for, again and again.
+    measured: list[str] = field(default_factory=list)
     # What accounting tells.
     used: dict[str, Usage] = field(default_factory=dict)
     # As much as anybody wants.
@@ -141,11 +148,12 @@ class BatchSystem:
         self.known |= found.keys()
         return found
 
-    async def poll(self, ids: Sequence[str], cursor: str = "") -> PollResult:
+    async def poll(self, ids: Sequence[str], cursor: str = "", measure: Collection[str] = ()) -> PollResult:
         """What the test said."""
         if not self.answers:
             raise ConnectionError("no answer")
-        return PollResult([self._seen(native_id) for native_id in ids], complete=True, cursor="")
+        self.measured += measure
+        return PollResult([self._seen(native_id, native_id in measure) for native_id in ids], complete=True, cursor="")
 
     async def cancel(self, ids: Sequence[str], grace: timedelta) -> list[Outcome]:
         """End them at once."""
@@ -185,7 +193,7 @@ class BatchSystem:
     async def aclose(self) -> None:
         """Stay."""
 
-    def _seen(self, native_id: str) -> Observation:
+    def _seen(self, native_id: str, measured: bool) -> Observation:
         token = native_id[1:]
         if token not in self.state:
             return Observation(token, native_id, Seen.ABSENT)
@@ -200,7 +208,7 @@ class BatchSystem:
             self.node,
             start_time=start,
             record=record,
-            usage=self.live.get(token),
+            usage=self.live.get(token) if measured else None,
         )
 
 

@@ -330,7 +330,7 @@ class Spool:
     # --------------------------------------------------------------------------------------------- look
 
     def look(self, request: Record) -> Record:
-        """Ask the batch system, then say which of the wanted jobs have ended."""
+        """Ask the batch system, then say which of the wanted jobs have ended, and what some have used so far."""
         answer = self.commands(request)
         ended = set(os.listdir(self.path("ended")))
         wanted = request["wanted"]
@@ -340,6 +340,8 @@ class Spool:
         if request.get("processes"):
             waiting = [token for token in wanted if token not in answer["records"]]
             answer["processes"] = {token: self.process(token) for token in waiting}
+        measured = [token for token in request.get("measure", ()) if token not in answer["records"]]
+        answer["used"] = at_once(measured, self.used) if measured else {}
         return answer
 
     def judge(self, request: Record) -> Record:
@@ -359,6 +361,13 @@ class Spool:
 
     def record(self, token: str) -> Any:
         return read_json(os.path.join(self.path("jobs", token), "exit.json"))
+
+    def used(self, token: str) -> Optional[Record]:
+        """What the wrapper last told of a running job, and since when it runs; None before that."""
+        folder = self.path("jobs", token)
+        beat = read_json(os.path.join(folder, "heartbeat"))
+        started = read_json(os.path.join(folder, "started")) if beat else None
+        return {"started": started, "beat": beat} if started else None
 
     def process(self, token: str) -> Record:
         """Who runs a job, as far as its folder tells."""

@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -55,6 +55,7 @@ class ArcBackend:
             max_batch=500,
             min_poll_interval=settings.poll_interval,
             peek=True,
+            live_usage=settings.shared_session,
             native_options=OPTIONS,
             wall_margin=timedelta(seconds=settings.extra_wall_time_s),
         )
@@ -153,9 +154,9 @@ class ArcBackend:
 
     # --------------------------------------------------------------------------------------------------- look
 
-    async def poll(self, ids: Sequence[str], cursor: str = "") -> PollResult:
-        """Ask for all jobs at once; only ended and newly running ones cost a call each."""
-        return await self._observer.look(ids)
+    async def poll(self, ids: Sequence[str], cursor: str = "", measure: Collection[str] = ()) -> PollResult:
+        """Ask for all jobs at once; only ended, newly running and measured ones cost a call each."""
+        return await self._observer.look(ids, measure if self.capabilities.live_usage else ())
 
     async def peek(self, native_id: str, stream: str, offset: int, limit: int) -> Chunk:
         """Read a piece of the log; at most 1 MiB."""

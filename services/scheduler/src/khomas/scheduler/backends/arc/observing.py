@@ -6,7 +6,7 @@ what A-REX knows now, but takes for running what waits in the batch system. Both
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,10 +15,11 @@ from khomas.scheduler.backends.arc.answers import CANCELLED, ENDED, HANDED_ON, S
 from khomas.scheduler.backends.arc.client import ArcClient, ArcError, ArcRefusedError
 from khomas.scheduler.backends.arc.description import CANCEL
 from khomas.scheduler.backends.arc.lookup import Lookup
-from khomas.scheduler.backends.interface import Observation, PollResult, Seen, State
+from khomas.scheduler.backends.interface import Observation, PollResult, Seen, State, Usage
+from khomas.scheduler.backends.journal import usage_so_far
 
 # The wrapper's own notes in the folder of the job.
-_STARTED, _RECORD = "started", "exit.json"
+_STARTED, _BEAT, _RECORD = "started", "heartbeat", "exit.json"
 _MOVING = frozenset({State.QUEUED, State.RUNNING})
 
 
@@ -31,7 +32,7 @@ class Observer:
         # Who runs a job, by id; as long as it runs.
         self._started: dict[str, Mapping[str, Any]] = {}
 
-    async def look(self, ids: Sequence[str]) -> PollResult:
+    async def look(self, ids: Sequence[str], measure: Collection[str] = ()) -> PollResult:
         """An observation for each; those that the CE did not answer for say so."""
         if not ids:
             return PollResult([], True, "")
@@ -48,7 +49,7 @@ class Observer:
         seen = await asyncio.gather(
             *[self._observe(tokens.get(one, ""), one, told.get(one), now.get(one, "")) for one in wanted]
         )
-        found = dict(zip(wanted, seen, strict=True))
+        found = dict(zip(wanted, await self._measured(seen, set(measure)), strict=True))
         complete = all(one.seen != Seen.NOT_ANSWERED for one in seen)
         return PollResult([found[one] for one in ids], complete, "")
 
@@ -110,6 +111,19 @@ class Observer:
         # Where nodes have disks of their own the note comes home with the job: then the CE's word is all there is.
         runs = STATES.get(before) == State.RUNNING
         return replace(seen, state=State.RUNNING if runs else State.QUEUED, native_state=before)
+
+    async def _measured(self, seen: Sequence[Observation], measure: set[str]) -> list[Observation]:
+        """Say of some that run what they have used so far."""
+        ids = [one.native_id for one in seen if one.native_id in measure]
+        started = {one: self._started[one] for one in ids if one in self._started}
+        used = dict(zip(started, await asyncio.gather(*[self._used(*one) for one in started.items()]), strict=True))
+        return [replace(one, usage=used.get(one.native_id)) for one in seen]
+
+    async def _used(self, native_id: str, started: Mapping[str, Any]) -> Usage | None:
+        try:
+            return usage_so_far(started, await self._json(native_id, _BEAT))
+        except ArcError:
+            return None  # says nothing about the job
 
     async def _json(self, native_id: str, name: str) -> Mapping[str, Any] | None:
         content = await self._client.read(native_id, name)

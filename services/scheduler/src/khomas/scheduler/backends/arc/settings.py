@@ -32,6 +32,8 @@ class ArcSettings:
     # What is asked of the batch system beyond the limits of the job: for the wrapper, its transfers and its checks.
     extra_wall_time_s: float = 120.0
     extra_memory_bytes: int = 64 << 20
+    # Nodes work in the folders that the CE shows, so that what running jobs have used can be read there.
+    shared_session: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""

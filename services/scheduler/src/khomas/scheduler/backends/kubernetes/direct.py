@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -141,7 +141,7 @@ class DirectBackend:
 
     # --------------------------------------------------------------------------------------------- look
 
-    async def poll(self, ids: Sequence[str], cursor: str = "") -> PollResult:
+    async def poll(self, ids: Sequence[str], cursor: str = "", measure: Collection[str] = ()) -> PollResult:
         """List Jobs and pods once."""
         if not ids:
             return PollResult([], complete=True, cursor="")

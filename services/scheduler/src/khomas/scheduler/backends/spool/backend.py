@@ -3,7 +3,7 @@
 import base64
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -23,7 +23,7 @@ from khomas.scheduler.backends.interface import (
     SubmitOutcome,
     Usage,
 )
-from khomas.scheduler.backends.journal import usage_of
+from khomas.scheduler.backends.journal import usage_of, usage_so_far
 from khomas.scheduler.backends.script import render_script
 from khomas.scheduler.backends.spool.dialect import Dialect, Status, UnreadableAnswerError, answer_of, names, needs_of
 from khomas.scheduler.backends.spool.handover import Handover, manifest
@@ -59,6 +59,7 @@ class SpooledBackend:
             min_poll_interval=timedelta(seconds=settings.poll_seconds),
             hold=dialect.can_hold,
             peek=True,
+            live_usage=True,
             shared_folder=settings.shared_state,
             avoids_nodes=dialect.avoids_nodes,
             native_options=dialect.native_options,
@@ -92,7 +93,7 @@ class SpooledBackend:
 
     # --------------------------------------------------------------------------------------------- look
 
-    async def poll(self, ids: Sequence[str], cursor: str = "") -> PollResult:
+    async def poll(self, ids: Sequence[str], cursor: str = "", measure: Collection[str] = ()) -> PollResult:
         """Ask once for all jobs; look closely at those that are not there any more."""
         tokens = await self._known(ids)
         if not tokens:
@@ -100,11 +101,17 @@ class SpooledBackend:
         wanted = [tokens[one] for one in ids if one in tokens]
         wholes = list(dict.fromkeys(self._dialect.whole(one)[0] for one in tokens))
         answer = await self._keeper.ask(
-            "look", commands=self._dialect.status(wholes), wanted=wanted, processes=self._dialect.by_process
+            "look",
+            commands=self._dialect.status(wholes),
+            wanted=wanted,
+            processes=self._dialect.by_process,
+            measure=[tokens[one] for one in measure if one in tokens],
         )
         statuses, answered = self._statuses(answer)
+        records, used = answer["records"], answer["used"]
         looks = {
-            one: Look(one, token, answer["records"].get(token), statuses.get(one)) for one, token in tokens.items()
+            one: Look(one, token, records.get(token), statuses.get(one), usage=_so_far(used.get(token)))
+            for one, token in tokens.items()
         }
         complete = answered
         if answered and self._pilots is not None:
@@ -288,3 +295,7 @@ class SpooledBackend:
     async def aclose(self) -> None:
         """Let go of the host. Jobs go on."""
         await self._keeper.host.aclose()
+
+
+def _so_far(told: Mapping[str, Any] | None) -> Usage | None:
+    return usage_so_far(told["started"], told["beat"]) if told else None

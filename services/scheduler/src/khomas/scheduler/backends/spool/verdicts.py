@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from khomas.scheduler.backends import received
-from khomas.scheduler.backends.interface import Observation, Seen, State
+from khomas.scheduler.backends.interface import Observation, Seen, State, Usage
 from khomas.scheduler.backends.spool.dialect import Status
 from khomas.scheduler.wrapper.khomas_job import REASONS
 
@@ -24,6 +24,8 @@ class Look:
     cancelled: bool = False
     started: Mapping[str, Any] | None = None
     judged: bool = False
+    # So far.
+    usage: Usage | None = None
 
     @property
     def gone(self) -> bool:
@@ -69,6 +71,7 @@ def _present(look: Look, status: Status, state: State) -> Observation:
         node=status.node,
         queue=status.queue,
         start_time=status.start_time if state is not State.QUEUED else None,
+        usage=look.usage,
     )
 
 
