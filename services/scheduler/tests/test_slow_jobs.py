@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -164,6 +165,17 @@ def test_of_a_crowd_some_are_measured_at_a_time_and_those_who_waited_longest_fir
     crowd["never"] = Open(attempt, 0.0)
     first = measured(crowd, 5000.0)
     assert (len(first), first[0], first[-1]) == (1000, "n2499", "n1500")
+
+
+@pytest.mark.parametrize("watched", [True, False])
+async def test_submission_warns_where_slow_jobs_cannot_be_found(
+    with_system: Scheduler, system: BatchSystem, monkeypatch: pytest.MonkeyPatch, watched: bool
+) -> None:
+    spec = shell("true", limits=limits("KILL") if watched else {})
+    assert not (await with_system.answer(spec)).warnings
+    monkeypatch.setattr(BatchSystem, "capabilities", replace(system.capabilities, live_usage=False))
+    said = list((await with_system.answer(shell("true"), spec)).warnings)
+    assert said == (["jobs[1]: memory cannot tell what running jobs use: none is slow."] if watched else [])
 
 
 async def test_stalled_job_is_shown_for_its_owner_alone(with_system: Scheduler, system: BatchSystem) -> None:

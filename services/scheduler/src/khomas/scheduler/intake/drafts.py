@@ -21,6 +21,7 @@ from khomas.scheduler.intake.freezing import check_files, freeze, frozen_names, 
 from khomas.scheduler.intake.frozen import Frozen
 from khomas.scheduler.intake.mergers import merger_spec
 from khomas.scheduler.intake.specs import check_size, check_spec, try_out
+from khomas.scheduler.lifecycle.slow import SlowPolicy
 from khomas.scheduler.lifecycle.waiting import why_waiting
 from khomas.scheduler.placement.locality import Locality
 from khomas.scheduler.placement.matching import Match, Offer, check_placement
@@ -238,6 +239,10 @@ def _warnings(drafts: Sequence[Draft], fits: Mapping[tuple[bytes, bytes], Match]
             blind = [one.name for one in fits[_where(draft.blueprint.spec)].fitting if not one.avoids_nodes]
             if blind:
                 warnings.append(f"jobs[{number}]: {', '.join(blind)} cannot avoid failed nodes.")
+        if SlowPolicy.of(draft.blueprint.spec) is not None:
+            blind = [one.name for one in fits[_where(draft.blueprint.spec)].fitting if not one.live_usage]
+            if blind:
+                warnings.append(f"jobs[{number}]: {', '.join(blind)} cannot tell what running jobs use: none is slow.")
         if draft.job.deadline and draft.job.deadline <= draft.job.create_time:
             raise FieldInvalid.of(f"jobs[{number}].spec.limits", "start_before and finish_before are in the past")
     return warnings

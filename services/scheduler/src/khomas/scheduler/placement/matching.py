@@ -49,6 +49,8 @@ class Offer:
     queues: frozenset[str] = frozenset()
     # It can keep jobs off nodes.
     avoids_nodes: bool = False
+    # It tells what running jobs have used so far.
+    live_usage: bool = False
 
     @property
     def room(self) -> int:

@@ -89,6 +89,7 @@ class Site:
             self.backend.capabilities.wall_margin,
             frozenset(self.settings.queues),
             self.backend.capabilities.avoids_nodes,
+            self.backend.capabilities.live_usage,
         )
 
     async def look(self, deadline: float, watch: Watch = unwatched) -> None:

@@ -669,7 +669,9 @@ class Limits(_message.Message):
     SLOW_ACTION_FIELD_NUMBER: _builtins.int
     SLOW_ANSWER_TIME_FIELD_NUMBER: _builtins.int
     min_cpu_efficiency: _builtins.float
-    """CPU time used by wall time and core. A job that stays below it for the whole window is slow. 0 = not looked at."""
+    """CPU time used by wall time and core. A job that stays below it for the whole window is slow. 0 = not looked at.
+    BatchCreateJobs warns when the job may go where nothing tells what running jobs have used: there none is slow.
+    """
     slow_action: Global___Limits.SlowAction.ValueType
     """What happens to a slow job. Unset = FLAG."""
     @_builtins.property

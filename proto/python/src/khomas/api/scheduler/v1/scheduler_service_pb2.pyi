@@ -85,7 +85,7 @@ class BatchCreateJobsResponse(_message.Message):
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Things worth knowing: rounded units, unusual values."""
+        """Things worth knowing: rounded units, slow jobs that will not be found."""
 
     @_builtins.property
     def plans(self) -> _containers.RepeatedCompositeFieldContainer[Global___Plan]:
