@@ -105,6 +105,12 @@ async def test_what_cannot_work_is_refused_with_its_reason(
     assert not (await scheduler.stub.ListJobs(pb.ListJobsRequest())).jobs
 
 
+async def test_jobs_that_differ_in_their_platform_alone_are_each_looked_at(scheduler: Scheduler) -> None:
+    elsewhere = shell("true", environment={"platform": "aarch64-el9"})
+    _, given, _ = await refusal(scheduler, shell("true"), elsewhere)
+    assert given == "NO_MATCH"
+
+
 async def test_caller_may_write_only_where_the_token_says(scheduler: Scheduler) -> None:
     channel = scheduler.served.channel_for("compute.create", "storage.create:/hess/users/me")
     stub = SchedulerServiceStub(channel)

@@ -86,9 +86,10 @@ async def take_in(
     return intake
 
 
-def _where(spec: JobSpec) -> tuple[bytes, bytes]:
+def _where(spec: JobSpec) -> tuple[bytes, ...]:
     """All that the choice of a place depends on."""
-    return spec.placement.SerializeToString(deterministic=True), spec.resources.SerializeToString(deterministic=True)
+    parts = (spec.placement, spec.resources, spec.environment)
+    return tuple(part.SerializeToString(deterministic=True) for part in parts)
 
 
 def check_rights(principal: Principal, blueprint: Blueprint) -> None:
@@ -229,7 +230,7 @@ def _deadline(spec: JobSpec) -> datetime | None:
     return min(given, default=None)
 
 
-def _warnings(drafts: Sequence[Draft], fits: Mapping[tuple[bytes, bytes], Match]) -> list[str]:
+def _warnings(drafts: Sequence[Draft], fits: Mapping[tuple[bytes, ...], Match]) -> list[str]:
     warnings = []
     for number, draft in enumerate(drafts):
         cpu = draft.blueprint.spec.resources.cpu_milli
