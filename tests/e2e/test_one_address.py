@@ -95,7 +95,7 @@ async def test_service_that_is_away_is_told_as_such(khomas: Apart, address: str)
 
 
 def test_command_needs_one_endpoint(khomas: Apart, address: str) -> None:
-    words = [Path(sys.executable).parent / "khomas", "--endpoint", address, "se", "ls", "--json"]
+    words = [str(Path(sys.executable).parent / "khomas"), "--endpoint", address, "se", "ls", "--json"]
     environment = {"BEARER_TOKEN": token(khomas)}
     shown = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert (shown.returncode, '"local"' in shown.stdout) == (0, True), shown.stderr
