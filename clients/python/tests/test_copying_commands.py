@@ -12,6 +12,7 @@ from contextlib import closing, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from khomas.api.storage.v1.storage_element_pb2 import StorageElement
@@ -351,6 +352,19 @@ async def test_interrupted_get_says_how_to_go_on(shell: Shell) -> None:
     assert b"--skip-same goes on" in said
     assert not (shell.folder / "back/a").exists()
     assert (await shell("get", "/hess/a", "--to", "back", "--skip-same"))[0] == 0
+
+
+async def test_granted_address_is_read_without_a_token(shell: Shell) -> None:
+    fill(shell.folder, {"run.fits": b"events"})
+    await shell("put", "run.fits", "/hess/run.fits")
+
+    code, out, said = await shell("grant", "/hess/run.fits", "--for", "10min", "-q")
+    missing, _, why = await shell("grant", "/hess/none.fits")
+
+    assert code == 0, said
+    async with aiohttp.ClientSession() as http, http.get(out.strip()) as answer:
+        assert (answer.status, await answer.read()) == (200, b"events")
+    assert missing == 4, why
 
 
 async def test_find_with_the_name_of_a_file_shows_the_state_of_its_copies(shell: Shell) -> None:

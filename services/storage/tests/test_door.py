@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
+from khomas.api.storage.v1 import storage_service_pb2 as pb
 from khomas.storage.grants.grants import Grant, Right
 from khomas.storage.testing import Storage, until
 
@@ -80,6 +81,26 @@ async def test_without_grant_nobody_gets_in(storage: Storage) -> None:
         assert answer.status == 401
     async with storage.http.get(url, headers={"Authorization": "Bearer " + "A" * 80}) as answer:
         assert answer.status == 401
+
+
+async def test_address_that_is_a_grant_needs_no_headers_and_reads_this_file_alone(storage: Storage) -> None:
+    await storage.store("/hess/a b.fits", b"events")
+    await storage.store("/hess/other", b"secret")
+    request = pb.BatchCreateDownloadsRequest(names=["/hess/a b.fits", "/hess/other"], in_url=True)
+    ours, other = [one.grants[0] for one in (await storage.stub.BatchCreateDownloads(request)).downloads]
+    address, _, right = ours.url.partition("?")
+    elsewhere = other.url.partition("?")[0]
+
+    async with storage.http.get(ours.url, headers={"Range": "bytes=1-3"}) as answer:
+        read = answer.status, await answer.read(), answer.headers["Referrer-Policy"]
+    statuses = []
+    for method, url in (("GET", address), ("GET", f"{elsewhere}?{right}"), ("PUT", ours.url), ("DELETE", ours.url)):
+        async with storage.http.request(method, url) as answer:
+            statuses.append(answer.status)
+
+    assert not ours.headers
+    assert read == (206, b"ven", "no-referrer")
+    assert statuses == [401, 403, 405, 405]
 
 
 async def test_expired_grant_is_refused(storage: Storage) -> None:

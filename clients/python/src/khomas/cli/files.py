@@ -143,6 +143,26 @@ def _keep(target: Path, name: str, content: bytes) -> Path:
 
 
 @click.command()
+@click.argument("names", nargs=-1, required=True)
+@click.option(
+    "--for", "lifetime", default="1h", metavar="TIME", help="How long they work: 10min, 1h; at most some days."
+)
+@listing
+def grant(names: tuple[str, ...], lifetime: str, **options: Any) -> None:
+    """Print addresses by which whoever has them reads files for a while: in a browser, with curl or TOPCAT."""
+    from khomas.client.units import duration
+
+    form = format_of(options)
+    life = duration(lifetime, "--for")
+    granted = with_client(lambda client: client.files.addresses(names, life))
+    rows = [
+        {"name": name, "url": one.url, "expires": one.expire_time.ToJsonString(), "se": one.storage_element}
+        for name, one in zip(names, granted, strict=True)
+    ]
+    show_rows(rows, form, ("name", "url", "expires"), "url")
+
+
+@click.command()
 @click.argument("directory", default="/")
 @click.option("--where", "filter_text", default="", help="AIP-160: metadata.zenith > 40.")
 @click.option("--dataset", default="", help="Only members of this dataset.")

@@ -31,6 +31,7 @@ COMMANDS = {
     "credentials": ("credentials", "List the credentials towards batch systems."),
     "put": ("files", "Bring files in."),
     "get": ("files", "Fetch files, or the outputs of a job."),
+    "grant": ("files", "Print addresses by which files can be read for a while."),
     "cp": ("copying", "Copy between this machine, the catalogue and StorageElements."),
     "sync": ("copying", "Bring over what a folder or a directory of the catalogue is missing."),
     "find": ("files", "Search files by path and metadata."),

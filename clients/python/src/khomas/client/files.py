@@ -1,6 +1,7 @@
 """Files: put, get, find, delete, metadata, datasets, adoption."""
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -105,6 +106,23 @@ class Files:
                 if not result.HasField("file"):
                     raise from_status(result.error)
                 found.append(result.file)
+        return found
+
+    async def addresses(self, names: Sequence[str], lifetime: timedelta) -> list[Any]:
+        """Return, for each file, an AccessGrant whose url alone is the right to read it; raises for the first without.
+
+        The services may give them a shorter life; `expire_time` tells.
+        """
+        from khomas.api.storage.v1 import storage_service_pb2 as pb
+
+        found = []
+        for part in chunks(names):
+            request = pb.BatchCreateDownloadsRequest(names=part, in_url=True)
+            request.lifetime.FromTimedelta(lifetime)
+            for download in (await self._connection.call("storage", "BatchCreateDownloads", request)).downloads:
+                if download.HasField("error"):
+                    raise from_status(download.error)
+                found.append(download.grants[0])
         return found
 
     async def known(self, names: Sequence[str]) -> list[Any]:

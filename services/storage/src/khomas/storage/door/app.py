@@ -25,6 +25,7 @@ from khomas.storage.errors import (
     UploadNotFound,
     UploadState,
 )
+from khomas.storage.grants.granting import IN_URL
 from khomas.storage.grants.grants import Right, Signer
 from khomas.storage.protocols.interface import Problem, ProtocolFault
 from khomas.storage.uploads.uploads import Uploads
@@ -68,10 +69,7 @@ def _guard(signer: Signer) -> Middleware:
         if request.match_info.route.name == NAME:
             # The tree wants another kind of token, and asks for it itself.
             return await handler(request)
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            raise GrantRefused
-        grant = signer.grant(token, datetime.now(UTC))
+        grant = signer.grant(_token(request), datetime.now(UTC))
         right = Right.READ if request.path.startswith("/files/") else Right.WRITE
         if not grant.covers(right, request.path):
             return _answer(403, "The grant is for another path.", "GRANT_REFUSED")
@@ -79,6 +77,16 @@ def _guard(signer: Signer) -> Middleware:
         return await handler(request)
 
     return guard
+
+
+def _token(request: web.Request) -> str:
+    """Return what comes in the header, or in the address for those who send no headers."""
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return token
+    if (token := request.query.get(IN_URL, "")) == "":
+        raise GrantRefused
+    return token
 
 
 @web.middleware
@@ -101,6 +109,8 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 async def _sign(_: web.Request, response: web.StreamResponse) -> None:
     # Others speak to us as our name lets them expect.
     response.headers["Server"] = _SERVER
+    # An address may be a grant: pages that it leads to need not know it.
+    response.headers["Referrer-Policy"] = "no-referrer"
 
 
 def _status(error: DomainError) -> int:

@@ -1,10 +1,11 @@
 """Where the bytes of files can be read."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from khomas.api.catalog.v1 import catalog_service_pb2 as catalog_pb
-from khomas.api.storage.v1 import storage_service_pb2
+from khomas.api.storage.v1 import grant_pb2, storage_service_pb2
 from khomas.kit.boundary.status import status_of
 from khomas.storage.catalog import Catalog
 from khomas.storage.elements.elements import Elements, Protocols
@@ -54,29 +55,41 @@ class Downloads:
         given = await lent(self._protocols, (place for order in orders for place in order), end - now)
         return storage_service_pb2.BatchCreateDownloadsResponse(
             downloads=[
-                self._download(name, result, order, given, end, offline)
+                self._download(name, result, self._grants(result, order, given, end, offline, in_url=request.in_url))
                 for name, result, order in zip(request.names, results, orders, strict=True)
             ]
         )
 
-    def _download(
+    def _download(self, name: str, result: catalog_pb.FileResult, grants: "Grants") -> storage_service_pb2.Download:
+        if result.HasField("error"):
+            return storage_service_pb2.Download(name=name, error=result.error)
+        file = result.file
+        download = storage_service_pb2.Download(
+            name=name, size_bytes=file.size_bytes, checksums=file.checksums, uid=file.uid, grants=grants.found
+        )
+        if grants.found:
+            self._accesses.note(file.uid, grants.found[0].storage_element)
+        else:
+            on_tape = grants.on_tape
+            error = Offline(file=name, storage_element=on_tape) if on_tape else NoReplica(file=name)
+            download.error.CopyFrom(status_of(error))
+        return download
+
+    def _grants(
         self,
-        name: str,
         result: catalog_pb.FileResult,
         order: Sequence[Place],
         given: Mapping[tuple[str, str], Remote],
         end: datetime,
         offline: Collection[tuple[str, str]],
-    ) -> storage_service_pb2.Download:
-        if result.HasField("error"):
-            return storage_service_pb2.Download(name=name, error=result.error)
-        file = result.file
-        download = storage_service_pb2.Download(
-            name=name, size_bytes=file.size_bytes, checksums=file.checksums, uid=file.uid
-        )
+        *,
+        in_url: bool,
+    ) -> "Grants":
+        """Return ways to read a file, the nearest copy first."""
+        found: list[grant_pb2.AccessGrant] = []
         on_tape = ""
         for element, replica in order:
-            if (file.uid, element.id) in offline:
+            if (result.file.uid, element.id) in offline:
                 on_tape = on_tape or element.id
                 continue
             try:
@@ -84,14 +97,21 @@ class Downloads:
             except PathRefused:
                 # It has become a link that leads out of the root; another copy may be fine.
                 continue
-            if (remote := given.get((element.id, replica.path))) is not None:
-                download.grants.append(self._granting.lent(remote, element.id, end))
-            download.grants.append(
-                self._granting.download(replica.path, file.checksums.adler32, element.id, local, end)
-            )
-        if download.grants:
-            self._accesses.note(file.uid, download.grants[0].storage_element)
-        else:
-            error = Offline(file=name, storage_element=on_tape) if on_tape else NoReplica(file=name)
-            download.error.CopyFrom(status_of(error))
-        return download
+            remote = given.get((element.id, replica.path))
+            if remote is not None and not (in_url and remote.headers):
+                found.append(self._granting.lent(remote, element.id, end))
+            adler32 = result.file.checksums.adler32
+            if in_url:
+                found.append(self._granting.download_in_url(replica.path, adler32, element.id, end))
+            else:
+                found.append(self._granting.download(replica.path, adler32, element.id, local, end))
+        return Grants(found, on_tape)
+
+
+@dataclass(frozen=True, slots=True)
+class Grants:
+    """Ways to read one file."""
+
+    found: Sequence[grant_pb2.AccessGrant]
+    # A StorageElement where it would have to come from tape first.
+    on_tape: str

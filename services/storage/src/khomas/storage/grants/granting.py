@@ -11,6 +11,9 @@ from khomas.kit.errors import FieldInvalid
 from khomas.storage.grants.grants import Grant, Right, Signer
 from khomas.storage.protocols.interface import Remote
 
+# Of the query of an address that is a grant itself.
+IN_URL = "grant"
+
 
 class Granting:
     """Knows where the door is and signs for it."""
@@ -37,6 +40,14 @@ class Granting:
     def download(self, path: str, adler32: str, element: str, local: Path | None, end: datetime) -> pb.AccessGrant:
         """Grant reading one path of a StorageElement."""
         return self._grant(Grant(Right.READ, f"/files/{element}/{path}", _seconds(end), adler32), element, local)
+
+    def download_in_url(self, path: str, adler32: str, element: str, end: datetime) -> pb.AccessGrant:
+        """Grant reading one path to whoever has the address."""
+        grant = Grant(Right.READ, f"/files/{element}/{path}", _seconds(end), adler32)
+        signed = f"{self._door}{quote(grant.address)}?{IN_URL}={self._signer.token(grant)}"
+        message = pb.AccessGrant(url=signed, storage_element=element)
+        message.expire_time.FromDatetime(datetime.fromtimestamp(grant.expires_at, UTC))
+        return message
 
     def lent(self, remote: Remote, element: str, end: datetime) -> pb.AccessGrant:
         """Pass on what a storage has given for reading one of its files."""

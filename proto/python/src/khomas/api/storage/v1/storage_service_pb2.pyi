@@ -637,8 +637,13 @@ class BatchCreateDownloadsRequest(_message.Message):
     NAMES_FIELD_NUMBER: _builtins.int
     SITE_FIELD_NUMBER: _builtins.int
     LIFETIME_FIELD_NUMBER: _builtins.int
+    IN_URL_FIELD_NUMBER: _builtins.int
     site: _builtins.str
     """Site of the reader: its storage comes first. Empty = nowhere in particular."""
+    in_url: _builtins.bool
+    """Grants whose address is all that is needed, without headers: for browsers and other people's programs. Whoever has
+    such an address may read the file until it ends.
+    """
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """LFNs."""
@@ -653,10 +658,11 @@ class BatchCreateDownloadsRequest(_message.Message):
         names: _abc.Iterable[_builtins.str] | None = ...,
         site: _builtins.str = ...,
         lifetime: _duration_pb2.Duration | None = ...,
+        in_url: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lifetime", b"lifetime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lifetime", b"lifetime", "names", b"names", "site", b"site"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["in_url", b"in_url", "lifetime", b"lifetime", "names", b"names", "site", b"site"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
