@@ -24,7 +24,20 @@ def se_ls(**options: Any) -> None:
     """List storage elements: space, files, health, last probe, errors, open incidents."""
     form = format_of(options)
     rows = with_client(_elements)
-    columns = ("id", "site", "media", "files", "used", "free", "read_only", "health", "probed", "success", "incidents")
+    columns = (
+        "id",
+        "site",
+        "media",
+        "files",
+        "used",
+        "free",
+        "full",
+        "read_only",
+        "health",
+        "probed",
+        "success",
+        "incidents",
+    )
     show_rows(rows, form, columns)
 
 
@@ -56,6 +69,8 @@ def _element_row(one: Any, probe: Any, incidents: int) -> dict[str, Any]:
         "used": one.space.used_bytes,
         "free": one.space.free_bytes,
         "coming": one.space.reserved_bytes,
+        "growth": one.space.growth_bytes_per_day,
+        "full": one.space.full_time.ToJsonString()[:10] if one.space.HasField("full_time") else "",
         "labels": dict(one.labels),
         "read_only": one.read_only,
         "health": _health(one, probe),

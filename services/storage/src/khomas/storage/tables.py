@@ -72,6 +72,14 @@ space = Table(
     Column("used_bytes", BigInteger, nullable=False),
     Column("file_count", BigInteger, nullable=False),
 )
+# How much there was, hour by hour.
+space_sample = Table(
+    "space_sample",
+    metadata,
+    Column("storage_element", KeyText, primary_key=True),
+    Column("sample_time", UtcTime, primary_key=True),
+    Column("used_bytes", BigInteger, nullable=False),
+)
 replica = Table(
     "replica",
     metadata,

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ from khomas.storage.elements.elements import (
     known,
 )
 from khomas.storage.elements.emptiness import Emptiness, unchanged
-from khomas.storage.elements.space import usages
+from khomas.storage.elements.forecast import full_time, growths, note
+from khomas.storage.elements.space import available, usages
 from khomas.storage.errors import (
     StorageElementExists,
     StorageElementNotEmpty,
@@ -66,6 +67,10 @@ LOCAL = "local"
 _DECOMMISSIONED = drain_pb2.Drain.STATE_DECOMMISSIONED
 
 
+# Well below an hour: samples are taken once for each.
+_NOTED = timedelta(minutes=10)
+
+
 class Administration:
     """Keeps the list of StorageElements."""
 
@@ -84,6 +89,7 @@ class Administration:
         self._elements = elements
         self._emptiness = emptiness
         self._protocols = protocols
+        self._note_at = datetime.min.replace(tzinfo=UTC)
 
     async def create(self, request: storage_service_pb2.CreateStorageElementRequest) -> pb.StorageElement:
         """Make a StorageElement known after a first look at it."""
@@ -109,8 +115,8 @@ class Administration:
         """Read one with its space and health."""
         element = known(await self._elements.all(), name.removeprefix(PREFIX))
         async with self._database.read() as connection:
-            used = await usages(connection)
-        return element_proto(element, used.get(element.id, Usage()))
+            (message,) = await _shown(connection, [element])
+        return message
 
     async def page(
         self, request: storage_service_pb2.ListStorageElementsRequest
@@ -119,11 +125,9 @@ class Administration:
         query = select(storage_element).where(where(request.filter, _FIELDS))
         async with self._database.read() as connection:
             page = await list_page(connection, query, request, _ORDER, default_size=1000)
-            used = await usages(connection)
-        found = [_record(row) for row in page.rows]
+            found = await _shown(connection, [_record(row) for row in page.rows])
         return storage_service_pb2.ListStorageElementsResponse(
-            storage_elements=[element_proto(element, used.get(element.id, Usage())) for element in found],
-            next_page_token=page.next_page_token,
+            storage_elements=found, next_page_token=page.next_page_token
         )
 
     async def update(self, request: storage_service_pb2.UpdateStorageElementRequest) -> pb.StorageElement:
@@ -192,6 +196,10 @@ class Administration:
                 await connection.execute(statement.values(**seen))
                 if seen["reachable"] != element.reachable:
                     await self._changed(connection, element.id)
+            now = datetime.now(UTC)
+            if now >= self._note_at:
+                await note(connection, [element.id for element in elements], now)
+                self._note_at = now + _NOTED
         self._elements.forget()
 
     async def _look(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -202,10 +210,27 @@ class Administration:
     async def _changed(self, connection: AsyncConnection, name: str) -> pb.StorageElement:
         """Read one back and log the event of its change."""
         row = (await connection.execute(select(storage_element).where(storage_element.c.id == name))).one()
-        message = element_proto(element_of(row), (await usages(connection)).get(name, Usage()))
+        (message,) = await _shown(connection, [element_of(row)])
         event = NewEvent("storage.element.changed", message.name, row.uid, "", message)
         await self._log.append(connection, [event])
         return message
+
+
+async def _shown(connection: AsyncConnection, elements: Sequence[Element]) -> list[pb.StorageElement]:
+    """Return StorageElements as callers see them, with two statements."""
+    now = datetime.now(UTC)
+    used = await usages(connection)
+    growing = await growths(connection, {name: one.used_bytes for name, one in used.items()}, now)
+    found = []
+    for element in elements:
+        usage, growth = used.get(element.id, Usage()), growing.get(element.id, 0.0)
+        message = element_proto(element, usage)
+        message.space.growth_bytes_per_day = round(growth)
+        free = element.free_bytes if element.reachable and element.free_bytes >= 0 else None
+        if (full := full_time(growth, available(element, usage, Room(free, None)), now)) is not None:
+            message.space.full_time.FromDatetime(full)
+        found.append(message)
+    return found
 
 
 def _record(row: Row[Any]) -> Element:

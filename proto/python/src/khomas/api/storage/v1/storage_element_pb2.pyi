@@ -233,6 +233,8 @@ class Space(_message.Message):
     FREE_BYTES_FIELD_NUMBER: _builtins.int
     OBSERVE_TIME_FIELD_NUMBER: _builtins.int
     PLANNED_BYTES_FIELD_NUMBER: _builtins.int
+    GROWTH_BYTES_PER_DAY_FIELD_NUMBER: _builtins.int
+    FULL_TIME_FIELD_NUMBER: _builtins.int
     used_bytes: _builtins.int
     """Bytes of replicas and uploads that we know of."""
     file_count: _builtins.int
@@ -243,9 +245,17 @@ class Space(_message.Message):
     """Free according to the storage itself; -1 when it cannot tell."""
     planned_bytes: _builtins.int
     """Bytes of copies that rules want here and that no transfer has been made for yet; part of `reserved_bytes`."""
+    growth_bytes_per_day: _builtins.int
+    """How much `used_bytes` has grown a day, over the last seven days or since it is known; negative where it shrinks.
+    0 = not known yet.
+    """
     @_builtins.property
     def observe_time(self) -> _timestamp_pb2.Timestamp:
         """When the storage was asked."""
+
+    @_builtins.property
+    def full_time(self) -> _timestamp_pb2.Timestamp:
+        """When it will be full at that rate, what is reserved included. Unset = not foreseen."""
 
     def __init__(
         self,
@@ -256,10 +266,12 @@ class Space(_message.Message):
         free_bytes: _builtins.int = ...,
         observe_time: _timestamp_pb2.Timestamp | None = ...,
         planned_bytes: _builtins.int = ...,
+        growth_bytes_per_day: _builtins.int = ...,
+        full_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["observe_time", b"observe_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["full_time", b"full_time", "observe_time", b"observe_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_count", b"file_count", "free_bytes", b"free_bytes", "observe_time", b"observe_time", "planned_bytes", b"planned_bytes", "reserved_bytes", b"reserved_bytes", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_count", b"file_count", "free_bytes", b"free_bytes", "full_time", b"full_time", "growth_bytes_per_day", b"growth_bytes_per_day", "observe_time", b"observe_time", "planned_bytes", b"planned_bytes", "reserved_bytes", b"reserved_bytes", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
