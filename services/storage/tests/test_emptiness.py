@@ -21,8 +21,6 @@ from khomas.storage.elements.emptiness import Emptiness, unchanged
 from khomas.storage.tables import storage_element, transfer, upload
 from khomas.storage.testing import Storage
 
-NOW = datetime.now(UTC)
-
 
 class Asked:
     """A catalogue that has nothing there; something happens while it is asked."""
@@ -46,14 +44,15 @@ async def still_empty(database: Database, catalog: Any) -> bool:
 
 def an_upload(state: int) -> dict[str, Any]:
     fixed = {"storage_element": "disk", "max_files": 1, "reserve_bytes": 0, "origin": "", "owner": ""}
-    return {"uid": str(uuid4()), **fixed, "state": state, "create_time": NOW, "expire_time": NOW}
+    now = datetime.now(UTC)
+    return {"uid": str(uuid4()), **fixed, "state": state, "create_time": now, "expire_time": now}
 
 
 def a_transfer(state: int) -> dict[str, Any]:
     texts = ("file", "file_uid", "sources", "origin", "owner", "message", "path")
     numbers = ("priority", "max_attempts", "reason", "size_bytes", "attempt")
     times = ("next_attempt_time", "create_time", "state_time", "end_time")
-    values = {**dict.fromkeys(texts, ""), **dict.fromkeys(numbers, 0), **dict.fromkeys(times, NOW)}
+    values = {**dict.fromkeys(texts, ""), **dict.fromkeys(numbers, 0), **dict.fromkeys(times, datetime.now(UTC))}
     return {"uid": str(uuid4()), "destination": "disk", "state": state, **values}
 
 
@@ -76,11 +75,12 @@ async def test_copy_that_comes_while_the_catalogue_is_asked_is_seen(database: Da
 
 
 async def test_nothing_begins_on_an_element_that_is_being_forgotten(database: Database) -> None:
+    now = datetime.now(UTC)
     # fmt: off
     row = {
         "id": "disk", "uid": "1", "description": "", "site": "", "media": 1, "access_points": [], "read_only": False,
-        "capacity_bytes": 0, "create_time": NOW, "update_time": NOW, "version": 1, "free_bytes": -1,
-        "reachable": True, "message": "", "check_time": NOW, "draining": False, "labels": {},
+        "capacity_bytes": 0, "create_time": now, "update_time": now, "version": 1, "free_bytes": -1,
+        "reachable": True, "message": "", "check_time": now, "draining": False, "labels": {},
     }
     # fmt: on
     async with database.write() as connection:

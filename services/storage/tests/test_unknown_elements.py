@@ -60,7 +60,9 @@ async def test_drain_copies_what_is_nowhere_else(world: World) -> None:
 
     await until(drained, PATIENCE)
     assert world.lying("one") == []
-    assert [*world.lying("two"), *world.lying("three")] == ["hess/file"]
+    # On "two", "three" or "local": wherever there is most room at the moment.
+    (copy,) = [path for path in world.folder.rglob("hess/file") if ".khomas" not in path.parts]
+    assert copy.stat().st_size > 0
 
 
 async def test_cache_keeps_what_is_nowhere_else(world: World) -> None:
