@@ -1,14 +1,11 @@
 """A job's spec back to the document that makes it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from khomas.client.errors import UsageError
 from khomas.client.files import DATASETS
-
-_SLOW_ACTIONS = ("", "flag", "notify", "kill")
-_ACTIONS = ("", "retry", "fail", "retry_uncounted", "grow", "hold")
 
 
 def document_of_job(message: Any) -> dict[str, Any]:
@@ -132,10 +129,12 @@ def _times(message: Any, **fields: str) -> dict[str, str]:
 
 
 def _limits(spec: Any) -> dict[str, Any]:
+    from khomas.client.specs import SLOW_ACTIONS
+
     limits = spec.limits
     slow = {
         "efficiency": limits.min_cpu_efficiency,
-        "action": _SLOW_ACTIONS[limits.slow_action],
+        "action": _word(SLOW_ACTIONS, limits.slow_action),
         **_times(limits, window="efficiency_window", answer="slow_answer_time"),
     }
     return {
@@ -146,15 +145,20 @@ def _limits(spec: Any) -> dict[str, Any]:
     }
 
 
+def _word(words: Mapping[str, int], number: int) -> str:
+    return next((word for word, one in words.items() if one == number), "")
+
+
 def _retry(retry: Any) -> dict[str, Any]:
     from khomas.api.scheduler.v1 import state_pb2
+    from khomas.client.specs import ACTIONS
 
     rules = [
         {
             "reason": [state_pb2.Reason.Name(one).removeprefix("REASON_") for one in rule.reasons],
             "exit_code": list(rule.exit_codes),
             "log": rule.log_regex,
-            "action": _ACTIONS[rule.action],
+            "action": _word(ACTIONS, rule.action),
             "memory": rule.grow_memory,
             "wall": rule.grow_wall,
         }

@@ -97,15 +97,11 @@ class Files:
 
     async def stat(self, names: Sequence[str]) -> list[Any]:
         """Read files by name; raises for the first that does not exist."""
-        from khomas.api.catalog.v1 import catalog_service_pb2 as pb
-
         found = []
-        for part in chunks(names):
-            request = pb.BatchGetFilesRequest(names=part)
-            for result in (await self._connection.call("catalog", "BatchGetFiles", request)).results:
-                if not result.HasField("file"):
-                    raise from_status(result.error)
-                found.append(result.file)
+        for result in await self._looked_up(names):
+            if not result.HasField("file"):
+                raise from_status(result.error)
+            found.append(result.file)
         return found
 
     async def addresses(self, names: Sequence[str], lifetime: timedelta) -> list[Any]:
@@ -127,12 +123,15 @@ class Files:
 
     async def known(self, names: Sequence[str]) -> list[Any]:
         """Read those of the files that exist, by name."""
+        return [result.file for result in await self._looked_up(names) if result.HasField("file")]
+
+    async def _looked_up(self, names: Sequence[str]) -> list[Any]:
         from khomas.api.catalog.v1 import catalog_service_pb2 as pb
 
-        found = []
+        found: list[Any] = []
         for part in chunks(names):
             answer = await self._connection.call("catalog", "BatchGetFiles", pb.BatchGetFilesRequest(names=part))
-            found += [result.file for result in answer.results if result.HasField("file")]
+            found += answer.results
         return found
 
     async def list_directory(self, directory: str) -> list[Any]:

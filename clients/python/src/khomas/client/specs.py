@@ -18,8 +18,8 @@ from khomas.client.splitting import grid, splitter
 from khomas.client.units import MOST_INT32, count, duration, number, size
 
 MAX_SANDBOX_BYTES = 10 * 1024 * 1024
-_SLOW_ACTIONS = {"flag": 1, "notify": 2, "kill": 3}
-_ACTIONS = {"retry": 1, "fail": 2, "retry_uncounted": 3, "grow": 4, "hold": 5}
+SLOW_ACTIONS = {"flag": 1, "notify": 2, "kill": 3}
+ACTIONS = {"retry": 1, "fail": 2, "retry_uncounted": 3, "grow": 4, "hold": 5}
 
 
 @dataclass(slots=True)
@@ -214,13 +214,13 @@ def _retry(document: Document) -> placement_pb2.RetryPolicy:
     for one in document.list("rules"):
         rule = Document(one, f"{document.place}.rules")
         action = rule.text("action", "retry")
-        if action not in _ACTIONS:
-            raise UsageError(f"{rule.place}: action is one of {', '.join(_ACTIONS)}, not {action}")
+        if action not in ACTIONS:
+            raise UsageError(f"{rule.place}: action is one of {', '.join(ACTIONS)}, not {action}")
         made.rules.add(
             reasons=[reason(str(name)) for name in rule.list("reason")],
             exit_codes=[count(code, "exit_code", MOST_INT32) for code in rule.list("exit_code")],
             log_regex=rule.text("log"),
-            action=placement_pb2.RetryRule.Action.ValueType(_ACTIONS[action]),
+            action=placement_pb2.RetryRule.Action.ValueType(ACTIONS[action]),
             grow_memory=rule.number("memory"),
             grow_wall=rule.number("wall"),
         )
@@ -232,9 +232,9 @@ def _retry(document: Document) -> placement_pb2.RetryPolicy:
 def _slow(document: Document, limits: job.Limits) -> None:
     limits.min_cpu_efficiency = number(document.need("efficiency"), "efficiency")
     action = document.text("action", "flag")
-    if action not in _SLOW_ACTIONS:
-        raise UsageError(f"{document.place}: action is one of {', '.join(_SLOW_ACTIONS)}, not {action}")
-    limits.slow_action = job.Limits.SlowAction.ValueType(_SLOW_ACTIONS[action])
+    if action not in SLOW_ACTIONS:
+        raise UsageError(f"{document.place}: action is one of {', '.join(SLOW_ACTIONS)}, not {action}")
+    limits.slow_action = job.Limits.SlowAction.ValueType(SLOW_ACTIONS[action])
     if (window := document.take("window")) is not None:
         limits.efficiency_window.CopyFrom(_seconds(window, "window"))
     if (answer := document.take("answer")) is not None:

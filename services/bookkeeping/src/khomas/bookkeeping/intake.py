@@ -13,7 +13,7 @@ from khomas.api.catalog.v1.file_pb2 import File
 from khomas.bookkeeping.arrivals import data_stages, forget
 from khomas.bookkeeping.filters import room
 from khomas.bookkeeping.grouping import Arrived, Group, gather, group_value
-from khomas.bookkeeping.items import items_changed
+from khomas.bookkeeping.items import items_changed, new_row
 from khomas.bookkeeping.pausing import Pausing
 from khomas.bookkeeping.stages import ALL, max_files
 from khomas.bookkeeping.tables import arrival, item_file, stage, work_item
@@ -130,7 +130,10 @@ async def _stored(connection: AsyncConnection, stage_id: int, groups: Sequence[G
     new = [group for group in groups if not group.uid]
     for group, uid in zip(new, new_uids(len(new)), strict=True):
         group.uid = uid
-    made = await insert_new(connection, work_item, [_row(stage_id, group, now) for group in new], *work_item.c)
+    rows = [
+        new_row(group.uid, stage_id, group.value, group.file_count, WorkItem.STATE_GROUPED, "", now) for group in new
+    ]
+    made = await insert_new(connection, work_item, rows, *work_item.c)
     grown = {group.uid: group.file_count for group in groups if group.stored_files}
     types = {"uid": work_item.c.uid.type, "files": work_item.c.file_count.type}
     source = rows_table(connection, types, list(grown.items()))
@@ -141,22 +144,6 @@ async def _stored(connection: AsyncConnection, stage_id: int, groups: Sequence[G
         .returning(*work_item.c)
     )
     return [*made, *((await connection.execute(growing)).all() if grown else ())]
-
-
-def _row(stage_id: int, group: Group, now: datetime) -> dict[str, object]:
-    return {
-        "uid": group.uid,
-        "stage_id": stage_id,
-        "group_value": group.value,
-        "file_count": group.file_count,
-        "state": WorkItem.STATE_GROUPED,
-        "job": "",
-        "tries": 0,
-        "message": "",
-        "create_time": now,
-        "update_time": now,
-        "growth_time": now,
-    }
 
 
 def _chunks(values: Sequence[str], size: int) -> Iterator[Sequence[str]]:

@@ -1,6 +1,7 @@
 """Work items: how they are shown, listed and told of."""
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -97,6 +98,25 @@ async def item_messages(connection: AsyncConnection, rows: Sequence[AnyRow]) -> 
         )
         for row in rows
     ]
+
+
+def new_row(
+    uid: str, stage_id: int, group: str, file_count: int, state: WorkItem.State.ValueType, message: str, now: datetime
+) -> dict[str, object]:
+    """Return the row of a work item that no job has had."""
+    return {
+        "uid": uid,
+        "stage_id": stage_id,
+        "group_value": group,
+        "file_count": file_count,
+        "state": state,
+        "job": "",
+        "tries": 0,
+        "message": message,
+        "create_time": now,
+        "update_time": now,
+        "growth_time": now,
+    }
 
 
 def files_of(item_ids: Sequence[int]) -> Select[int, str]:

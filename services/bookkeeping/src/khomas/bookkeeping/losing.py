@@ -10,6 +10,7 @@ from sqlalchemy import Select, Update, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from khomas.api.bookkeeping.v1.production_pb2 import WorkItem
+from khomas.bookkeeping.items import new_row
 from khomas.bookkeeping.tables import arrival, item_file, stage, work_item
 from khomas.kit.database import AnyRow, in_values, insert_many, insert_new, rows_table
 from khomas.kit.ids import new_uids
@@ -146,27 +147,11 @@ async def _missing(connection: AsyncConnection, parts: Sequence[Sequence[Lost]],
     if not parts:
         return []
     uids = new_uids(len(parts))
-    made = await insert_new(
-        connection,
-        work_item,
-        [
-            {
-                "uid": uid,
-                "stage_id": part[0].stage_id,
-                "group_value": part[0].group,
-                "file_count": len(part),
-                "state": WorkItem.STATE_MISSING,
-                "job": "",
-                "tries": 0,
-                "message": LOST,
-                "create_time": now,
-                "update_time": now,
-                "growth_time": now,
-            }
-            for uid, part in zip(uids, parts, strict=True)
-        ],
-        *work_item.c,
-    )
+    rows = [
+        new_row(uid, part[0].stage_id, part[0].group, len(part), WorkItem.STATE_MISSING, LOST, now)
+        for uid, part in zip(uids, parts, strict=True)
+    ]
+    made = await insert_new(connection, work_item, rows, *work_item.c)
     ids = {row.uid: row.id for row in made}
     placed = [(one, ids[uid]) for uid, part in zip(uids, parts, strict=True) for one in part]
     await _take_in(connection, [(one, item_id) for one, item_id in placed if one.item_id is None])
